@@ -1,0 +1,91 @@
+"""The Bellman recursion: the cheapest path with exactly K steps (paper, eqs. 6 to 8)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from boss_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Path:
+    """The cheapest path for one budget.
+
+    indices: K + 1 increasing grid indices, from 0 to n.
+    cost: the sum of the costs of its steps, in the unit of the cost matrix.
+    """
+
+    indices: tuple[int, ...]
+    cost: float
+
+
+def optimal_paths(cost: ArrayLike, budgets: Iterable[int]) -> dict[int, Path]:
+    """For every budget K, the cheapest path from node 0 to node n in exactly K steps.
+
+    cost: (n+1, n+1); entry (i, j), i < j, is the cost of a step from i to j (eq. 5). Only the
+    part above the diagonal is read. Entries may be negative.
+
+    With V_1(i) = c_in and V_k(i) = min_{j>i} c_ij + V_{k-1}(j) (eqs. 7 and 8), one backward
+    pass gives all budgets. Of several cheapest paths, the one whose first differing index is
+    smallest is returned.
+
+    Raises InputError (a ValueError) when the matrix is not square, has fewer than two rows, or
+    has an entry above the diagonal that is not finite, and when a budget is not an integer in
+    1..n.
+    """
+    costs = validate_cost(cost)
+    n = len(costs) - 1
+    budgets = [_validate_budget(budget, n) for budget in budgets]
+    if not budgets:
+        return {}
+
+    # Steps go forward only: everything else costs infinity.
+    forward = np.where(np.triu(np.ones_like(costs, dtype=bool), k=1), costs, np.inf)
+    values = forward[:, n].copy()
+    value_of = {1: values[0]}
+    next_node = [np.full(n + 1, n)]  # next_node[k - 1][i]: where the first of k steps leads
+    for k in range(2, max(budgets) + 1):
+        candidates = forward + values[None, :]
+        choice = candidates.argmin(axis=1)
+        values = np.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]
+        next_node.append(choice)
+        value_of[k] = values[0]
+
+    paths = {}
+    for budget in budgets:
+        indices = [0]
+        for k in range(budget, 0, -1):
+            indices.append(int(next_node[k - 1][indices[-1]]))
+        paths[budget] = Path(tuple(indices), float(value_of[budget]))
+    return paths
+
+
+def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
+    """The summed cost of the steps of a path given by its grid indices."""
+    costs = validate_cost(cost)
+    nodes = list(indices)
+    if any(not 0 <= i < len(costs) for i in nodes) or any(np.diff(nodes) <= 0):
+        raise InputError(f"indices: {nodes}; increasing grid indices in 0..{len(costs) - 1} needed")
+    return float(sum(costs[i, j] for i, j in zip(nodes, nodes[1:], strict=False)))
+
+
+def validate_cost(cost: ArrayLike) -> NDArray[np.float64]:
+    """The cost matrix as a float64 array; InputError when it cannot be one (see above)."""
+    costs = np.asarray(cost, dtype=np.float64)
+    if costs.ndim != 2 or costs.shape[0] != costs.shape[1] or len(costs) < 2:
+        raise InputError(f"cost: shape {costs.shape}; a square matrix of two rows or more needed")
+    above = np.triu(~np.isfinite(costs), k=1)
+    if above.any():
+        i, j = (int(k) for k in np.argwhere(above)[0])
+        raise InputError(f"cost: entry ({i}, {j}) is {costs[i, j]}; finite costs needed")
+    return costs
+
+
+def _validate_budget(budget: int, n: int) -> int:
+    if isinstance(budget, bool) or not isinstance(budget, int | np.integer):
+        raise InputError(f"budget: {budget!r}; an integer needed")
+    if not 1 <= budget <= n:
+        raise InputError(f"budget: {budget}; 1..{n} needed (the grid has {n} steps)")
+    return int(budget)

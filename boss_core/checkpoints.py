@@ -1,0 +1,100 @@
+"""Networks on disk: a folder with ``model.safetensors`` and ``card.json``. Nothing is unpickled.
+
+The card says what the weights are: architecture, their hash, and for a student its schedule
+and the teacher it comes from.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from boss_core.errors import InputError
+from boss_core.files import sha256, write_bytes
+from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.schedules import Schedule
+
+WEIGHTS, CARD = "model.safetensors", "card.json"
+
+
+class Card(BaseModel):
+    """What `save_checkpoint` writes beside the weights.
+
+    weights_sha256: of the weights file; `load_checkpoint` checks it.
+    teacher_hash: for a student, ``weights_sha256`` of its teacher.
+    schedule: for a student, the steps it was straightened for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Literal["unet"] = "unet"
+    config: UNetConfig
+    weights_sha256: str
+    teacher_hash: str | None = None
+    schedule: Schedule | None = None
+
+
+def save_checkpoint(
+    folder: Path,
+    network: UNet,
+    *,
+    teacher_hash: str | None = None,
+    schedule: Schedule | None = None,
+) -> Card:
+    """Write the weights and their card; a reader never sees a file half written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    write_bytes(folder / WEIGHTS, save(tensors))
+    card = Card(
+        config=network.config,
+        weights_sha256=sha256(folder / WEIGHTS),
+        teacher_hash=teacher_hash,
+        schedule=schedule,
+    )
+    write_bytes(folder / CARD, card.model_dump_json(indent=1).encode() + b"\n")
+    return card
+
+
+def load_checkpoint(folder: Path) -> tuple[UNet, Card]:
+    """The network on the CPU, in evaluation mode and without gradients, and its card.
+
+    Raises InputError naming the file that is missing, truncated, altered or of another shape.
+    """
+    card = read_card(folder)
+    path = folder / WEIGHTS
+    found = sha256(path)
+    if found != card.weights_sha256:
+        raise InputError(
+            f"{path}: truncated or altered: SHA-256 {found[:12]}, but {CARD} beside it says"
+            f" {card.weights_sha256[:12]}"
+        )
+    try:
+        tensors = load(path.read_bytes())
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from error
+    network = UNet(card.config)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            raise InputError(
+                f"{path}: {name} has shape {shapes.get(name, 'none: it is missing')}, but the"
+                f" architecture in {CARD} has {expected.get(name, 'no such parameter')}"
+            )
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), card
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a checkpoint, without its weights; InputError as for `load_checkpoint`."""
+    for path in (folder / CARD, folder / WEIGHTS):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a checkpoint folder has {WEIGHTS} and {CARD}")
+    try:
+        return Card.model_validate_json((folder / CARD).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{folder / CARD}: {where or 'card'}: {first['msg']}") from error

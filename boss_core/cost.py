@@ -1,0 +1,180 @@
+"""The cost of every possible Euler step (paper, eq. 5), from one matrix product.
+
+On a grid t_0 < ... < t_n a fine Euler rollout has states x_m and velocities v_m. One Euler step
+from i to j instead of the fine ones errs by
+
+    e_ij = x_j - x_i - (t_j - t_i) v_i = sum over l in (i, j) of (t_j - t_l) d_l,
+    d_l = v_l - v_{l-1},
+
+so the cost c_ij = mean ||e_ij||^2 is a quadratic form in the Gram matrix of the velocity
+*increments* d_l alone. Writing it in increments, rather than in velocities, subtracts what all
+velocities share before anything is squared: costs next to the diagonal come out as accurate as
+the largest, though they may be many orders of magnitude smaller.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from boss_core.errors import InputError
+from boss_core.solvers import euler
+from boss_core.timesteps import Times, validate_timesteps
+from boss_core.velocity import VelocityField
+
+# Increments are widened to float64 this many bytes at a time: small enough for a CPU's cache,
+# large enough that a matrix product runs at full rate.
+_BLOCK_BYTES = 4 << 20
+# The Gram matrix is symmetric; on a CPU this many rows at a time are multiplied with those from
+# there on only, which halves the work.
+_BLOCK_ROWS = 32
+
+
+@dataclass(frozen=True)
+class CostMatrix:
+    """The cost of an Euler step between any two points of a grid.
+
+    cost: (n+1, n+1) float64; entry (i, j), i < j, is the squared L2 error (summed over the
+        elements of a sample, mean over samples) of one step from t_i to t_j; 0 elsewhere, and
+        exactly 0 for j = i + 1.
+    timesteps: (n+1,) float64, from 0 to 1.
+    standard_error: (n+1, n+1) float64, of each mean; NaN when there is one sample only.
+    samples: the number of trajectories behind the mean.
+    """
+
+    cost: NDArray[np.float64]
+    timesteps: Times
+    standard_error: NDArray[np.float64]
+    samples: int
+
+
+def rollout_bytes(
+    steps: int, sample_numel: int, batch_size: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """The bytes that `estimate_cost_matrix` holds for one batch: the velocities at all grid
+    points but the last, in their own dtype. The rest does not grow with the batch."""
+    return steps * batch_size * sample_numel * dtype.itemsize
+
+
+def estimate_cost_matrix(
+    velocity: VelocityField,
+    noise: Tensor,
+    timesteps: ArrayLike,
+    *,
+    batch_size: int,
+    on_step: Callable[[int], None] | None = None,
+) -> CostMatrix:
+    """Roll out Euler trajectories and return the cost of every step of their grid (eq. 5).
+
+    velocity: evaluated n times for each batch of noise.
+    noise: (N, ...) start states at t = 0, on the device to compute on.
+    timesteps: n + 1 increasing times from 0 to 1; they need not be uniform.
+    batch_size: trajectories rolled out together; bounds the memory (see `rollout_bytes`).
+    on_step: called after each grid step of each batch with the number of trajectories in it.
+
+    Raises InputError when there is no noise, the batch size is below 1, or the velocity is not
+    finite or not of the shape of its input.
+    """
+    times = validate_timesteps(timesteps)
+    n = len(times) - 1
+    if len(noise) < 1 or batch_size < 1:
+        raise InputError(
+            f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
+        )
+    total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=noise.device)
+    total_squared = torch.zeros_like(total)
+    weights = _weights(times).to(noise.device)
+    held: Tensor | None = None
+    for x in noise.split(batch_size):
+        held = _rollout_velocities(velocity, x, times, held, on_step)
+        for sample in range(len(x)):
+            cost = _cost_from_gram(_increment_gram(held[:, sample]), weights)
+            total += cost
+            total_squared += cost * cost
+        if not total.isfinite().all():  # the only synchronisation of a batch
+            where = int(held[:, : len(x)].isfinite().flatten(1).all(dim=1).int().argmin())
+            raise InputError(
+                f"velocity: not finite at t = {times[where]:g} (step {where} of {n});"
+                " a network with finite outputs needed"
+            )
+    mean = total / len(noise)
+    variance = (total_squared / len(noise) - mean**2).clamp_min(0.0)
+    error = (variance / (len(noise) - 1)).sqrt() if len(noise) > 1 else mean * torch.nan
+    return CostMatrix(mean.cpu().numpy(), times, error.cpu().numpy(), len(noise))
+
+
+def _rollout_velocities(
+    velocity: VelocityField,
+    x: Tensor,
+    times: Times,
+    held: Tensor | None,
+    on_step: Callable[[int], None] | None,
+) -> Tensor:
+    """The velocities of one batch at all grid points but the last: (n, B or more, elements),
+    in ``held``, the buffer of the batch before, where there is one."""
+
+    def keep(k: int, state: Tensor, v: Tensor | None) -> None:
+        nonlocal held
+        if v is None:
+            return
+        if v.shape != state.shape:
+            raise InputError(
+                f"velocity: returned shape {tuple(v.shape)} for states of shape"
+                f" {tuple(state.shape)}; the same shape needed"
+            )
+        if held is None:
+            held = torch.empty(len(times) - 1, len(x), x[0].numel(), dtype=v.dtype, device=v.device)
+        held[k, : len(x)] = v.flatten(1)
+        if on_step is not None:
+            on_step(len(x))
+
+    euler(velocity, x, times, observer=keep)
+    assert held is not None  # a grid has at least one step
+    return held
+
+
+def _increment_gram(velocities: Tensor) -> Tensor:
+    """The Gram matrix of the increments d_1..d_{n-1} of one trajectory, in float64.
+
+    velocities: (n, elements). Returns (n + 1, n + 1), right on and above the diagonal; rows and
+    columns 0 and n are zero (no increment ends there), so that indices are those of the grid.
+    """
+    n, elements = velocities.shape
+    gram = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=velocities.device)
+    rows = _BLOCK_ROWS if velocities.device.type == "cpu" else n
+    block = max(1, _BLOCK_BYTES // (8 * n))
+    for start in range(0, elements, block):
+        part = velocities[:, start : start + block]
+        if part.dtype.itemsize < 4:
+            part = part.float()
+        # Neighbours within a factor of two, as on a fine grid, subtract without rounding.
+        increments = part.diff(dim=0).double()
+        for row in range(0, n - 1, rows):
+            end = min(row + rows, n - 1)
+            gram[row + 1 : end + 1, row + 1 : n].addmm_(increments[row:end], increments[row:].T)
+    return gram
+
+
+def _weights(times: Times) -> Tensor:
+    """W_lj = t_j - t_l for l < j, 0 elsewhere: the weight of increment l in a step to j."""
+    difference = times[None, :] - times[:, None]
+    return torch.from_numpy(np.triu(difference, k=1))
+
+
+def _cost_from_gram(gram: Tensor, weights: Tensor) -> Tensor:
+    """All costs of eq. 5 from the Gram matrix of the increments.
+
+    c_ij = sum over l, m in (i, j) of W_lj W_mj G_lm: adding the increments one by one from j
+    down to i, each brings its own square and twice its product with those after it.
+    """
+    after = gram.triu(1) * 2 + gram.diagonal().diag()
+    share = weights * (after @ weights)
+    # Entry (i, j) sums the rows below i only, hence the shift by one row.
+    below = share.flip(0).cumsum(0).flip(0)
+    cost = torch.zeros_like(below)
+    cost[:-1] = below[1:]
+    # A sum of squares that rounds to a negative number is a zero.
+    return cost.clamp_min_(0.0)

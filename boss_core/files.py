@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all, and their hashes."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well and is
+    removed when it does not, so that what was there before stays as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[NDArray]:
+    """A memory-mapped ``.npy`` file to fill; it appears at ``path`` when the block ends well.
+
+    The whole file is allocated at once: writing to a mapped file on a full disk would kill the
+    process with SIGBUS instead of raising OSError here.
+    """
+    with replacing(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        yield array
+        array.flush()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,167 @@
+"""How far samples are from real images, by torch-fidelity (no formula of our own).
+
+A metric's name says what was measured: ``fid`` is the Frechet distance of the original
+Inception network and of nothing else; with another extractor it is ``frechet_<extractor>``.
+"""
+
+import contextlib
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_fidelity
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import register_feature_extractor
+
+from boss_core.errors import InputError
+from boss_core.files import sha256
+from boss_core.networks.classifier import load_classifier
+
+
+class ClassifierExtractor(FeatureExtractorBase):
+    """The features of a `Classifier`, registered with torch-fidelity as ``classifier``."""
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        self.classifier = load_classifier(Path(feature_extractor_weights_path))
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("features",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "features"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        if images.dtype != torch.uint8:  # torch-fidelity passes on whatever it is given
+            raise InputError(f"images: {images.dtype}; uint8 needed")
+        channels = self.classifier.config.channels
+        return (self.classifier.features(images[:, :channels]),)
+
+
+register_feature_extractor("classifier", ClassifierExtractor)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature extractor on disk.
+
+    name: ``classifier`` (of this project) or ``inception`` (``inception-v3-compat`` of
+        torch-fidelity, the network of the original FID).
+    weights: its weights file.
+    """
+
+    name: str
+    weights: Path
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the weights."""
+        if not self.weights.is_file():
+            raise InputError(f"{self.weights}: no such file; the weights of {self.name} needed")
+        return sha256(self.weights)
+
+    @property
+    def frechet_name(self) -> str:
+        return "fid" if self.name == "inception" else f"frechet_{self.name}"
+
+
+class _Images(Dataset[Tensor]):
+    """uint8 images (N, C, H, W) as torch-fidelity wants them: one (3, H, W) tensor each."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise InputError(
+                f"images: {images.dtype} of shape {images.shape}; uint8 (N, 1 or 3, H, W) needed"
+            )
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self.images[index])).expand(3, -1, -1)
+
+
+def image_hash(images: NDArray[np.uint8]) -> str:
+    """SHA-256 of the pixels and the shape."""
+    digest = hashlib.sha256(str(images.shape).encode())
+    for image in images:
+        digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
+
+
+def evaluate_images(
+    images: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
+    extractor: Extractor,
+    *,
+    cache: Path,
+    kid_subset_size: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Frechet distance, KID (mean and standard deviation over subsets), precision and recall.
+
+    images: (N, C, H, W) uint8 samples; reference: the real ones. All of both are used.
+    cache: a folder for the features of the reference, keyed by the hashes of the extractor and
+        of the reference images, so that changed data or weights are never taken for the old.
+    kid_subset_size: at most the smaller of the two counts.
+
+    Raises InputError when there are fewer images than a KID subset.
+    """
+    for name, array in (("samples", images), ("reference", reference)):
+        if len(array) < kid_subset_size:
+            raise InputError(
+                f"kid_subset_size: {kid_subset_size}, but the {name} are {len(array)} images;"
+                " at most that many needed"
+            )
+    key = f"{extractor.hash[:16]}-{image_hash(reference)[:16]}"
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # torch's own deprecations, inside torch-fidelity
+        found = torch_fidelity.calculate_metrics(
+            input1=_Images(images),
+            input2=_Images(reference),
+            input2_cache_name=key,
+            cache_root=str(cache),
+            feature_extractor=(
+                "inception-v3-compat" if extractor.name == "inception" else extractor.name
+            ),
+            feature_extractor_weights_path=str(extractor.weights),
+            fid=True,
+            kid=True,
+            prc=True,
+            kid_subset_size=kid_subset_size,
+            batch_size=batch_size,
+            rng_seed=seed,
+            cuda=device.type == "cuda",
+            save_cpu_ram=True,
+            verbose=False,
+        )
+    return {
+        extractor.frechet_name: found["frechet_inception_distance"],
+        f"kid_{extractor.name}": found["kernel_inception_distance_mean"],
+        f"kid_{extractor.name}_std": found["kernel_inception_distance_std"],
+        f"precision_{extractor.name}": found["precision"],
+        f"recall_{extractor.name}": found["recall"],
+    }

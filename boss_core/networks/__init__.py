@@ -1,0 +1,1 @@
+"""Network architectures that give a velocity."""

@@ -1,0 +1,143 @@
+"""A small U-Net for images: the default velocity network.
+
+The block is that of Dhariwal and Nichol (2021): group normalisation, SiLU, 3x3 convolution,
+the time embedding as a scale and shift of the second normalisation, a residual connection.
+"""
+
+import math
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from boss_core.errors import InputError
+
+_GROUPS = 8
+
+
+class UNetConfig(BaseModel):
+    """The shape of a `UNet`; a checkpoint carries it in its card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(ge=4, description="height and width in pixels")
+    channels: int = Field(ge=1, le=4, description="image channels")
+    base_channels: int = Field(ge=_GROUPS, multiple_of=_GROUPS, description="width, first level")
+    channel_multipliers: tuple[int, ...] = Field(min_length=1, description="width of each level")
+    blocks: int = Field(ge=1, description="residual blocks a level")
+    attention_sizes: tuple[int, ...] = Field(description="image sizes with self-attention")
+
+
+class UNet(nn.Module):
+    """The velocity ``v(x, t)``: x (B, C, H, W) in [-1, 1] at the data end, t (B,) in [0, 1]."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels = len(config.channel_multipliers)
+        if config.image_size % 2 ** (levels - 1):
+            raise InputError(
+                f"image_size: {config.image_size} cannot be halved {levels - 1} times, as"
+                f" {levels} channel_multipliers ask"
+            )
+        base = config.base_channels
+        widths = [base * m for m in config.channel_multipliers]
+        embedding = 4 * base
+        self.embed = nn.Sequential(
+            nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
+        self.first = nn.Conv2d(config.channels, base, 3, padding=1)
+
+        def stage(cin: int, cout: int, size: int) -> nn.ModuleList:
+            attend = size in config.attention_sizes
+            return nn.ModuleList(
+                [ResidualBlock(cin, cout, embedding), Attention(cout) if attend else nn.Identity()]
+            )
+
+        self.down = nn.ModuleList()
+        skips, width, size = [base], base, config.image_size
+        for level, cout in enumerate(widths):
+            for _ in range(config.blocks):
+                self.down.append(stage(width, cout, size))
+                width = cout
+                skips.append(width)
+            if level < levels - 1:
+                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+                size //= 2
+        self.middle = nn.ModuleList(
+            [ResidualBlock(width, width, embedding), ResidualBlock(width, width, embedding)]
+        )
+        self.up = nn.ModuleList()
+        for level, cout in reversed(list(enumerate(widths))):
+            for _ in range(config.blocks + 1):
+                self.up.append(stage(width + skips.pop(), cout, size))
+                width = cout
+            if level:
+                self.up.append(nn.Conv2d(width, width, 3, padding=1))
+                size *= 2
+        self.last_norm = nn.GroupNorm(_GROUPS, width)
+        self.last = nn.Conv2d(width, config.channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        embedding = self.embed(time_embedding(t, self.config.base_channels).to(x.dtype))
+        h = self.first(x)
+        skips = [h]
+        for layer in self.down:
+            if isinstance(layer, nn.Conv2d):
+                h = layer(h)
+            else:
+                h = layer[1](layer[0](h, embedding))
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for layer in self.up:
+            if isinstance(layer, nn.Conv2d):
+                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            else:
+                h = layer[1](layer[0](torch.cat([h, skips.pop()], dim=1), embedding))
+        return self.last(F.silu(self.last_norm(h)))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, cin: int, cout: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_GROUPS, cin)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.modulate = nn.Linear(embedding, 2 * cout)
+        self.norm2 = nn.GroupNorm(_GROUPS, cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(_GROUPS, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.out(h.transpose(1, 2).reshape(x.shape))
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sines and cosines of 1000 t (Vaswani et al. 2017): (B,) -> (B, width)."""
+    frequencies = torch.exp(
+        -math.log(10_000.0) * torch.arange(width // 2, device=t.device) / (width // 2)
+    )
+    angles = 1000.0 * t.float()[:, None] * frequencies[None, :]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -1,0 +1,66 @@
+"""A schedule: which timesteps to sample at, and where they come from."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from boss_core.errors import InputError
+from boss_core.timesteps import validate_timesteps
+
+
+class Schedule(BaseModel):
+    """K steps on a grid, with their provenance. Immutable; equal when every field is.
+
+    timesteps: K + 1 times from 0 (noise) to 1 (data).
+    indices: the same as indices of the search grid, so that states and costs are looked up by
+        index and never by comparing floats.
+    objective: what the steps minimise (``l2_squared``), or the name of a fixed grid
+        (``uniform``).
+    predicted_error: the sum of the costs of the steps (eq. 5), or None when unknown.
+    teacher_hash: the hash of the weights that the costs were measured on.
+    settings_hash: the hash of the settings of the search.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timesteps: tuple[float, ...]
+    indices: tuple[int, ...]
+    objective: str
+    predicted_error: float | None = None
+    teacher_hash: str | None = None
+    settings_hash: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        validate_timesteps(self.timesteps)
+        if len(self.indices) != len(self.timesteps):
+            raise ValueError(
+                f"{len(self.indices)} indices for {len(self.timesteps)} timesteps; as many needed"
+            )
+        if any(j <= i for i, j in zip(self.indices, self.indices[1:], strict=False)):
+            raise ValueError(f"indices {self.indices} must increase")
+        return self
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations for one sample with Euler: K."""
+        return len(self.timesteps) - 1
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The noise levels 1 - t of the linear path, from 1 to 0."""
+        return tuple(1.0 - t for t in self.timesteps)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: str | Path = "schedule") -> Self:
+        """Parse and validate; ``source`` is named in the InputError when it does not hold."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{source}: {where or 'schedule'}: {first['msg']}") from error

@@ -1,0 +1,25 @@
+"""Settings shared by the library and the pipeline. Imports no torch, so they check in no time."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Strict and immutable: an unknown name or a wrong type is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TrainingSettings(Settings):
+    """How `boss_core.training.train` optimises; the defaults live in params.yaml."""
+
+    iterations: int = Field(ge=1, description="optimiser steps")
+    batch_size: int = Field(ge=1, description="samples a step")
+    learning_rate: float = Field(gt=0, le=1, description="Adam's peak learning rate")
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        description="after the warm-up: constant, or a cosine down to 0"
+    )
+    warmup: int = Field(ge=0, description="steps of linear warm-up")
+    gradient_clip: float = Field(gt=0, description="largest L2 norm of the gradient")
+    ema_decay: float = Field(ge=0, lt=1, description="decay of the weight average, a step")

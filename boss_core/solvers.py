@@ -1,0 +1,101 @@
+"""Solvers of ``dx/dt = v(x, t)`` as plain functions.
+
+All take a velocity, the start states ``x`` of shape (B, ...) and n + 1 increasing times, and
+return the final states, of the shape, dtype and device of ``x``. They run without gradients.
+
+An ``Observer`` is called at every knot k = 0..n, in order, with ``(k, x_k, v_k)``: the state
+there and the velocity ``v(x_k, t_k)``, or None where the solver did not evaluate it (always at
+the last knot). It must copy what it keeps.
+"""
+
+from collections.abc import Callable
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from boss_core.timesteps import validate_timesteps
+from boss_core.velocity import VelocityField
+
+Observer = Callable[[int, Tensor, Tensor | None], None]
+
+
+@torch.no_grad()
+def euler(
+    velocity: VelocityField,
+    x: Tensor,
+    timesteps: ArrayLike,
+    *,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Explicit Euler: order 1, one evaluation a step."""
+    times = validate_timesteps(timesteps).tolist()
+    for k in range(len(times) - 1):
+        v = velocity(x, _batch_time(x, times[k]))
+        if observer is not None:
+            observer(k, x, v)
+        x = x + (times[k + 1] - times[k]) * v
+    if observer is not None:
+        observer(len(times) - 1, x, None)
+    return x
+
+
+@torch.no_grad()
+def heun(
+    velocity: VelocityField,
+    x: Tensor,
+    timesteps: ArrayLike,
+    *,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Heun's method (explicit trapezoid): order 2, two evaluations a step, the last included."""
+    times = validate_timesteps(timesteps).tolist()
+    for k in range(len(times) - 1):
+        h = times[k + 1] - times[k]
+        v = velocity(x, _batch_time(x, times[k]))
+        if observer is not None:
+            observer(k, x, v)
+        v_next = velocity(x + h * v, _batch_time(x, times[k + 1]))
+        x = x + (0.5 * h) * (v + v_next)
+    if observer is not None:
+        observer(len(times) - 1, x, None)
+    return x
+
+
+@torch.no_grad()
+def rk45(
+    velocity: VelocityField,
+    x: Tensor,
+    timesteps: ArrayLike = (0.0, 1.0),
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Adaptive Dormand-Prince 4(5) by torchdiffeq, through every given time.
+
+    Its step sizes come from an error norm over the whole batch, so a sample depends on its
+    batch within the tolerance; the fixed-step solvers have no such dependence.
+    """
+    from torchdiffeq import odeint
+
+    times = torch.as_tensor(validate_timesteps(timesteps), device=x.device)
+    states = odeint(
+        lambda t, state: velocity(state, _batch_time(state, t)),
+        x,
+        times,
+        rtol=rtol,
+        atol=atol,
+        method="dopri5",
+    )
+    if observer is not None:
+        for k, state in enumerate(states):
+            observer(k, state, None)
+    return states[-1]
+
+
+def _batch_time(x: Tensor, t: float | Tensor) -> Tensor:
+    """The time ``t`` for every sample of ``x``: shape (B,), in the dtype of ``x``."""
+    if isinstance(t, Tensor):
+        return t.to(x.dtype).expand(x.shape[0])
+    return torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device)

@@ -1,0 +1,156 @@
+"""The schema of params.yaml: strict, every field with its unit and range. Imports no torch."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from boss_core.errors import InputError
+from boss_core.settings import Settings, TrainingSettings
+
+PARAMS = Path("params.yaml")
+
+Budget = Annotated[int, Field(ge=1)]
+
+
+class Data(Settings):
+    source: Literal["digits", "folder"]
+    path: str = Field(description="folder of images, used when source is folder")
+    test_fraction: float = Field(gt=0, lt=1, description="share of images kept for testing")
+
+
+class Features(Settings):
+    extractor: Literal["classifier", "inception"]
+    path: str = Field(description="folder of the weights file, used when extractor is inception")
+    width: int = Field(ge=8, multiple_of=8, description="classifier: channels, first layer")
+    features: int = Field(ge=2, le=2048, description="classifier: width of the feature layer")
+    training: TrainingSettings
+
+
+class Teacher(Settings):
+    source: Literal["train", "checkpoint"]
+    path: str = Field(description="checkpoint folder, used when source is checkpoint")
+    base_channels: int = Field(ge=8, multiple_of=8, description="channels, first level")
+    channel_multipliers: list[int] = Field(min_length=1, description="width of each level")
+    blocks: int = Field(ge=1, description="residual blocks a level")
+    attention_sizes: list[int] = Field(description="image sizes with self-attention, pixels")
+    training: TrainingSettings
+
+
+class Cost(Settings):
+    grid: int = Field(ge=2, description="steps of the fine grid (K_max)")
+    samples: int = Field(ge=2, description="trajectories")
+    batch_size: int = Field(ge=1, description="trajectories rolled out together")
+
+
+class ScheduleSearch(Settings):
+    objective: Literal["l2_squared"]
+
+
+class Trajectories(Settings):
+    samples: int = Field(ge=2, description="teacher trajectories")
+    validation_fraction: float = Field(gt=0, lt=1, description="share kept for validation")
+    batch_size: int = Field(ge=1, description="trajectories rolled out together")
+
+    @property
+    def training_samples(self) -> int:
+        """Trajectories to train on; the rest, at least one, is for validation."""
+        return self.samples - max(1, round(self.samples * self.validation_fraction))
+
+
+class Finetune(Settings):
+    training: TrainingSettings
+
+
+class Evaluate(Settings):
+    samples: int = Field(ge=2, description="generated images behind every metric")
+    reference_samples: int = Field(ge=2, description="real training images to compare with")
+    batch_size: int = Field(ge=1, description="images sampled together")
+    kid_subset_size: int = Field(ge=2, description="images in each of KID's subsets")
+
+    @model_validator(mode="after")
+    def _kid_fits(self) -> Self:
+        if self.kid_subset_size > min(self.samples, self.reference_samples):
+            raise ValueError(
+                f"kid_subset_size {self.kid_subset_size} is above the number of samples"
+                f" ({self.samples}) or of reference_samples ({self.reference_samples})"
+            )
+        return self
+
+
+class Tracking(Settings):
+    uri: str | None = Field(description="MLflow tracking URI; null for sqlite in the project")
+
+
+class Params(Settings):
+    """params.yaml as a whole."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"]
+    budgets: list[Budget] = Field(min_length=1, description="NFE, each at most cost.grid")
+    data: Data
+    features: Features
+    teacher: Teacher
+    cost: Cost
+    schedule: ScheduleSearch
+    trajectories: Trajectories
+    finetune: Finetune
+    evaluate: Evaluate
+    tracking: Tracking
+
+    @field_validator("budgets")
+    @classmethod
+    def _once_each(cls, budgets: list[int]) -> list[int]:
+        repeated = sorted({k for k in budgets if budgets.count(k) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(map(str, repeated))} repeated; each budget once")
+        return budgets
+
+    @model_validator(mode="after")
+    def _within_grid(self) -> Self:
+        for budget in self.budgets:
+            if budget > self.cost.grid:
+                raise ValueError(
+                    f"budgets: {budget} is above cost.grid ({self.cost.grid}); 1..{self.cost.grid}"
+                    " needed"
+                )
+        return self
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check the parameters; InputError names the first field that is wrong, the value
+    found and what would be right."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run this in the project's folder") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_describe(error, content)}") from error
+
+
+def _describe(error: ValidationError, content: Any) -> str:
+    # An unknown name comes first: it is what usually makes another one missing.
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{where}: no such parameter; {_known(first['loc'][:-1])}"
+    if first["type"] == "missing":
+        return f"{where}: missing"
+    if first["type"] == "value_error" and not isinstance(first["input"], list):
+        return f"{where}: {message}" if where else message
+    return f"{where}: {first['input']!r} found; {message[0].lower()}{message[1:]}"
+
+
+def _known(location: tuple[int | str, ...]) -> str:
+    """The names that a block of params.yaml may have."""
+    model: Any = Params
+    for part in location:
+        model = model.model_fields[part].annotation
+    return f"known here: {', '.join(model.model_fields)}"

@@ -1,0 +1,33 @@
+"""Where everything lies, relative to the project's folder; dvc.yaml names the same paths."""
+
+from pathlib import Path
+
+CHECKED = Path("results/params.ok")
+DATA = Path("data")
+FEATURES = Path("models/features")
+TEACHER = Path("models/teacher")
+COST = Path("results/cost.npz")
+SCHEDULES = Path("results/schedules.json")
+PREDICTED_ERROR = Path("results/predicted_error.csv")
+TRAJECTORIES = Path("trajectories")
+FRECHET = Path("results/frechet.csv")
+PLOTS = Path("results/plots")
+REPORT = Path("results/report.html")
+
+
+def student(budget: int) -> Path:
+    return Path(f"models/student/{budget}")
+
+
+def curves(name: int | str) -> Path:
+    return Path(f"results/curves/{name}.csv")
+
+
+def metrics(name: int | str) -> Path:
+    """``metrics/K.json`` of a budget, or of ``teacher``: the floor."""
+    return Path(f"metrics/{name}.json")
+
+
+def samples(name: int | str) -> Path:
+    """A folder with one sample grid for each variant."""
+    return Path(f"samples/{name}")

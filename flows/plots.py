@@ -1,0 +1,113 @@
+"""The plots of the report. Each function draws one figure and writes one PNG."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from boss_core.files import replacing
+from boss_core.schedules import Schedule
+from flows.records import VARIANTS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib.colors import LogNorm  # noqa: E402
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = dict(zip(VARIANTS, ("#999999", "#E69F00", "#56B4E9", "#D55E00"), strict=True))
+UNIFORM, BELLMAN = COLOURS["pretrained_uniform"], COLOURS["boss"]
+
+
+@contextmanager
+def figure(path: Path, width: float, height: float, **layout: Any) -> Iterator[Any]:
+    """Axes to draw on; the figure is written to ``path`` at the end."""
+    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    with plt.rc_context(style):
+        drawn, axes = plt.subplots(figsize=(width, height), layout="constrained", **layout)
+        yield axes
+        with replacing(path) as temporary:
+            drawn.savefig(temporary, format="png", dpi=160)
+        plt.close(drawn)
+
+
+def frechet(
+    path: Path,
+    budgets: Sequence[int],
+    values: Mapping[str, Sequence[float]],
+    floor: float,
+    label: str,
+) -> None:
+    """Frechet distance of every variant against NFE, with the teacher's floor."""
+    with figure(path, 6.4, 3.8) as ax:
+        for variant, title in VARIANTS.items():
+            dashed = "--" if variant.startswith("pretrained") else "-"
+            ax.plot(budgets, values[variant], dashed, marker="o", ms=4,
+                    color=COLOURS[variant], label=title)  # fmt: skip
+        ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
+        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label, yscale="log")
+        ax.set_xticks(list(budgets))
+        ax.legend(frameon=False, fontsize=8)
+
+
+def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
+    """The timesteps of every budget as steps, Bellman's over uniform ones."""
+    columns = min(4, len(found))
+    rows = -(-len(found) // columns)
+    with figure(path, 2.2 * columns + 0.4, 2.3 * rows, nrows=rows, ncols=columns,
+                squeeze=False, sharey=True) as axes:  # fmt: skip
+        for ax in axes.flat[len(found) :]:
+            ax.set_axis_off()
+        for ax, (budget, named) in zip(axes.flat, found.items(), strict=False):
+            for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN)):
+                times = named[name].timesteps
+                ax.stairs(times[1:], np.arange(budget + 1), color=colour, lw=1.6, label=name)
+                ax.hlines(0, 0, budget, color="black", lw=0.5)
+            ax.set(title=f"K = {budget}", xlabel="step", xlim=(0, budget), ylim=(0, 1.03))
+            ax.set_xticks(range(0, budget + 1, max(1, budget // 4)))
+        axes.flat[0].set_ylabel("time reached (0 noise, 1 data)")
+        axes.flat[0].legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def cost(
+    path: Path, matrix: NDArray[np.float64], grid: NDArray[np.float64], best: Schedule
+) -> None:
+    """The cost of every step as a heat map, with the steps of one schedule on it."""
+    with figure(path, 4.9, 4.0) as ax:
+        positive = np.where(matrix > 0, matrix, np.nan)
+        norm = LogNorm(np.nanmax(positive) * 1e-8, np.nanmax(positive), clip=True)
+        mesh = ax.pcolormesh(grid, grid, positive, norm=norm, cmap="viridis", shading="nearest")
+        ax.figure.colorbar(mesh, label="squared error of one step (log scale)")
+        ax.plot(best.timesteps[1:], best.timesteps[:-1], "o", ms=5, mfc="white", mec=BELLMAN,
+                label=f"Bellman's {best.nfe} steps")  # fmt: skip
+        ax.set(xlabel="to time t_j", ylabel="from time t_i", aspect="equal")
+        ax.invert_yaxis()
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def predicted_error(path: Path, table: pd.DataFrame, budgets: Sequence[int]) -> None:
+    """The summed cost of the best path against K: which budget is worth paying for."""
+    with figure(path, 4.9, 3.4) as ax:
+        for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN)):
+            ax.plot(table["nfe"], table[name], color=colour, label=name)
+            chosen = table[table["nfe"].isin(budgets)]
+            ax.plot(chosen["nfe"], chosen[name], "o", ms=4, color=colour)
+        ax.set(xlabel="network evaluations (NFE)", ylabel="predicted error (sum of eq. 5)")
+        ax.set_yscale("log")
+        ax.legend(frameon=False, fontsize=8)
+
+
+def training(path: Path, curves: Mapping[int, pd.DataFrame]) -> None:
+    """Validation loss of every student."""
+    with figure(path, 4.9, 3.4) as ax:
+        shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(curves)))
+        for shade, (budget, table) in zip(shades, curves.items(), strict=True):
+            for name, style in (("uniform", "--"), ("bellman", "-")):
+                ax.plot(table["step"], table[f"{name}_validation_loss"], style, color=shade,
+                        label=f"K = {budget}, {name}")  # fmt: skip
+        ax.set(xlabel="finetuning step", ylabel="validation loss (eq. 9)", yscale="log")
+        ax.legend(frameon=False, fontsize=7, ncols=2)

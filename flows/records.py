@@ -1,0 +1,70 @@
+"""Reading and writing what passes between stages."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boss_core.errors import InputError
+from boss_core.files import write_bytes
+from boss_core.schedules import Schedule
+from flows import paths
+
+# Columns of the table, in order: what is sampled, and with which steps.
+VARIANTS = {
+    "pretrained_uniform": "pretrained, uniform steps",
+    "pretrained_bellman": "pretrained, Bellman steps",
+    "straightened_uniform": "straightened, uniform steps",
+    "boss": "BOSS: straightened, Bellman steps",
+}
+BASELINES = ("uniform", "bellman")  # the schedules that a student is trained for
+
+Json = dict[str, Any]
+
+
+def write_json(path: Path, content: Json) -> None:
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Json:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `dvc repro` makes it")
+    content: Json = json.loads(path.read_text())
+    return content
+
+
+def frechet_name(record: Json) -> str:
+    """The name of the Frechet distance in a record: ``fid`` or ``frechet_<extractor>``."""
+    return "fid" if record["extractor"] == "inception" else f"frechet_{record['extractor']}"
+
+
+@dataclass(frozen=True)
+class Images:
+    """One half of the data: uint8 (N, C, H, W), memory-mapped, and labels (N,) or None."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+
+
+def read_images(split: str) -> Images:
+    """``train`` or ``test``, as `prepare` wrote it."""
+    labels = paths.DATA / f"{split}_labels.npy"
+    return Images(
+        np.load(paths.DATA / f"{split}.npy", mmap_mode="r"),
+        np.load(labels) if labels.exists() else None,
+    )
+
+
+def read_schedules() -> dict[int, dict[str, Schedule]]:
+    """For every budget, its schedules by name: ``bellman``, ``uniform`` and other grids."""
+    content = read_json(paths.SCHEDULES)
+    return {
+        int(budget): {
+            name: Schedule.from_json(json.dumps(schedule), paths.SCHEDULES)
+            for name, schedule in schedules.items()
+        }
+        for budget, schedules in content.items()
+    }

@@ -1,0 +1,63 @@
+"""Check all parameters, and the inputs they name as far as that is quick, before any work."""
+
+from pathlib import Path
+
+from boss_core.errors import InputError
+from boss_core.files import write_bytes
+from flows import paths
+from flows.config import Params
+from flows.runtime import run_stage
+
+
+def check(params: Params) -> None:
+    """InputError when the inputs that the parameters name cannot serve."""
+    images, labelled = _count_images(params)
+    training = images - max(1, round(images * params.data.test_fraction))
+    if training < params.evaluate.reference_samples:
+        raise InputError(
+            f"params.yaml: evaluate.reference_samples: {params.evaluate.reference_samples}, but"
+            f" {training} of the {images} images are for training; at most that many needed"
+        )
+    if params.features.extractor == "classifier" and not labelled:
+        raise InputError(
+            f"params.yaml: features.extractor: classifier needs labels, and the images in"
+            f" {params.data.path} are not in sub-folders named by class; inception needs none"
+        )
+    if params.features.extractor == "inception":
+        inception_weights(Path(params.features.path))
+    if params.teacher.source == "checkpoint":
+        from boss_core.checkpoints import load_checkpoint
+
+        load_checkpoint(Path(params.teacher.path))
+
+
+def inception_weights(folder: Path) -> Path:
+    """The one weights file in the folder."""
+    found = sorted(folder.glob("*.pth"))
+    if len(found) != 1:
+        raise InputError(
+            f"{folder}: {len(found)} .pth files; exactly one, the Inception weights of"
+            " torch-fidelity, needed for features.extractor: inception"
+        )
+    return found[0]
+
+
+def _count_images(params: Params) -> tuple[int, bool]:
+    """How many images there are, and whether they have labels."""
+    if params.data.source == "digits":
+        return 1797, True
+    from boss_core.data import list_images
+
+    folder = Path(params.data.path)
+    files = list_images(folder)
+    return len(files), all(path.parent != folder for path in files)
+
+
+def main(params: Params) -> None:
+    check(params)
+    # The same bytes whatever the parameters: stages after this run only for what they use.
+    write_bytes(paths.CHECKED, b"params.yaml is valid\n")
+
+
+if __name__ == "__main__":
+    run_stage(main)

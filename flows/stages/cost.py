@@ -1,0 +1,50 @@
+"""The cost of every step of the fine grid, measured on the teacher's trajectories."""
+
+import numpy as np
+
+from boss_core.checkpoints import load_checkpoint
+from boss_core.cost import estimate_cost_matrix, rollout_bytes
+from boss_core.files import replacing
+from boss_core.timesteps import uniform
+from boss_core.velocity import CountedVelocity, sample_noise
+from flows import paths
+from flows.config import Params
+from flows.progress import progress
+from flows.runtime import device, run_stage
+from flows.seeds import COST
+
+
+def main(params: Params) -> None:
+    on = device(params)
+    network, card = load_checkpoint(paths.TEACHER)
+    velocity = CountedVelocity(network.to(on))
+    settings = params.cost
+    size = network.config.image_size
+    shape = (network.config.channels, size, size)
+    batch = min(settings.batch_size, settings.samples)
+    held = rollout_bytes(settings.grid, int(np.prod(shape)), batch)
+    print(
+        f"cost: {settings.samples} trajectories of {settings.grid} steps in batches of {batch},"
+        f" holding {held / 2**20:.1f} MiB of velocities"
+    )
+    with progress("cost", settings.samples * settings.grid, "sample steps") as advance:
+        matrix = estimate_cost_matrix(
+            velocity,
+            sample_noise(range(settings.samples), shape, params.seed + COST).to(on),
+            uniform(settings.grid),
+            batch_size=batch,
+            on_step=advance,
+        )
+    with replacing(paths.COST) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            cost=matrix.cost,
+            timesteps=matrix.timesteps,
+            standard_error=matrix.standard_error,
+            samples=matrix.samples,
+            teacher_hash=card.weights_sha256,
+        )
+
+
+if __name__ == "__main__":
+    run_stage(main)

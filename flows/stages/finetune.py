@@ -1,0 +1,85 @@
+"""Straighten the teacher for one budget: on uniform steps, and on Bellman's (BOSS)."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from boss_core.checkpoints import load_checkpoint, save_checkpoint
+from boss_core.files import write_bytes
+from boss_core.networks.unet import UNet
+from boss_core.schedules import Schedule
+from boss_core.straighten import Segments
+from boss_core.training import Row, Trained, step_generator, train
+from flows import paths
+from flows.config import Params
+from flows.progress import progress
+from flows.records import BASELINES, read_json, read_schedules
+from flows.runtime import device, run_stage
+
+
+def main(params: Params, budget: int) -> None:
+    on = device(params)
+    states = np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r")
+    knots = read_json(paths.TRAJECTORIES / "card.json")["knots"]
+    schedules = read_schedules()[budget]
+    curves: dict[str, list[Row]] = {}
+    done: dict[tuple[int, ...], Trained[UNet]] = {}
+    for name in BASELINES:
+        schedule = schedules[name]
+        teacher, card = load_checkpoint(paths.TEACHER)
+        # Where both schedules are the same, so are their students: at one step, for example.
+        trained = done.get(schedule.indices)
+        if trained is None:
+            label = f"finetune@{budget} {name}"
+            trained = _straighten(
+                params, teacher.to(on), Segments.of(states, knots, schedule), label, on
+            )
+            done[schedule.indices] = trained
+        curves[name] = trained.curve
+        save_checkpoint(
+            paths.student(budget) / name,
+            trained.network.cpu(),
+            teacher_hash=card.weights_sha256,
+            schedule=schedule,
+        )
+    write_bytes(paths.curves(budget), _table(curves).to_csv(index=False).encode())
+
+
+def _straighten(
+    params: Params, teacher: UNet, segments: Segments, label: str, on: torch.device
+) -> Trained[UNet]:
+    settings = params.finetune.training
+    first = params.trajectories.training_samples
+    validation = range(first, params.trajectories.samples)
+
+    def loss(network: UNet, step: int) -> Tensor:
+        draw = step_generator(params.seed, step)
+        return segments.random_loss(network, draw, first, settings.batch_size, on)
+
+    def validate(network: UNet) -> Row:
+        losses = segments.segment_losses(network, validation, 4 * settings.batch_size, on)
+        return {
+            "validation_loss": float(np.mean(losses)),
+            **{f"validation_loss_segment_{k}": value for k, value in enumerate(losses)},
+        }
+
+    with progress(label, settings.iterations, "steps") as advance:
+        return train(
+            teacher.requires_grad_(True), loss, settings, validate=validate, on_step=advance
+        )
+
+
+def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:
+    """One row a step, the columns of each schedule's student under its name."""
+    tables = [
+        pd.DataFrame(rows).set_index("step").add_prefix(f"{name}_")
+        for name, rows in curves.items()
+    ]
+    return pd.concat(tables, axis=1).reset_index()
+
+
+if __name__ == "__main__":
+    run_stage(lambda params: main(params, int(sys.argv[1])))

@@ -1,0 +1,26 @@
+"""The teacher on the whole fine grid: the quality that few steps can at best come close to."""
+
+import numpy as np
+
+from boss_core.checkpoints import load_checkpoint
+from boss_core.timesteps import uniform
+from flows import paths
+from flows.config import Params
+from flows.evaluation import Evaluation
+from flows.records import write_json
+from flows.runtime import device, run_stage
+
+
+def main(params: Params) -> None:
+    network, card = load_checkpoint(paths.TEACHER)
+    evaluation = Evaluation(params, device(params))
+    grid = params.cost.grid
+    found = evaluation.of(network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine")
+    write_json(
+        paths.metrics("teacher"),
+        {"nfe": grid, **evaluation.provenance, "teacher_hash": card.weights_sha256, "fine": found},
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,95 @@
+"""The teacher: a U-Net trained here with the flow-matching loss, or a checkpoint brought along.
+
+Everything downstream, student initialisation included, uses the weights saved here: the EMA.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from boss_core.checkpoints import load_checkpoint, save_checkpoint
+from boss_core.errors import InputError
+from boss_core.files import write_bytes
+from boss_core.losses import flow_matching_loss
+from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.pixels import from_uint8
+from boss_core.training import Row, step_generator, train
+from boss_core.velocity import sample_noise
+from flows import paths
+from flows.config import Params
+from flows.progress import progress
+from flows.records import read_images
+from flows.runtime import device, run_stage
+
+CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
+
+
+def main(params: Params) -> None:
+    images = read_images("train").images
+    curve: list[Row] = []
+    if params.teacher.source == "checkpoint":
+        network, _ = load_checkpoint(Path(params.teacher.path))
+        size, channels = network.config.image_size, network.config.channels
+        if images.shape[1:] != (channels, size, size):
+            raise InputError(
+                f"{params.teacher.path}: a network for images {channels}x{size}x{size}, but the"
+                f" data has {'x'.join(map(str, images.shape[1:]))}"
+            )
+    else:
+        network, curve = _train(params, images, device(params))
+    save_checkpoint(paths.TEACHER, network.cpu())
+    table = pd.DataFrame(curve, columns=CURVE)
+    write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
+
+
+def _train(
+    params: Params, images: np.ndarray, on: torch.device
+) -> tuple[UNet, list[Row]]:
+    teacher = params.teacher
+    channels, height, width = images.shape[1:]
+    if height != width:
+        raise InputError(f"data: images are {width}x{height}; the U-Net needs square images")
+    torch.manual_seed(params.seed)
+    network = UNet(
+        UNetConfig(
+            image_size=height,
+            channels=channels,
+            base_channels=teacher.base_channels,
+            channel_multipliers=tuple(teacher.channel_multipliers),
+            blocks=teacher.blocks,
+            attention_sizes=tuple(teacher.attention_sizes),
+        )
+    ).to(on)
+
+    def pixels(rows: np.ndarray, of: np.ndarray) -> Tensor:
+        return from_uint8(torch.from_numpy(np.ascontiguousarray(of[rows])).to(on))
+
+    def loss(network: UNet, step: int) -> Tensor:
+        draw = step_generator(params.seed, step)
+        data = pixels(draw.integers(len(images), size=teacher.training.batch_size), images)
+        noise = draw.standard_normal(data.shape, dtype=np.float32)
+        t = draw.random(len(data), dtype=np.float32)
+        return flow_matching_loss(
+            network, data, torch.from_numpy(noise).to(on), torch.from_numpy(t).to(on)
+        )
+
+    # The same held-out images, noise and times at every look, so that the curve is smooth.
+    test = read_images("test").images
+    held_out = pixels(np.arange(min(len(test), 512)), test)
+    held_out_noise = sample_noise(range(len(held_out)), tuple(held_out.shape[1:]), params.seed)
+    held_out_t = (torch.arange(len(held_out), device=on) + 0.5) / len(held_out)
+
+    def validate(network: UNet) -> Row:
+        value = flow_matching_loss(network, held_out, held_out_noise.to(on), held_out_t)
+        return {"validation_loss": float(value)}
+
+    with progress("teacher", teacher.training.iterations, "steps") as advance:
+        trained = train(network, loss, teacher.training, validate=validate, on_step=advance)
+    return trained.network, trained.curve
+
+
+if __name__ == "__main__":
+    run_stage(main)
