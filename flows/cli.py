@@ -26,6 +26,19 @@ def check() -> None:
 
 
 @app.command()
+def run() -> None:
+    """Bring every stage up to date with DVC, and print the table."""
+    from flows.run import closing_lines
+    from flows.run import run as run_stages
+
+    code = run_stages()
+    if code:
+        raise SystemExit(code)
+    table()
+    print(closing_lines())
+
+
+@app.command()
 def table() -> None:
     """Print the table of the last run: Frechet distance for every budget and variant."""
     from rich.console import Console
