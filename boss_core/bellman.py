@@ -1,5 +1,6 @@
 """The Bellman recursion: the cheapest path with exactly K steps (paper, eqs. 6 to 8)."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
     nodes = list(indices)
     if any(not 0 <= i < len(costs) for i in nodes) or any(np.diff(nodes) <= 0):
         raise InputError(f"indices: {nodes}; increasing grid indices in 0..{len(costs) - 1} needed")
-    return float(sum(costs[i, j] for i, j in zip(nodes, nodes[1:], strict=False)))
+    return float(sum(costs[i, j] for i, j in itertools.pairwise(nodes)))
 
 
 def validate_cost(cost: ArrayLike) -> NDArray[np.float64]:

@@ -106,7 +106,7 @@ def image_hash(images: NDArray[np.uint8]) -> str:
     """SHA-256 of the pixels and the shape."""
     digest = hashlib.sha256(str(images.shape).encode())
     for image in images:
-        digest.update(np.ascontiguousarray(image))
+        digest.update(image.tobytes())
     return digest.hexdigest()
 
 

@@ -66,7 +66,7 @@ def train(
         slot = step % log_every
         norms[slot] = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
         losses[slot] = value.detach()
-        rate = scheduler.get_last_lr()[0]
+        rate = float(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
         average.update_parameters(network)
@@ -120,5 +120,5 @@ def _ema(network: nn.Module, decay: float) -> Any:
         torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + steps) / (10 + steps)))
 
     average = AveragedModel(network, multi_avg_fn=update)
-    average.n_averaged += 1  # type: ignore[operator]  # start from the given weights
+    average.n_averaged += 1  # start from the given weights
     return average

@@ -87,7 +87,9 @@ def image_grid(images: np.ndarray) -> Image.Image:
     """uint8 (N, C, H, W) as rows of a picture, one pixel apart."""
     count, channels, height, width = images[: GRID_COLUMNS * GRID_ROWS].shape
     rows = -(-count // GRID_COLUMNS)
-    canvas = np.full((rows * (height + 1) - 1, GRID_COLUMNS * (width + 1) - 1, channels), 128, np.uint8)
+    canvas = np.full(
+        (rows * (height + 1) - 1, GRID_COLUMNS * (width + 1) - 1, channels), 128, np.uint8
+    )
     for k in range(count):
         y, x = divmod(k, GRID_COLUMNS)
         y, x = y * (height + 1), x * (width + 1)

@@ -15,8 +15,8 @@ from boss_core.schedules import Schedule
 from flows.records import VARIANTS
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
-from matplotlib.colors import LogNorm  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = dict(zip(VARIANTS, ("#999999", "#E69F00", "#56B4E9", "#D55E00"), strict=True))
@@ -26,7 +26,7 @@ UNIFORM, BELLMAN = COLOURS["pretrained_uniform"], COLOURS["boss"]
 @contextmanager
 def figure(path: Path, width: float, height: float, **layout: Any) -> Iterator[Any]:
     """Axes to draw on; the figure is written to ``path`` at the end."""
-    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
     with plt.rc_context(style):
         drawn, axes = plt.subplots(figsize=(width, height), layout="constrained", **layout)
         yield axes

@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,6 @@ def _project(client: "MlflowClient", params: Params, budget: int) -> None:
     run_id = run.info.run_id
     values = {"nfe": budget, **_flatten(params.model_dump(mode="json"))}
     tags = {
-        RECORD_TAG: digest,
         **{k: str(v) for k, v in record.items() if k.endswith("_hash") and isinstance(v, str)},
         **{f"student_hash.{k}": str(v) for k, v in record["student_hash"].items()},
         "extractor": record["extractor"],
@@ -96,12 +96,13 @@ def _project(client: "MlflowClient", params: Params, budget: int) -> None:
     commit = _git_commit()
     if commit:
         tags["git_commit"] = commit
-    metrics = [Metric("nfe", budget, 0, 0), Metric("samples", record["samples"], 0, 0)]
+    now = int(1000 * time.time())
+    metrics = [Metric("nfe", budget, now, 0), Metric("samples", record["samples"], now, 0)]
     for variant in VARIANTS:
-        metrics += [Metric(f"{variant}/{k}", v, 0, 0) for k, v in record[variant].items()]
+        metrics += [Metric(f"{variant}/{k}", v, now, 0) for k, v in record[variant].items()]
     for row in pd.read_csv(paths.curves(budget)).to_dict("records"):
         step = int(row.pop("step"))
-        metrics += [Metric(f"training/{k}", float(v), 0, step) for k, v in row.items()]
+        metrics += [Metric(f"training/{k}", float(v), now, step) for k, v in row.items()]
     for start in range(0, len(metrics), 1000):  # the most that one call takes
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
     client.log_batch(
@@ -113,6 +114,8 @@ def _project(client: "MlflowClient", params: Params, budget: int) -> None:
     client.log_dict(run_id, schedules, "schedules.json")
     client.log_artifact(run_id, str(paths.metrics(budget)))
     client.log_artifacts(run_id, str(paths.samples(budget)), "samples")
+    # Last, so that a run that was cut short is not taken for the whole of its record.
+    client.set_tag(run_id, RECORD_TAG, digest)
     client.set_terminated(run_id)
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boss_core.pixels import from_uint8
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
+from boss_core.pixels import from_uint8
 
 
 class ClassifierConfig(BaseModel):
@@ -64,6 +64,7 @@ class Classifier(nn.Module):
 
 
 def save_classifier(path: Path, network: Classifier) -> None:
+    """Write weights and configuration into one safetensors file, whole or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     write_bytes(path, save(tensors, {"config": network.config.model_dump_json()}))
 

@@ -49,11 +49,8 @@ class UNet(nn.Module):
         )
         self.first = nn.Conv2d(config.channels, base, 3, padding=1)
 
-        def stage(cin: int, cout: int, size: int) -> nn.ModuleList:
-            attend = size in config.attention_sizes
-            return nn.ModuleList(
-                [ResidualBlock(cin, cout, embedding), Attention(cout) if attend else nn.Identity()]
-            )
+        def stage(cin: int, cout: int, size: int) -> "Stage":
+            return Stage(cin, cout, embedding, attend=size in config.attention_sizes)
 
         self.down = nn.ModuleList()
         skips, width, size = [base], base, config.image_size
@@ -87,10 +84,7 @@ class UNet(nn.Module):
         h = self.first(x)
         skips = [h]
         for layer in self.down:
-            if isinstance(layer, nn.Conv2d):
-                h = layer(h)
-            else:
-                h = layer[1](layer[0](h, embedding))
+            h = layer(h) if isinstance(layer, nn.Conv2d) else layer(h, embedding)
             skips.append(h)
         for block in self.middle:
             h = block(h, embedding)
@@ -98,11 +92,13 @@ class UNet(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
             else:
-                h = layer[1](layer[0](torch.cat([h, skips.pop()], dim=1), embedding))
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.last(F.silu(self.last_norm(h)))
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions, the second modulated by the time embedding (B, embedding)."""
+
     def __init__(self, cin: int, cout: int, embedding: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(_GROUPS, cin)
@@ -117,6 +113,18 @@ class ResidualBlock(nn.Module):
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
         return self.skip(x) + h
+
+
+class Stage(nn.Module):
+    """A residual block, and self-attention after it where the image is small enough."""
+
+    def __init__(self, cin: int, cout: int, embedding: int, *, attend: bool) -> None:
+        super().__init__()
+        self.block = ResidualBlock(cin, cout, embedding)
+        self.attention = Attention(cout) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
 
 
 class Attention(nn.Module):

@@ -10,7 +10,6 @@ from torch import Tensor
 from boss_core.checkpoints import load_checkpoint, save_checkpoint
 from boss_core.files import write_bytes
 from boss_core.networks.unet import UNet
-from boss_core.schedules import Schedule
 from boss_core.straighten import Segments
 from boss_core.training import Row, Trained, step_generator, train
 from flows import paths
@@ -75,8 +74,7 @@ def _straighten(
 def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:
     """One row a step, the columns of each schedule's student under its name."""
     tables = [
-        pd.DataFrame(rows).set_index("step").add_prefix(f"{name}_")
-        for name, rows in curves.items()
+        pd.DataFrame(rows).set_index("step").add_prefix(f"{name}_") for name, rows in curves.items()
     ]
     return pd.concat(tables, axis=1).reset_index()
 

@@ -15,7 +15,9 @@ def main(params: Params) -> None:
     network, card = load_checkpoint(paths.TEACHER)
     evaluation = Evaluation(params, device(params))
     grid = params.cost.grid
-    found = evaluation.of(network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine")
+    found = evaluation.of(
+        network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"
+    )
     write_json(
         paths.metrics("teacher"),
         {"nfe": grid, **evaluation.provenance, "teacher_hash": card.weights_sha256, "fine": found},

@@ -80,9 +80,7 @@ def write_plots(
     plots.predicted_error(
         paths.PLOTS / "predicted_error.png", pd.read_csv(paths.PREDICTED_ERROR), budgets
     )
-    plots.training(
-        paths.PLOTS / "training.png", {k: pd.read_csv(paths.curves(k)) for k in budgets}
-    )
+    plots.training(paths.PLOTS / "training.png", {k: pd.read_csv(paths.curves(k)) for k in budgets})
 
 
 def embedded(path: "Path") -> str:

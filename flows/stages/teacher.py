@@ -45,9 +45,7 @@ def main(params: Params) -> None:
     write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
 
 
-def _train(
-    params: Params, images: np.ndarray, on: torch.device
-) -> tuple[UNet, list[Row]]:
+def _train(params: Params, images: np.ndarray, on: torch.device) -> tuple[UNet, list[Row]]:
     teacher = params.teacher
     channels, height, width = images.shape[1:]
     if height != width:

@@ -1,0 +1,44 @@
+"""What several test files use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "reference").is_dir(),
+    reason="the reference results of the published implementation are not beside this checkout",
+)
+
+
+class Linear(torch.nn.Module):
+    """dx/dt = a x + b t, whose solution from x at t = 0 is known (see `solution`)."""
+
+    a, b = -1.3, 0.7
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.a * x + self.b * t.view(-1, *[1] * (x.ndim - 1))
+
+    def solution(self, x: torch.Tensor) -> torch.Tensor:
+        """The exact state at t = 1: (x + b/a^2) e^a - b/a - b/a^2."""
+        a, b = self.a, self.b
+        return (x + b / a**2) * torch.tensor(a).double().exp() - b / a - b / a**2
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """A small project after ``boss run``. Tests that change it work on a copy."""
+    from tests.project import Project
+
+    project = Project.create(tmp_path_factory.mktemp("finished") / "project")
+    project.run("boss", "run")
+    project.commit("after the run")
+    return project

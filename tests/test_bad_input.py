@@ -1,0 +1,171 @@
+"""A user's mistake: one line that names it, exit code 2, and nothing lost."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.project import Project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    return finished.copy(tmp_path / "project")
+
+
+def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> None:
+    """``boss run`` says it, exits with 2, and leaves every output as it was."""
+    done = project.run("boss", "run", code=2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == lines, done.stderr
+    for text in says:
+        assert text in errors[0], errors[0]
+    assert "Traceback" not in done.stderr + done.stdout
+    assert project.outputs() == finished.outputs()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"finetune.iteratoins": 5},
+            "finetune.iteratoins: no such parameter; known here: training",
+        ),
+        ({"budget": [2]}, "budget: no such parameter; known here: seed"),
+        ({"budgets": [0, 3]}, "budgets.0: 0 found; input should be greater than or equal to 1"),
+        ({"budgets": [-2]}, "budgets.0: -2 found"),
+        ({"budgets": [3, 13]}, "budgets: 13 is above cost.grid (12); 1..12 needed"),
+        ({"budgets": [3, 1, 3]}, "budgets: [3, 1, 3] found; 3 repeated; each budget once"),
+        ({"budgets": [2.5]}, "budgets.0: 2.5 found; input should be a valid integer"),
+        ({"budgets": ["four"]}, "budgets.0: 'four' found; input should be a valid integer"),
+        ({"budgets": []}, "budgets: [] found"),
+        ({"budgets": 4}, "budgets: 4 found; input should be a valid list"),
+        ({"teacher.training.learning_rate": -1}, "teacher.training.learning_rate: -1 found"),
+        ({"data.source": "cifar"}, "data.source: 'cifar' found; input should be 'digits' or"),
+        ({"evaluate.samples": 20}, "evaluate: kid_subset_size 32 is above the number of samples"),
+        ({"evaluate.reference_samples": 1600}, "evaluate.reference_samples: 1600, but 1527 of the"),
+        ({"data.source": "folder", "data.path": "nowhere"}, "nowhere: no such folder"),
+        ({"data.source": "folder"}, "inputs/images: no images in it"),
+        ({"teacher.source": "checkpoint"}, "inputs/teacher/card.json: no such file"),
+        ({"features.extractor": "inception"}, "inputs/inception: 0 .pth files; exactly one"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_parameters(project: Project, finished: Project, change: dict, says: str) -> None:
+    project.set(change)
+    refused(project, finished, says)
+
+
+def test_params_that_are_not_yaml_or_not_there(project: Project, finished: Project) -> None:
+    path = project.folder / "params.yaml"
+    path.write_text("budgets: [1, 2\nseed: 0\n")
+    refused(project, finished, "params.yaml: not YAML")
+    path.unlink()
+    refused(project, finished, "params.yaml: no such file")
+
+
+def test_dvc_repro_alone_refuses_a_misspelt_parameter_too(project: Project) -> None:
+    project.set({"finetune.iteratoins": 5})
+    done = project.run("dvc", "repro", code=255)
+    assert "error: params.yaml: finetune.iteratoins: no such parameter" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def images(project: Project, count: int = 130, size: int = 8) -> Path:
+    """A folder of small random images in two classes, named as the data of the project."""
+    folder = project.folder / "inputs" / "mine"
+    draw = np.random.default_rng(0)
+    for k in range(count):
+        path = folder / f"class{k % 2}" / f"{k:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    project.set({"data.source": "folder", "data.path": "inputs/mine"})
+    return folder
+
+
+def test_images_of_mixed_size(project: Project, finished: Project) -> None:
+    folder = images(project)
+    Image.new("RGB", (9, 8)).save(folder / "class1" / "odd.png")
+    done = project.run("boss", "run", code=2)
+    assert "odd.png: 9x8 pixels, but inputs/mine/class0/000.png has 8x8" in done.stderr
+    assert project.outputs() == finished.outputs()
+
+
+def test_a_truncated_image(project: Project, finished: Project) -> None:
+    folder = images(project)
+    path = folder / "class1" / "007.png"
+    path.write_bytes(path.read_bytes()[:120])
+    done = project.run("boss", "run", code=2)
+    assert "error: inputs/mine/class1/007.png: truncated or not an image" in done.stderr
+    assert "the outputs of the last good run are back" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.outputs() == finished.outputs()
+
+
+def test_a_folder_too_small_for_the_metric(project: Project, finished: Project) -> None:
+    images(project, count=40)
+    refused(project, finished, "evaluate.reference_samples: 100, but 34 of the 40 images")
+
+
+def test_a_folder_of_good_images_is_prepared(project: Project) -> None:
+    images(project)
+    project.run("dvc", "repro", "prepare")
+    assert np.load(project.folder / "data" / "train.npy").shape == (110, 3, 8, 8)
+    labels = np.load(project.folder / "data" / "train_labels.npy")
+    assert set(labels) == {0, 1}
+
+
+def test_a_checkpoint_truncated_or_of_another_shape(project: Project, finished: Project) -> None:
+    folder = project.folder / "inputs" / "mine"
+    shutil.copytree(project.folder / "models" / "teacher", folder)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-50])
+    project.set({"teacher.source": "checkpoint", "teacher.path": "inputs/mine"})
+    refused(project, finished, "inputs/mine/model.safetensors: truncated or altered")
+
+    weights.write_bytes(whole)
+    card = (folder / "card.json").read_text()
+    (folder / "card.json").write_text(card.replace('"channels": 1', '"channels": 3'))
+    refused(project, finished, "inputs/mine/model.safetensors: first.weight has shape (8, 1, 3, 3)")
+
+
+def test_training_that_diverges_says_at_which_step(project: Project, finished: Project) -> None:
+    project.set({"teacher.training.learning_rate": 1.0, "teacher.training.gradient_clip": 1e30})
+    path = project.folder / "flows" / "stages" / "teacher.py"
+    # Nothing that a schema would let through diverges in thirty steps: make it.
+    path.write_text(
+        path.read_text().replace(
+            "return flow_matching_loss(\n", "return 1e38 * (step + 1) ** 9 * flow_matching_loss(\n"
+        )
+    )
+    done = project.run("boss", "run", code=2)
+    assert "error: training: the loss became inf at step " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert project.outputs() == finished.outputs()
+
+
+def test_a_full_disk(finished: Project, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        project = finished.copy(tmp_path / "project")
+        kept = (project.folder / "trajectories" / "states.npy").read_bytes()
+        shutil.copytree(project.folder / "trajectories", small / "trajectories")
+        shutil.rmtree(project.folder / "trajectories")
+        (project.folder / "trajectories").symlink_to(small / "trajectories")
+        project.set({"trajectories.samples": 60_000, "trajectories.batch_size": 60_000})
+        done = project.run("python", "-m", "flows.stages.trajectories", code=2)
+        assert "no space left on the disk" in done.stderr
+        assert "states.npy" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert (small / "trajectories" / "states.npy").read_bytes() == kept
+        assert not list(small.rglob("*.part"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

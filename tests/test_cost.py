@@ -1,0 +1,122 @@
+"""The cost matrix against the definition (eq. 5), pair by pair in float64."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from boss_core.bellman import optimal_paths
+from boss_core.cost import estimate_cost_matrix, rollout_bytes
+from boss_core.solvers import euler
+from boss_core.timesteps import karras, quadratic, uniform
+from boss_core.velocity import CountedVelocity, sample_noise
+from tests.conftest import SHARED, needs_shared
+
+
+def pairwise(velocity, noise, timesteps) -> np.ndarray:
+    """The cost of each sample and pair, as eq. 5 is written: (N, n+1, n+1)."""
+    velocities: list[torch.Tensor] = []
+
+    def keep(k, x, v):
+        if v is not None:
+            velocities.append(v.double().flatten(1))
+
+    euler(velocity, noise, timesteps, observer=keep)
+    n = len(timesteps) - 1
+    states = [torch.zeros_like(velocities[0])]
+    for k in range(n):
+        states.append(states[-1] + (timesteps[k + 1] - timesteps[k]) * velocities[k])
+    cost = np.zeros((len(noise), n + 1, n + 1))
+    for i in range(n):
+        for j in range(i + 1, n + 1):
+            step = (timesteps[j] - timesteps[i]) * velocities[i]
+            cost[:, i, j] = ((states[j] - states[i] - step) ** 2).sum(dim=1).numpy()
+    return cost
+
+
+def smooth(x, t):
+    t = t.view(-1, 1)
+    return torch.sin(3 * x + 4 * t) + x * t**2
+
+
+def stiff(x, t):
+    """Changes a millionfold faster at the start than at the end."""
+    t = t.view(-1, 1)
+    return torch.tanh(x) * torch.exp(-30 * t) * 40 + 1e-3 * torch.cos(x + t) + 5.0
+
+
+@pytest.mark.parametrize("velocity", [smooth, stiff])
+@pytest.mark.parametrize("grid", [uniform(60), karras(40), quadratic(50)], ids=str)
+def test_equals_the_definition_on_every_entry(velocity, grid) -> None:
+    noise = sample_noise(range(13), (37,), seed=1)
+    expected = pairwise(velocity, noise, grid)
+    found = estimate_cost_matrix(velocity, noise, grid, batch_size=5)
+    far = np.triu_indices(len(grid), k=2)
+    mean = expected.mean(axis=0)
+    np.testing.assert_allclose(found.cost[far], mean[far], rtol=1e-6, atol=0)
+    error = expected.std(axis=0, ddof=1) / np.sqrt(len(noise))
+    np.testing.assert_allclose(found.standard_error[far], error[far], rtol=1e-3)
+    near = ~np.triu(np.ones_like(mean, dtype=bool), k=2)
+    assert (found.cost[near] == 0).all()
+    assert found.samples == 13
+
+
+def test_holds_over_eight_orders_of_magnitude() -> None:
+    grid = uniform(100)
+    noise = sample_noise(range(8), (50,), seed=2)
+    expected = pairwise(stiff, noise, grid).mean(axis=0)
+    far = np.triu_indices(101, k=2)
+    assert expected[far].max() / expected[far].min() > 1e8
+    found = estimate_cost_matrix(stiff, noise, grid, batch_size=8)
+    np.testing.assert_allclose(found.cost[far], expected[far], rtol=1e-6, atol=0)
+
+
+def test_does_not_depend_on_the_batch_size_and_counts_evaluations() -> None:
+    noise = sample_noise(range(10), (6,), seed=0)
+    whole = estimate_cost_matrix(smooth, noise, uniform(20), batch_size=10)
+    counted = CountedVelocity(smooth)
+    parts = estimate_cost_matrix(counted, noise, uniform(20), batch_size=4)
+    np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-6)
+    assert counted.nfe == 3 * 20
+
+
+def test_bfloat16_velocities_are_measured_in_float64() -> None:
+    noise = sample_noise(range(6), (40,), seed=0).bfloat16()
+    expected = pairwise(smooth, noise, uniform(12)).mean(axis=0)
+    found = estimate_cost_matrix(smooth, noise, uniform(12), batch_size=3)
+    far = np.triu_indices(13, k=2)
+    np.testing.assert_allclose(found.cost[far], expected[far], rtol=1e-6)
+
+
+def test_says_how_much_it_holds() -> None:
+    assert rollout_bytes(100, 3 * 32 * 32, 20) == 100 * 20 * 3072 * 4
+    assert rollout_bytes(100, 3 * 32 * 32, 20, torch.bfloat16) == 100 * 20 * 3072 * 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_velocity_that_is_not_finite_is_named_with_its_time(bad: float) -> None:
+    def velocity(x, t):
+        return torch.where(t.view(-1, 1) > 0.45, bad, 1.0) * torch.ones_like(x)
+
+    with pytest.raises(ValueError, match=r"not finite at t = 0\.5 \(step 5 of 10\)"):
+        estimate_cost_matrix(velocity, torch.zeros(4, 3), uniform(10), batch_size=2)
+
+
+def test_a_velocity_of_another_shape_and_no_noise_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(4, 2\) for states of shape \(4, 3\)"):
+        estimate_cost_matrix(lambda x, t: x[:, :2], torch.zeros(4, 3), uniform(4), batch_size=4)
+    with pytest.raises(ValueError, match="0 samples"):
+        estimate_cost_matrix(smooth, torch.zeros(0, 3), uniform(4), batch_size=4)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["rf_cifar", "rf_256"])
+def test_schedules_of_the_published_cost_matrices(name: str) -> None:
+    folder = SHARED / "reference" / name
+    expected = json.loads((folder / "expected.json").read_text())
+    cost = np.load(folder / "expected.npz")["cost_matrix"]
+    found = optimal_paths(cost, [int(k) for k in expected["paths"]])
+    for budget, indices in expected["paths"].items():
+        assert list(found[int(budget)].indices) == indices
+        assert found[int(budget)].cost == pytest.approx(expected["path_cost"][budget], rel=1e-5)

@@ -1,0 +1,97 @@
+"""The U-Net and its checkpoints."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from boss_core.checkpoints import CARD, WEIGHTS, load_checkpoint, save_checkpoint
+from boss_core.errors import InputError
+from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.schedules import Schedule
+
+CONFIG = UNetConfig(
+    image_size=8,
+    channels=3,
+    base_channels=8,
+    channel_multipliers=(1, 2),
+    blocks=1,
+    attention_sizes=(4,),
+)
+
+
+@pytest.fixture
+def network() -> UNet:
+    torch.manual_seed(0)
+    network = UNet(CONFIG)
+    for parameter in network.parameters():  # the last layer starts at zero, which hides faults
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def test_velocity_has_the_shape_of_its_input_and_depends_on_time(network: UNet) -> None:
+    x = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        early, late = network(x, torch.zeros(5)), network(x, torch.ones(5))
+        mixed = network(x, torch.tensor([0.0, 1, 0, 1, 0]))
+    assert early.shape == x.shape
+    assert not torch.allclose(early, late)
+    torch.testing.assert_close(mixed[0::2], early[0::2])
+    torch.testing.assert_close(mixed[1::2], late[1::2])
+
+
+def test_velocity_of_a_sample_does_not_depend_on_its_batch(network: UNet) -> None:
+    x, t = torch.randn(9, 3, 8, 8), torch.rand(9)
+    with torch.no_grad():
+        whole = network(x, t)
+        alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(9)])
+    torch.testing.assert_close(whole, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_image_size_that_cannot_be_halved_is_refused() -> None:
+    with pytest.raises(InputError, match="image_size: 10 cannot be halved 2 times"):
+        UNet(CONFIG.model_copy(update={"image_size": 10, "channel_multipliers": (1, 2, 2)}))
+
+
+def test_checkpoint_round_trip(network: UNet, tmp_path: Path) -> None:
+    schedule = Schedule(timesteps=(0, 1), indices=(0, 100), objective="uniform")
+    saved = save_checkpoint(tmp_path, network, teacher_hash="t", schedule=schedule)
+    loaded, card = load_checkpoint(tmp_path)
+    assert card == saved
+    assert card.schedule == schedule
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    # The same weights give the same bytes.
+    before = (tmp_path / WEIGHTS).read_bytes()
+    save_checkpoint(tmp_path, loaded)
+    assert (tmp_path / WEIGHTS).read_bytes() == before
+
+
+def test_a_checkpoint_that_does_not_hold_is_refused(network: UNet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere/card\.json: no such file"):
+        load_checkpoint(tmp_path / "nowhere")
+
+    save_checkpoint(tmp_path, network)
+    weights, card = (tmp_path / WEIGHTS).read_bytes(), (tmp_path / CARD).read_text()
+
+    (tmp_path / WEIGHTS).write_bytes(weights[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors: truncated or altered"):
+        load_checkpoint(tmp_path)
+
+    (tmp_path / WEIGHTS).write_bytes(weights)
+    wider = json.loads(card)
+    wider["config"]["base_channels"] = 16
+    (tmp_path / CARD).write_text(json.dumps(wider))
+    with pytest.raises(InputError, match=r"has shape \(.*\), but the architecture in card\.json"):
+        load_checkpoint(tmp_path)
+
+    (tmp_path / CARD).write_text(card[:40])
+    with pytest.raises(InputError, match=r"card\.json: "):
+        load_checkpoint(tmp_path)
+
+    (tmp_path / CARD).write_text(card)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors: no such file"):
+        load_checkpoint(tmp_path)

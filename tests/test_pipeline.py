@@ -1,0 +1,211 @@
+"""The whole pipeline on real DVC and MLflow, with tiny settings."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from boss_core.checkpoints import load_checkpoint
+from boss_core.files import sha256
+from boss_core.frechet import image_hash
+from tests.project import Project
+
+VARIANTS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
+
+
+def record(project: Project, name: int | str) -> dict:
+    return json.loads((project.folder / "metrics" / f"{name}.json").read_text())
+
+
+def test_every_budget_has_its_record_with_provenance(finished: Project) -> None:
+    models = finished.folder / "models"
+    reference = np.load(finished.folder / "data" / "train.npy")[:100]
+    for budget in (1, 3):
+        found = record(finished, budget)
+        assert found["nfe"] == budget
+        assert found["samples"] == 70
+        assert found["reference_samples"] == 100
+        assert found["reference_hash"] == image_hash(reference)
+        assert found["extractor_hash"] == sha256(models / "features" / "classifier.safetensors")
+        assert found["teacher_hash"] == sha256(models / "teacher" / "model.safetensors")
+        for variant in VARIANTS:
+            assert np.isfinite(found[variant]["frechet_classifier"])
+            assert "fid" not in found[variant]
+    assert record(finished, "teacher")["nfe"] == 12
+
+
+def test_one_step_has_one_schedule_and_so_one_student(finished: Project) -> None:
+    found = record(finished, 1)
+    assert found["boss"] == found["straightened_uniform"]
+    assert found["pretrained_bellman"] == found["pretrained_uniform"]
+    assert found["student_hash"]["uniform"] == found["student_hash"]["bellman"]
+
+
+def test_students_start_from_the_teacher_and_carry_their_schedule(finished: Project) -> None:
+    teacher, card = load_checkpoint(finished.folder / "models" / "teacher")
+    schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
+    for name in ("uniform", "bellman"):
+        student, student_card = load_checkpoint(finished.folder / "models/student/3" / name)
+        assert student_card.teacher_hash == card.weights_sha256
+        assert student_card.schedule is not None
+        assert student_card.schedule.model_dump(mode="json") == schedules["3"][name]
+        assert student_card.schedule.teacher_hash == card.weights_sha256
+        # Twelve small steps away from the teacher's weights, not from random ones.
+        distance = sum(
+            float((a - b).norm())
+            for a, b in zip(student.parameters(), teacher.parameters(), strict=True)
+        )
+        size = sum(float(p.norm()) for p in teacher.parameters())
+        assert 0 < distance < 0.3 * size
+
+
+def test_trajectories_hold_the_union_of_knots_and_are_split(finished: Project) -> None:
+    states = np.load(finished.folder / "trajectories" / "states.npy", mmap_mode="r")
+    card = json.loads((finished.folder / "trajectories" / "card.json").read_text())
+    schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
+    knots = {
+        i for k in ("1", "3") for s in ("uniform", "bellman") for i in schedules[k][s]["indices"]
+    }
+    assert card["knots"] == sorted(knots)
+    assert states.shape == (60, len(knots), 1, 8, 8)
+    curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
+    assert {"uniform_validation_loss_segment_2", "bellman_validation_loss"} <= set(curve)
+
+
+def test_the_report_is_one_file_with_everything(finished: Project) -> None:
+    html = (finished.folder / "results" / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == 5 + 2 + 2 * len(VARIANTS)
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+    for budget in (1, 3):
+        for variant in VARIANTS:
+            assert f"{record(finished, budget)[variant]['frechet_classifier']:.4g}" in html
+
+
+def test_the_table_shows_every_budget(finished: Project) -> None:
+    shown = finished.run("boss", "table").stdout
+    for budget in (1, 3):
+        for variant in VARIANTS:
+            assert f"{record(finished, budget)[variant]['frechet_classifier']:.4g}" in shown
+    assert "70 samples against 100 real images" in shown
+
+
+def test_a_second_run_does_nothing(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "again")
+    shown = project.run("boss", "run").stdout
+    assert "Running stage" not in shown
+    assert "up to date" in shown
+    assert "up to date" in project.run("dvc", "status").stdout
+    assert project.outputs() == finished.outputs()
+    assert project.run("git", "status", "--short").stdout == ""
+
+
+def test_a_run_from_scratch_gives_the_same_lock(finished: Project, tmp_path: Path) -> None:
+    again = Project.create(tmp_path / "again")
+    again.run("dvc", "repro")
+    assert (again.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
+
+
+def test_dvc_shows_metrics_parameters_and_plots(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "dvc")
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
+    metrics = shown[""]["data"]["metrics/3.json"]["data"]
+    assert metrics["boss"]["frechet_classifier"] == pytest.approx(
+        record(project, 3)["boss"]["frechet_classifier"]
+    )
+    project.set({"finetune.training.iterations": 13})
+    diff = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
+    assert diff["params.yaml"]["finetune.training.iterations"] == {
+        "old": 12,
+        "new": 13,
+        "diff": 1,
+    }
+    project.run("dvc", "plots", "show", "--out", "plots")
+    page = (project.folder / "plots" / "index.html").read_text()
+    assert "Frechet distance against NFE" in page
+    assert "Predicted error against NFE" in page
+
+
+def test_an_experiment_runs_what_it_changes_and_is_listed(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "exp")
+    change = "finetune.training.iterations=14"
+    shown = project.run("dvc", "exp", "run", "-n", "longer", "-S", change).stdout
+    ran = set(re.findall(r"Running stage '([^']+)'", shown))
+    assert ran == {"check", "finetune@1", "finetune@3", "evaluate@1", "evaluate@3", "report"}
+    listed = pd.read_csv(
+        pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
+    ).set_index("Experiment")
+    assert listed.loc["longer", "finetune.training.iterations"] == 14
+    project.run("dvc", "exp", "run", "-S", "finetune.training.iteratoins=5", code=255)
+
+
+def test_deleted_outputs_come_back_without_running(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "deleted")
+    (project.folder / "metrics" / "3.json").unlink()
+    shown = project.run("boss", "run").stdout
+    assert "Running stage" not in shown or "is cached - skipping run" in shown
+    assert project.outputs() == finished.outputs()
+
+
+def test_a_teacher_of_ones_own(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "own")
+    folder = project.folder / "inputs" / "mine"
+    folder.mkdir()
+    for name in ("model.safetensors", "card.json"):
+        (folder / name).write_bytes((project.folder / "models" / "teacher" / name).read_bytes())
+    project.set({"teacher.source": "checkpoint", "teacher.path": "inputs/mine"})
+    shown = project.run("dvc", "repro", "trajectories").stdout
+    assert "python -m flows.stages.teacher" in shown
+    assert "python -m flows.stages.cost" not in shown  # the same weights: nothing after changes
+    before = finished.outputs()
+    assert (
+        project.outputs()["models/teacher/model.safetensors"]
+        == (before["models/teacher/model.safetensors"])
+    )
+
+
+def test_every_stage_depends_on_the_code_that_makes_its_results() -> None:
+    """The modules that a stage imports, directly or not, are its dependencies, but for those
+    that cannot change a result: a stage with one missing would show stale results."""
+    import ast
+
+    from tests.conftest import ROOT
+
+    harmless = {
+        "boss_core/__init__.py", "boss_core/errors.py", "boss_core/files.py",
+        "boss_core/networks/__init__.py", "boss_core/settings.py",
+        "flows/__init__.py", "flows/config.py", "flows/errors.py", "flows/paths.py",
+        "flows/progress.py", "flows/runtime.py", "flows/stages/__init__.py",
+        "flows/stages/check.py", "flows/tracking.py",
+    }  # fmt: skip
+
+    def imports(path: str) -> set[str]:
+        found = set()
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                module = name.replace(".", "/") + ".py"
+                if name.split(".")[0] in ("boss_core", "flows") and (ROOT / module).is_file():
+                    found.add(module)
+        return found
+
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        if name == "check":
+            continue
+        needed, queue = set(), [f"flows/stages/{name}.py"]
+        while queue:
+            path = queue.pop()
+            if path not in needed | harmless:
+                needed.add(path)
+                queue.extend(imports(path))
+        declared = {d for d in stage["deps"] if d.endswith(".py")}
+        assert needed == declared, name

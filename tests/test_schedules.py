@@ -1,0 +1,47 @@
+"""Schedules to JSON and back, and what is refused."""
+
+import json
+
+import pytest
+
+from boss_core.errors import InputError
+from boss_core.schedules import Schedule
+
+
+@pytest.fixture
+def schedule() -> Schedule:
+    return Schedule(
+        timesteps=(0.0, 0.3, 1.0),
+        indices=(0, 30, 100),
+        objective="l2_squared",
+        predicted_error=1.5,
+        teacher_hash="abc",
+        settings_hash="def",
+    )
+
+
+def test_json_both_ways(schedule: Schedule) -> None:
+    assert Schedule.from_json(schedule.to_json()) == schedule
+    assert schedule.nfe == 2
+    assert schedule.sigmas == (1.0, 0.7, 0.0)
+
+
+def test_times_survive_json_to_the_last_bit(schedule: Schedule) -> None:
+    exact = schedule.model_copy(update={"timesteps": (0.0, 0.1 + 0.2, 1.0)})
+    assert Schedule.from_json(exact.to_json()).timesteps[1] == 0.1 + 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"timesteps": [0.0, 0.3, 0.9]}, "run from 0.0 to 0.9"),
+        ({"indices": [0, 100]}, "2 indices for 3 timesteps"),
+        ({"indices": [0, 100, 30]}, "must increase"),
+        ({"objektive": "l2"}, "objektive"),
+        ({"timesteps": "soon"}, "timesteps"),
+    ],
+)
+def test_what_is_not_a_schedule_is_refused(schedule: Schedule, change, says: str) -> None:
+    text = json.dumps(json.loads(schedule.to_json()) | change)
+    with pytest.raises(InputError, match=f"my.json.*{says}"):
+        Schedule.from_json(text, "my.json")

@@ -1,0 +1,109 @@
+"""Knot states and the straightening loss against trajectories computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from boss_core.losses import flow_matching_loss, straightening_loss
+from boss_core.schedules import Schedule
+from boss_core.solvers import euler
+from boss_core.straighten import Segments, knot_states
+from boss_core.timesteps import uniform
+from boss_core.velocity import sample_noise
+from tests.conftest import Linear
+
+CPU = torch.device("cpu")
+KNOTS = (0, 3, 5, 10)
+
+
+def states(seed: int = 0) -> np.ndarray:
+    out = np.full((7, len(KNOTS), 2, 3), np.nan, dtype=np.float32)
+    knot_states(Linear(), uniform(10), KNOTS, out, seed=seed, batch_size=3, device=CPU)
+    return out
+
+
+def test_states_are_those_of_the_rollout_at_the_knots() -> None:
+    seen = {}
+    noise = sample_noise(range(7), (2, 3), 0)
+    euler(Linear(), noise, uniform(10), observer=lambda k, x, v: seen.update({k: x}))
+    expected = torch.stack([seen[k] for k in KNOTS], dim=1)
+    np.testing.assert_allclose(states(), expected.numpy(), rtol=1e-6)
+
+
+def test_a_network_that_is_not_finite_is_refused() -> None:
+    out = np.zeros((4, 2, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match="trajectories 0 to 2 are not finite"):
+        knot_states(lambda x, t: x / 0.0, uniform(4), (0, 4), out, seed=0, batch_size=3, device=CPU)
+
+
+def test_loss_is_equation_9_written_out() -> None:
+    schedule = Schedule(timesteps=(0.0, 0.3, 1.0), indices=(0, 3, 10), objective="l2_squared")
+    stored = states()
+    segments = Segments.of(stored, KNOTS, schedule)
+    ode = Linear()
+
+    def by_hand(row: int, k: int) -> float:
+        start, end = ((0, 1), (1, 3))[k]
+        t = torch.tensor([schedule.timesteps[k]])
+        chord = (stored[row, end] - stored[row, start]) / (
+            schedule.timesteps[k + 1] - schedule.timesteps[k]
+        )
+        v = ode(torch.from_numpy(stored[row, start])[None], t)[0].numpy()
+        return float(((v - chord) ** 2).mean())
+
+    found = float(segments.loss(ode, [0, 4, 4], [0, 1, 0], CPU))
+    assert found == pytest.approx((by_hand(0, 0) + by_hand(4, 1) + by_hand(4, 0)) / 3, rel=1e-5)
+    each = segments.segment_losses(ode, range(2, 7), 2, CPU)
+    for k in (0, 1):
+        assert each[k] == pytest.approx(np.mean([by_hand(r, k) for r in range(2, 7)]), rel=1e-5)
+
+
+def test_loss_is_zero_for_a_velocity_that_is_the_chord() -> None:
+    stored = states()
+    schedule = Schedule(timesteps=(0.0, 0.5, 1.0), indices=(0, 5, 10), objective="uniform")
+    segments = Segments.of(stored, KNOTS, schedule)
+    chord = torch.from_numpy((stored[:3, 3] - stored[:3, 2]) / 0.5)
+    assert float(segments.loss(lambda x, t: chord, range(3), [1, 1, 1], CPU)) < 1e-12
+
+
+def test_every_segment_has_its_share_of_a_batch_and_validation_is_apart() -> None:
+    schedule = Schedule(timesteps=(0.0, 0.3, 0.5, 1.0), indices=KNOTS, objective="l2_squared")
+    segments = Segments.of(states(), KNOTS, schedule)
+    times, rows = [], []
+
+    def velocity(x, t):
+        times.extend(t.tolist())
+        rows.extend(int(np.argmin([np.abs(x[i].numpy() - s).sum() for s in starts])) for i in
+                    range(len(x)))  # fmt: skip
+        return x
+
+    starts = [segments.states[r, p] for r in range(7) for p in range(3)]
+    for step in range(20):
+        segments.random_loss(velocity, np.random.default_rng(step), 4, 6, CPU)
+    counts = np.unique(np.array(times).round(3), return_counts=True)[1]
+    assert list(counts) == [40, 40, 40]
+    assert {r // 3 for r in rows} == {0, 1, 2, 3}  # of 7 trajectories, the last 3 are held out
+
+
+def test_a_missing_knot_is_named() -> None:
+    schedule = Schedule(timesteps=(0.0, 0.4, 1.0), indices=(0, 4, 10), objective="uniform")
+    with pytest.raises(ValueError, match=r"no states at grid indices \[4\]"):
+        Segments.of(states(), KNOTS, schedule)
+
+
+def test_losses_by_hand() -> None:
+    data, noise = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    seen = {}
+
+    def velocity(x, t):
+        seen["x"], seen["t"] = x, t
+        return torch.tensor([[1.0, 1.0]])
+
+    # x_t = (0.5, 3), target (2, -4): ((1 - 2)^2 + (1 + 4)^2) / 2.
+    assert float(flow_matching_loss(velocity, data, noise, torch.tensor([0.25]))) == 13.0
+    torch.testing.assert_close(seen["x"], torch.tensor([[0.5, 3.0]]))
+    # Chord ((2 - 0), (0 - 4)) / 0.5 = (4, -8).
+    loss = straightening_loss(
+        velocity, noise, noise + data - noise, torch.tensor([0.25]), torch.tensor([0.75])
+    )
+    assert float(loss) == ((1 - 4) ** 2 + (1 + 8) ** 2) / 2

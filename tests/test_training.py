@@ -1,0 +1,121 @@
+"""The training loop against optimisers written out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from boss_core.errors import InputError
+from boss_core.settings import TrainingSettings
+from boss_core.training import learning_rate_factor, step_generator, train
+
+
+def settings(**change) -> TrainingSettings:
+    values = {
+        "iterations": 30,
+        "batch_size": 8,
+        "learning_rate": 0.1,
+        "learning_rate_schedule": "constant",
+        "warmup": 0,
+        "gradient_clip": 1e9,
+        "ema_decay": 0.9,
+    }
+    return TrainingSettings(**(values | change))
+
+
+def scalar(value: float = 0.0) -> nn.Module:
+    module = nn.Module()
+    module.w = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+    return module
+
+
+def test_is_adam_with_clipping_warmup_and_weight_average_by_hand() -> None:
+    chosen = settings(warmup=5, learning_rate_schedule="cosine", gradient_clip=0.5)
+
+    def gradient(w: float, step: int) -> float:
+        return 2 * (w - 3.0) * (1 + 0.1 * step)
+
+    def loss(network, step):
+        return (network.w - 3.0) ** 2 * (1 + 0.1 * step)
+
+    w = average = m = s = 0.0
+    for step in range(30):
+        if step < 5:
+            rate = 0.1 * (step + 1) / 6
+        else:
+            rate = 0.1 * 0.5 * (1 + math.cos(math.pi * (step - 5) / 25))
+        g = gradient(w, step)
+        g *= min(1.0, 0.5 / (abs(g) + 1e-6))
+        m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g * g
+        corrected = (m / (1 - 0.9 ** (step + 1))) / (
+            math.sqrt(s / (1 - 0.999 ** (step + 1))) + 1e-8
+        )
+        w -= rate * corrected
+        decay = min(0.9, (2 + step) / (11 + step))
+        average = decay * average + (1 - decay) * w
+
+    network = scalar()
+    trained = train(network, loss, chosen, log_every=7)
+    assert float(network.w) == pytest.approx(w, rel=1e-6)
+    assert float(trained.network.w) == pytest.approx(average, rel=1e-6)
+    assert [row["step"] for row in trained.curve] == [7, 14, 21, 28, 30]
+    assert trained.curve[0]["learning_rate"] == pytest.approx(
+        0.1 * 0.5 * (1 + math.cos(math.pi / 25))
+    )
+
+
+def test_learning_rate() -> None:
+    cosine = settings(iterations=100, warmup=10, learning_rate_schedule="cosine")
+    factors = [learning_rate_factor(step, cosine) for step in range(100)]
+    assert factors[10] == 1.0 == max(factors)
+    assert factors[55] == pytest.approx(0.5)
+    assert np.all(np.diff(factors[:11]) > 0)
+    assert np.all(np.diff(factors[10:]) < 0)
+    constant = settings(warmup=2)
+    assert [learning_rate_factor(k, constant) for k in (0, 1, 2, 29)] == pytest.approx(
+        [1 / 3, 2 / 3, 1, 1]
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_refused_with_its_step(bad: float) -> None:
+    def loss(network, step):
+        return network.w**2 * (bad if step == 17 else 1.0)
+
+    with pytest.raises(InputError, match=r"at step 17 of 30; a learning_rate below 0\.1"):
+        train(scalar(1.0), loss, settings(), log_every=10)
+
+
+def test_validation_sees_the_average_and_lands_in_the_curve() -> None:
+    seen = []
+
+    def validate(network):
+        seen.append(float(network.w))
+        return {"validation_loss": seen[-1]}
+
+    trained = train(
+        scalar(), lambda n, _: (n.w - 1) ** 2, settings(), validate=validate, log_every=10
+    )
+    assert [row["validation_loss"] for row in trained.curve] == seen
+    assert seen[-1] == float(trained.network.w)
+
+
+def test_only_parameters_that_need_gradients_move() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    network[0].requires_grad_(False)
+    frozen = network[0].weight.clone()
+    moving = network[1].weight.clone()
+    x = torch.ones(4, 2)
+    trained = train(network, lambda n, _: n(x).square().mean(), settings()).network
+    assert torch.equal(trained[0].weight, frozen)
+    assert not torch.equal(trained[1].weight, moving)
+
+
+def test_random_numbers_depend_on_seed_and_step_alone() -> None:
+    first = step_generator(3, 5).random(4)
+    step_generator(3, 4).random(100)
+    assert np.array_equal(step_generator(3, 5).random(4), first)
+    assert not np.array_equal(step_generator(3, 6).random(4), first)
+    assert not np.array_equal(step_generator(4, 5).random(4), first)
