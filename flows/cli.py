@@ -44,7 +44,8 @@ def table() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flows.records import VARIANTS, frechet_name, read_json
+    from flows.records import frechet_name, read_json
+    from flows.variants import VARIANTS
 
     params = load_params()
     floor = read_json(paths.metrics("teacher"))

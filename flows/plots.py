@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from boss_core.files import replacing
 from boss_core.schedules import Schedule
-from flows.records import VARIANTS
+from flows.variants import VARIANTS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

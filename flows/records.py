@@ -10,17 +10,7 @@ from numpy.typing import NDArray
 
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
-from boss_core.schedules import Schedule
 from flows import paths
-
-# Columns of the table, in order: what is sampled, and with which steps.
-VARIANTS = {
-    "pretrained_uniform": "pretrained, uniform steps",
-    "pretrained_bellman": "pretrained, Bellman steps",
-    "straightened_uniform": "straightened, uniform steps",
-    "boss": "BOSS: straightened, Bellman steps",
-}
-BASELINES = ("uniform", "bellman")  # the schedules that a student is trained for
 
 Json = dict[str, Any]
 
@@ -56,15 +46,3 @@ def read_images(split: str) -> Images:
         np.load(paths.DATA / f"{split}.npy", mmap_mode="r"),
         np.load(labels) if labels.exists() else None,
     )
-
-
-def read_schedules() -> dict[int, dict[str, Schedule]]:
-    """For every budget, its schedules by name: ``bellman``, ``uniform`` and other grids."""
-    content = read_json(paths.SCHEDULES)
-    return {
-        int(budget): {
-            name: Schedule.from_json(json.dumps(schedule), paths.SCHEDULES)
-            for name, schedule in schedules.items()
-        }
-        for budget, schedules in content.items()
-    }

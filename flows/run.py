@@ -37,10 +37,10 @@ def _restore() -> None:
     if not LOCK.exists():
         return
     stages = yaml.safe_load(LOCK.read_text()).get("stages", {})
-    recorded = [out["path"] for stage in stages.values() for out in stage.get("outs", [])]
-    missing = [path for path in recorded if not Path(path).exists()]
-    if missing:
-        _dvc("checkout", "--quiet", *missing)
+    for stage in stages.values():
+        recorded = [out["path"] for out in stage.get("outs", [])]
+        if not all(Path(path).exists() for path in recorded):
+            _dvc("checkout", "--quiet", "--force", *recorded)
 
 
 def _dvc(*arguments: str) -> int:

@@ -17,7 +17,8 @@ from filelock import FileLock
 
 from flows import paths
 from flows.config import Params
-from flows.records import VARIANTS, Json, read_json, read_schedules
+from flows.records import Json, read_json
+from flows.variants import VARIANTS, read_schedules
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

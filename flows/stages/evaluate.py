@@ -6,9 +6,10 @@ from boss_core.checkpoints import load_checkpoint
 from flows import paths
 from flows.config import Params
 from flows.evaluation import Evaluation
-from flows.records import VARIANTS, read_schedules, write_json
+from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.tracking import track_budget
+from flows.variants import VARIANTS, read_schedules
 
 
 def main(params: Params, budget: int) -> None:

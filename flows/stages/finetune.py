@@ -15,8 +15,9 @@ from boss_core.training import Row, Trained, step_generator, train
 from flows import paths
 from flows.config import Params
 from flows.progress import progress
-from flows.records import BASELINES, read_json, read_schedules
+from flows.records import read_json
 from flows.runtime import device, run_stage
+from flows.variants import BASELINES, read_schedules
 
 
 def main(params: Params, budget: int) -> None:

@@ -3,15 +3,16 @@
 import numpy as np
 
 from boss_core.checkpoints import load_checkpoint
-from boss_core.files import new_array
+from boss_core.files import new_array, replacing_folder
 from boss_core.straighten import knot_states
 from boss_core.timesteps import uniform, union
 from flows import paths
 from flows.config import Params
 from flows.progress import progress
-from flows.records import BASELINES, read_schedules, write_json
+from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.seeds import TRAJECTORIES
+from flows.variants import BASELINES, read_schedules
 
 
 def main(params: Params) -> None:
@@ -26,24 +27,24 @@ def main(params: Params) -> None:
     shape = (settings.samples, len(knots), network.config.channels, size, size)
     print(f"trajectories: {len(knots)} of {params.cost.grid + 1} grid points kept")
     steps = settings.samples * params.cost.grid
-    with (
-        new_array(paths.TRAJECTORIES / "states.npy", shape, np.float32) as states,
-        progress("trajectories", steps, "sample steps") as advance,
-    ):
-        knot_states(
-            network.to(on),
-            uniform(params.cost.grid),
-            knots,
-            states,
-            seed=params.seed + TRAJECTORIES,
-            batch_size=settings.batch_size,
-            device=on,
-            on_step=advance,
+    with replacing_folder(paths.TRAJECTORIES) as folder:
+        with (
+            new_array(folder / "states.npy", shape, np.float32) as states,
+            progress("trajectories", steps, "sample steps") as advance,
+        ):
+            knot_states(
+                network.to(on),
+                uniform(params.cost.grid),
+                knots,
+                states,
+                seed=params.seed + TRAJECTORIES,
+                batch_size=settings.batch_size,
+                device=on,
+                on_step=advance,
+            )
+        write_json(
+            folder / "card.json", {"knots": list(knots), "teacher_hash": card.weights_sha256}
         )
-    write_json(
-        paths.TRAJECTORIES / "card.json",
-        {"knots": list(knots), "teacher_hash": card.weights_sha256},
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""How long the search for steps takes beyond the rollout that it needs anyway.
+
+    python benchmarks/search.py
+
+For each case, in one process and on the same inputs, the median of several runs of
+
+- a bare Euler rollout, which is the floor: one network evaluation for each grid point;
+- the search: rollout, cost matrix and all budgets. Of what is beyond the rollout, the floor is
+  the Gram matrix: n^2 N D floating-point operations in float64;
+- the same with the cost matrix as eq. 5 is written, in float64, which is as accurate: pair by
+  pair, and row by row (all j of an i at once, as vectorised code would).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from boss_core.bellman import optimal_paths
+from boss_core.cost import estimate_cost_matrix
+from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.solvers import euler
+from boss_core.timesteps import Times, uniform
+from boss_core.velocity import VelocityField, sample_noise
+
+BUDGETS = range(1, 21)
+
+
+def main() -> None:
+    """Measure all cases and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", type=int, default=100, help="steps of the fine grid")
+    parser.add_argument("--repeats", type=int, default=3, help="runs behind each median")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    chosen = parser.parse_args()
+    device = torch.device(chosen.device)
+
+    shown = Table(
+        "", "rollout", "search beyond it", "of rollout", "floor", "pair by pair", "row by row"
+    )
+    cases: list[tuple[str, VelocityField, tuple[int, ...], int]] = [
+        ("analytic, 100 x 3x32x32", analytic, (100, 3, 32, 32), 20),
+        ("analytic, 8 x 3x128x128", analytic, (8, 3, 128, 128), 4),
+        ("default U-Net, 100 x 3x32x32", default_unet().to(device), (100, 3, 32, 32), 20),
+    ]
+    for name, velocity, shape, batch in cases:
+        noise = sample_noise(range(shape[0]), shape[1:], seed=0).to(device)
+        shown.add_row(name, *measure(velocity, noise, uniform(chosen.grid), batch, chosen.repeats))
+    print(
+        f"grid {chosen.grid}, budgets 1 to {BUDGETS[-1]}, {torch.get_num_threads()} threads,"
+        f" {device}; 'beyond': on top of the rollout"
+    )
+    Console(width=120).print(shown)
+
+
+def measure(
+    velocity: VelocityField, noise: Tensor, grid: Times, batch: int, repeats: int
+) -> list[str]:
+    """The cells of one row of the table."""
+
+    def rollout() -> None:
+        for part in noise.split(batch):
+            euler(velocity, part, grid)
+
+    def search() -> None:
+        matrix = estimate_cost_matrix(velocity, noise, grid, batch_size=batch)
+        optimal_paths(matrix.cost, BUDGETS)
+
+    functions = [rollout, search]
+    if velocity is analytic:  # beside a real network's evaluations the difference drowns
+        for by in (pair_by_pair, row_by_row):
+            functions.append(
+                lambda by=by: optimal_paths(direct(velocity, noise, grid, by), BUDGETS)
+            )
+    bare, *rest = seconds(functions, repeats, noise.device)
+    beyond, *directs = (found - bare for found in rest)
+    operations = (len(grid) - 1) ** 2 * noise.numel()
+    floor = operations / float64_rate(noise.device)
+    ratios = [f"{found:.2f} s, {found / beyond:.0f}x" for found in directs] or ["", ""]
+    return [f"{bare:.3f} s", f"{beyond:.3f} s", f"{beyond / bare:.1%}", f"{floor:.3f} s", *ratios]
+
+
+def float64_rate(device: torch.device) -> float:
+    """Floating-point operations a second of a large float64 matrix product, measured now."""
+    size = 2000
+    matrix = torch.randn(size, size, dtype=torch.float64, device=device)
+    return 2 * size**3 / seconds([lambda: torch.mm(matrix, matrix)], 3, device)[0]
+
+
+def seconds(functions: list[Callable[[], None]], repeats: int, device: torch.device) -> list[float]:
+    """The median time of each function; they take turns, so that a slow spell hits all."""
+    times: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for function, found in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first is a warm-up
+                found.append(time.perf_counter() - start)
+    return [statistics.median(found) for found in times]
+
+
+def direct(
+    velocity: VelocityField,
+    noise: Tensor,
+    grid: Times,
+    costs: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> np.ndarray:
+    """The cost matrix from all states and velocities, held in float64."""
+    velocities: list[Tensor] = []
+
+    def keep(k: int, x: Tensor, v: Tensor | None) -> None:
+        if v is not None:
+            velocities.append(v)
+
+    euler(velocity, noise, grid, observer=keep)
+    v = torch.stack(velocities).flatten(2).double()
+    x = torch.empty(len(grid), *v.shape[1:], dtype=v.dtype, device=v.device)
+    x[0] = noise.flatten(1)
+    for k, h in enumerate(np.diff(grid)):
+        torch.add(x[k], v[k], alpha=float(h), out=x[k + 1])
+    return costs(x, v, torch.from_numpy(grid).to(noise.device)).cpu().numpy()
+
+
+def pair_by_pair(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """Eq. 5 for one pair of grid points at a time: little memory at once."""
+    cost = torch.zeros(len(t), len(t), dtype=x.dtype, device=x.device)
+    for i in range(len(t) - 1):
+        for j in range(i + 1, len(t)):
+            error = x[j] - x[i] - (t[j] - t[i]) * v[i]
+            cost[i, j] = error.square().sum(dim=1).mean()
+    return cost
+
+
+def row_by_row(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """Eq. 5 for all steps from one grid point at a time: vectorised."""
+    cost = torch.zeros(len(t), len(t), dtype=x.dtype, device=x.device)
+    for i in range(len(t) - 1):
+        error = x[i + 1 :] - x[i] - (t[i + 1 :] - t[i]).view(-1, 1, 1) * v[i]
+        cost[i, i + 1 :] = error.square().sum(dim=2).mean(dim=1)
+    return cost
+
+
+def analytic(x: Tensor, t: Tensor) -> Tensor:
+    """A smooth velocity that costs next to nothing."""
+    t = t.view(-1, 1, 1, 1)
+    return torch.sin(2 * x) * t + torch.cos(3 * t) - x
+
+
+def default_unet() -> UNet:
+    """The U-Net of params.yaml, for 3x32x32."""
+    teacher = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())["teacher"]
+    torch.manual_seed(0)
+    network = UNet(
+        UNetConfig(
+            image_size=32,
+            channels=3,
+            base_channels=teacher["base_channels"],
+            channel_multipliers=tuple(teacher["channel_multipliers"]),
+            blocks=teacher["blocks"],
+            attention_sizes=tuple(teacher["attention_sizes"]),
+        )
+    )
+    return network.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()
