@@ -1,19 +1,27 @@
-# make run, make test, make ui: each makes the environment first, if it is not there.
+# make run, make flow, make test, make ui: each makes the environment first, if it is not there.
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test check ui lock
+.PHONY: run flow test test-slow test-ui check ui lock
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
+	@boss repro
+
+flow: $(VENV)/installed
 	@boss run
 
 test: $(VENV)/installed
-	@python -m pytest
+	@python -m pytest -m "not slow and not ui"
+
+# Whole runs of the flow on real servers.
+test-slow: $(VENV)/installed
+	@python -m pytest -m slow
 
 check: $(VENV)/installed
 	@ruff check . && ruff format --check . && mypy
@@ -29,7 +37,8 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Pins every package with its hashes, for Linux and Python 3.11 or later; names no index.
+# Pins every package with its hashes, for Linux and Python 3.11 or later; names no index. Keeps
+# the pins that still fit; `rm requirements.lock` first to take the newest of everything.
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade --output-file requirements.lock
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock
