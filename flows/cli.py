@@ -1,4 +1,4 @@
-"""``boss``: what is not a stage. Stages run through DVC: ``dvc repro``."""
+"""``boss``: what is not a stage. Stages run through DVC, by `boss run` or ``dvc repro``."""
 
 import subprocess
 import sys
@@ -26,16 +26,52 @@ def check() -> None:
 
 
 @app.command()
-def run() -> None:
-    """Bring every stage up to date with DVC, and print the table."""
-    from flows.run import closing_lines
-    from flows.run import run as run_stages
+def repro() -> None:
+    """Bring every stage up to date with `dvc repro`, in order, and print the table."""
+    from flows.repro import closing_lines
+    from flows.repro import repro as run_stages
 
     code = run_stages()
     if code:
         raise SystemExit(code)
     table()
     print(closing_lines())
+
+
+@app.command()
+def run(
+    overrides: list[str] = typer.Option(
+        [],
+        "--set",
+        metavar="NAME=VALUE",
+        help="A parameter to change, as budgets=[4,6]; repeat for more. The run works in a copy"
+        " and becomes a DVC experiment; this folder stays as it is.",
+    ),
+    targets: list[str] = typer.Option(
+        [], "--target", metavar="STAGE", help="A stage to bring up to date, with what it needs."
+    ),
+    workers: int = typer.Option(2, min=1, help="Stages that may run side by side."),
+    timeout: float = typer.Option(86400, min=1, help="Seconds for one stage."),
+    name: str | None = typer.Option(None, help="Name of the experiment, with --set."),
+) -> None:
+    """Run the Prefect flow: every stage a task, budgets side by side; then print the table."""
+    from flows.launch import launch
+    from flows.repro import closing_lines
+
+    launch(overrides, targets, workers, timeout, name)
+    if not overrides and not targets:
+        table()
+        print(closing_lines())
+
+
+@app.command()
+def deploy(
+    pool: str = typer.Option("local", help="A process work pool of the Prefect server."),
+) -> None:
+    """Register the deployments of prefect.yaml with the Prefect server, for this folder."""
+    from flows.launch import deploy as register
+
+    register(pool)
 
 
 @app.command()
@@ -72,13 +108,24 @@ def table() -> None:
 
 
 @app.command()
-def track() -> None:
-    """Log the recorded metrics of every budget to MLflow; what is there already stays."""
+def track(
+    rebuild: bool = typer.Option(
+        False, help="Fail when MLflow cannot be reached, where otherwise a warning is enough."
+    ),
+) -> None:
+    """Log the recorded metrics of every budget to MLflow, as into an empty database; what is
+    there already stays as it is."""
+    from boss_core.errors import InputError
     from flows.tracking import track_budget
 
     params = load_params()
-    for budget in params.budgets:
-        track_budget(params, budget)
+    for budget in sorted(params.budgets):
+        try:
+            print(track_budget(params, budget))
+        except InputError as error:
+            if rebuild:
+                raise
+            print(f"warning: {error}", file=sys.stderr)
 
 
 @app.command()

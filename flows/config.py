@@ -154,3 +154,15 @@ def _known(location: tuple[int | str, ...]) -> str:
     for part in location:
         model = model.model_fields[part].annotation
     return f"known here: {', '.join(model.model_fields)}"
+
+
+def known_parameters(name: str) -> str | None:
+    """What to say of a dotted name that is no parameter; None where it is one."""
+    model: Any = Params
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return f"no such parameter; {_known(tuple(parts[:depth])) if fields else 'not a block'}"
+        model = fields[part].annotation
+    return None

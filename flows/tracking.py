@@ -1,13 +1,17 @@
-"""MLflow shows what the files record: one run for each budget.
+"""MLflow shows what the files record: one run for each budget, under one for the pipeline run.
 
 ``metrics/K.json`` and the curves are the record; a run is a projection of them and carries the
 hash of its record, so projecting twice adds nothing and a lost database loses nothing.
+
+Every final metric is logged at step = NFE, in the budget's run and in its parent's: the parent
+of a pipeline run shows each metric against NFE, and comparing parents lays their curves over
+each other.
 """
 
 import hashlib
+import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from filelock import FileLock
 
+from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
+from flows.links import note_link, record_hash
 from flows.records import Json, read_json
 from flows.variants import VARIANTS, read_schedules
 
@@ -24,15 +30,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RECORD_TAG = "boss.record"
+PIPELINE_TAG = "boss.pipeline"
+PARENT_TAG = "mlflow.parentRunId"
 
 
-def tracking_uri(params: Params) -> str:
-    """The MLflow server of params.yaml or of the environment, else sqlite in this folder, by
+def tracking_uri(params: Params, root: Path = Path()) -> str:
+    """The MLflow server of params.yaml or of the environment, else sqlite in the project, by
     its absolute path (a relative one would name another file in another folder)."""
     return (
         params.tracking.uri
         or os.environ.get("MLFLOW_TRACKING_URI")
-        or f"sqlite:///{Path('mlflow.db').resolve()}"
+        or f"sqlite:///{(root / 'mlflow.db').resolve()}"
     )
 
 
@@ -41,22 +49,23 @@ def quiet_environment() -> dict[str, str]:
     return os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 
-def track_budget(params: Params, budget: int) -> None:
-    """Project the record of one budget. A tracking server that fails does not fail the work:
-    one line says so, and `boss track` projects the record later."""
+def track_budget(params: Params, budget: int) -> str:
+    """Project the record of one budget; says in a few words what was done.
+
+    Raises InputError when MLflow cannot be reached or refuses: the record is kept all the same.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(params)
     try:
-        _project(_client(uri), params, budget)
+        return _project(uri, params, budget)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
-        print(
-            f"warning: MLflow at {uri}: {reason}; metrics are safe in {paths.metrics(budget)},"
-            " `boss track` logs them later",
-            file=sys.stderr,
-        )
+        raise InputError(
+            f"MLflow at {uri}: {reason}; metrics are safe in {paths.metrics(budget)},"
+            " `boss track` logs them later"
+        ) from error
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -70,71 +79,123 @@ def _client(uri: str) -> "MlflowClient":
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    # Several writers on a fresh database crash in its migration: the first creates it alone.
-    with FileLock(Path("mlflow.db.lock")):
-        client = mlflow.MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
+    return mlflow.MlflowClient(uri)
 
 
-def _project(client: "MlflowClient", params: Params, budget: int) -> None:
+def _project(uri: str, params: Params, budget: int) -> str:
+    database = _sqlite_file(uri)
+    # One writer at a time: several on a fresh database crash in its migration, and two budgets
+    # that end together would each make the parent.
+    with FileLock(f"{database}.lock" if database else Path("mlflow.db.lock")):
+        client = _client(uri)
+        record = read_json(paths.metrics(budget))
+        experiment = _experiment(client, str(read_json(paths.DATA / "card.json")["source"]), uri)
+        digest = record_hash(budget)
+        known = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1)
+        if known:
+            note_link(uri, digest, experiment, known[0].info.run_id)
+            return f"K={budget}: already logged"
+        parent = _parent(client, experiment, params, record, budget)
+        run = client.create_run(
+            experiment, run_name=f"K={budget}", tags={PARENT_TAG: parent}
+        ).info.run_id
+        _log(client, run, parent, params, record)
+        # Last, so that a run that was cut short is not taken for the whole of its record.
+        client.set_tag(run, RECORD_TAG, digest)
+        client.set_terminated(run)
+        client.set_terminated(parent)
+        note_link(uri, digest, experiment, run)
+        return f"K={budget}: logged"
+
+
+def _log(client: "MlflowClient", run: str, parent: str, params: Params, record: Json) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    record = read_json(paths.metrics(budget))
-    experiment = _experiment(client, str(read_json(paths.DATA / "card.json")["source"]))
-    digest = _record_hash(budget)
-    if client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1):
-        return
-
-    run = client.create_run(experiment, run_name=f"K={budget}")
-    run_id = run.info.run_id
-    values = {"nfe": budget, **_flatten(params.model_dump(mode="json"))}
-    tags = {
-        **{k: str(v) for k, v in record.items() if k.endswith("_hash") and isinstance(v, str)},
-        **{f"student_hash.{k}": str(v) for k, v in record["student_hash"].items()},
-        "extractor": record["extractor"],
-    }
-    commit = _git_commit()
-    if commit:
-        tags["git_commit"] = commit
+    budget = int(record["nfe"])
+    schedules = {k: v.model_dump(mode="json") for k, v in read_schedules()[budget].items()}
     now = int(1000 * time.time())
-    metrics = [Metric("nfe", budget, now, 0), Metric("samples", record["samples"], now, 0)]
-    for variant in VARIANTS:
-        metrics += [Metric(f"{variant}/{k}", v, now, 0) for k, v in record[variant].items()]
+    final = [
+        Metric(f"{variant}/{name}", value, now, budget)
+        for variant in VARIANTS
+        for name, value in record[variant].items()
+    ]
+    client.log_batch(parent, metrics=final)
+    metrics = [*final, Metric("nfe", budget, now, budget)]
+    metrics.append(Metric("samples", record["samples"], now, budget))
     for row in pd.read_csv(paths.curves(budget)).to_dict("records"):
         step = int(row.pop("step"))
         metrics += [Metric(f"training/{k}", float(v), now, step) for k, v in row.items()]
     for start in range(0, len(metrics), 1000):  # the most that one call takes
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        client.log_batch(run, metrics=metrics[start : start + 1000])
+    tags = {
+        **_tags(record),
+        **{f"student_hash.{k}": str(v) for k, v in record["student_hash"].items()},
+        **{f"schedule_hash.{k}": _hash(schedules[k]) for k in record["student_hash"]},
+    }
+    values = {"nfe": budget, **_flatten(params.model_dump(mode="json"))}
     client.log_batch(
-        run_id,
+        run,
         params=[Param(k, str(v)) for k, v in values.items()],
         tags=[RunTag(k, v) for k, v in tags.items()],
     )
-    schedules = {k: v.model_dump(mode="json") for k, v in read_schedules()[budget].items()}
-    client.log_dict(run_id, schedules, "schedules.json")
-    client.log_artifact(run_id, str(paths.metrics(budget)))
-    client.log_artifacts(run_id, str(paths.samples(budget)), "samples")
-    # Last, so that a run that was cut short is not taken for the whole of its record.
-    client.set_tag(run_id, RECORD_TAG, digest)
-    client.set_terminated(run_id)
+    client.log_dict(run, schedules, "schedules.json")
+    client.log_artifact(run, str(paths.metrics(budget)))
+    client.log_artifacts(run, str(paths.samples(budget)), "samples")
 
 
-def _record_hash(budget: int) -> str:
-    digest = hashlib.sha256()
-    for path in (paths.metrics(budget), paths.curves(budget), paths.SCHEDULES):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:32]
+def _parent(
+    client: "MlflowClient", experiment: str, params: Params, record: Json, budget: int
+) -> str:
+    """The run of the pipeline run that a record belongs to: the one with the same settings and
+    the same teacher that has no other record of this budget, else a new one."""
+    from mlflow.entities import Param
+
+    settings = params.model_dump(mode="json", exclude={"budgets", "device", "tracking"})
+    key = _hash(settings, record["teacher_hash"], record["extractor_hash"])
+    for run in client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{key}'"):
+        of_parent = f"tags.`{PARENT_TAG}` = '{run.info.run_id}' and params.nfe = '{budget}'"
+        if not client.search_runs([experiment], of_parent, max_results=1):
+            return str(run.info.run_id)
+    tags = {**_tags(record), PIPELINE_TAG: key}
+    name = tags.get("dvc_experiment") or f"pipeline {key[:8]}"
+    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    values = _flatten(params.model_dump(mode="json", exclude={"budgets"}))
+    client.log_batch(run_id, params=[Param(k, str(v)) for k, v in values.items()])
+    return run_id
 
 
-def _experiment(client: "MlflowClient", name: str) -> str:
+def _tags(record: Json) -> dict[str, str]:
+    """What ties a run to its data, networks, code and experiment."""
+    tags = {k: str(v) for k, v in record.items() if k.endswith("_hash") and isinstance(v, str)}
+    tags |= {"variant": ",".join(VARIANTS), "extractor": str(record["extractor"])}
+    commit, experiment = _git_commit(), os.environ.get("DVC_EXP_NAME")
+    if commit:
+        tags["git_commit"] = commit
+    if experiment:
+        tags["dvc_experiment"] = experiment
+    return tags
+
+
+def _hash(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
+
+    database = _sqlite_file(uri)
+    # Without a server artifacts lie beside the database, not where the process happens to run.
+    location = (database.resolve().parent / "mlruns").as_uri() if database else None
 
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name))
+        return str(client.create_experiment(name, location))
     except MlflowException:  # another writer was first
         found = client.get_experiment_by_name(name)
         if found is None:

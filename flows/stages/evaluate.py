@@ -3,6 +3,7 @@
 import sys
 
 from boss_core.checkpoints import load_checkpoint
+from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
 from flows.evaluation import Evaluation
@@ -37,7 +38,10 @@ def main(params: Params, budget: int) -> None:
         label = f"evaluate@{budget} {variant}"
         record[variant] = evaluation.of(network, schedule.timesteps, label, budget, variant)
     write_json(paths.metrics(budget), record)
-    track_budget(params, budget)
+    try:
+        track_budget(params, budget)
+    except InputError as error:  # the record is written: the work is not lost with the server
+        print(f"warning: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

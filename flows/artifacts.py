@@ -1,0 +1,77 @@
+"""What the Prefect run page shows at the end: the table of results, with links to MLflow."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows import paths
+from flows.config import Params
+from flows.links import read_links
+from flows.records import frechet_name
+from flows.variants import VARIANTS
+from flows.workspace import dvc_environment
+
+
+class TrackingLostError(Exception):
+    """MLflow could not be reached, or refused; it may be there again later."""
+
+
+@task(name="track", retries=2, retry_delay_seconds=[2, 10], cache_policy=NO_CACHE)
+def track(folder: Path, environment: Mapping[str, str]) -> None:
+    """Project the records into MLflow; what is there already stays as it is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "track", "--rebuild"],
+        cwd=folder,
+        env=dvc_environment() | dict(environment),
+        capture_output=True,
+        text=True,
+    )
+    for line in done.stdout.splitlines():
+        get_run_logger().info(line)
+    if done.returncode:
+        raise TrackingLostError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+
+
+def publish_results(
+    params: Params, folder: Path, environment: Mapping[str, str], *, changed: bool
+) -> None:
+    """A table artifact of all budgets that have a record, and a link to each one's MLflow run.
+
+    changed: a record may be new, so MLflow is brought up to date first; else only if it does
+    not have them all."""
+    budgets = [k for k in sorted(params.budgets) if (folder / paths.metrics(k)).exists()]
+    if not budgets:
+        return
+    uri = environment["MLFLOW_TRACKING_URI"]
+    links = read_links(uri, budgets, folder)
+    if changed or len(links) < len(budgets):
+        state = track(folder, environment, return_state=True)
+        if state.is_failed():
+            get_run_logger().warning(
+                "MLflow: %s; the records are safe in metrics/, `boss track` logs them later",
+                state.message,
+            )
+        links = read_links(uri, budgets, folder)
+    rows = []
+    for budget in budgets:
+        record: dict[str, Any] = json.loads((folder / paths.metrics(budget)).read_text())
+        metric = frechet_name(record)
+        row: dict[str, Any] = {"NFE": budget}
+        row |= {f"{metric}: {title}": record[v][metric] for v, title in VARIANTS.items()}
+        row["MLflow run"] = (
+            f"[K={budget}]({links[budget]})" if budget in links else "not logged yet"
+        )
+        rows.append(row)
+        if budget in links:
+            create_link_artifact(links[budget], f"K={budget}", key=f"boss-mlflow-{budget}")
+        rows.append(row)
+    create_table_artifact(
+        rows, key="boss-results", description="Frechet distance for every budget; lower is better."
+    )

@@ -1,0 +1,123 @@
+"""Starting the flow from a shell, and registering its deployments: what surrounds Prefect."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from boss_core.errors import InputError
+from flows.config import PARAMS, load_params
+from flows.stages.check import check
+from flows.workspace import dvc_environment, override, read_stages
+
+PREFECT_ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    # A busy machine takes longer than the default to start a server for one run.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+def launch(
+    overrides: Sequence[str],
+    targets: Sequence[str],
+    workers: int,
+    timeout: float,
+    name: str | None,
+) -> None:
+    """Run the flow in this process; InputError when it fails.
+
+    What can be refused is refused before a server is started."""
+    check(load_params())
+    if overrides:
+        check_overrides(overrides)
+    if targets:
+        read_stages(Path.cwd(), targets)
+    _prepare_prefect()
+    from flows.pipeline import pipeline
+
+    state: Any = pipeline(
+        overrides=list(overrides),
+        targets=list(targets),
+        workers=workers,
+        timeout=timeout,
+        name=name,
+        return_state=True,
+    )
+    if not state.is_completed():
+        raise InputError(state.message or f"the flow ended as {state.name}")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """InputError when params.yaml with these changes would not be valid."""
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / PARAMS.name
+        changed.write_bytes(PARAMS.read_bytes())
+        override(changed, overrides)
+        try:
+            params = load_params(changed)
+        except InputError as error:
+            raise InputError(str(error).replace(f"{changed}: ", "--set: ")) from error
+    check(params)
+
+
+def deploy(pool: str) -> None:
+    """``prefect deploy --all`` for this folder; InputError when server or pool are missing."""
+    url = _prefect_url()
+    if url is None or not _answers(url):
+        raise InputError(
+            f"PREFECT_API_URL: {url or 'not set'}; the address of a running server needed, as"
+            " http://127.0.0.1:4200/api after `prefect server start`"
+        )
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    environment = dvc_environment() | PREFECT_ENVIRONMENT | {"BOSS_FOLDER": str(Path.cwd())}
+    found = subprocess.run(
+        [*prefect, "work-pool", "inspect", pool], env=environment, capture_output=True
+    )
+    if found.returncode:
+        raise InputError(
+            f"--pool: {pool!r} is no work pool of {url}; make it with"
+            f" `prefect work-pool create {pool} --type process`"
+        )
+    environment["BOSS_POOL"] = pool
+    code = subprocess.run([*prefect, "deploy", "--all"], env=environment).returncode
+    if code:
+        raise InputError("prefect.yaml: the deployments could not be registered; see above")
+
+
+def _prepare_prefect() -> None:
+    """Settings that hold before Prefect is imported. A server that does not answer is passed
+    over for a temporary one, so that the work goes on."""
+    for key, value in PREFECT_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    url = _prefect_url()
+    if url and not _answers(url):
+        print(
+            f"warning: Prefect at {url} does not answer; the run goes on with a server of its own,"
+            " and that one will not show it",
+            file=sys.stderr,
+        )
+        os.environ["PREFECT_API_URL"] = ""
+        os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+
+
+def _prefect_url() -> str | None:
+    """The server that this shell's Prefect talks to, from the environment or its profile."""
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"] or None
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False

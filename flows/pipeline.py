@@ -1,0 +1,195 @@
+"""The Prefect flow: every stage of dvc.yaml as a task, budgets side by side.
+
+A task asks DVC to bring one stage up to date, so DVC's fingerprints decide what runs and DVC's
+cache holds what was computed: after the flow ``dvc repro`` has nothing to do, and the other way
+round. The final state of a task says what DVC did: Ran, Restored or Cached.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import as_completed
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from boss_core.errors import InputError
+from flows.artifacts import publish_results
+from flows.config import load_params
+from flows.resources import announce_gpus, gpu_slot, threads, visible_gpus
+from flows.stages.check import check
+from flows.tracking import tracking_uri
+from flows.workspace import (
+    Outcome,
+    Runner,
+    Stage,
+    StageError,
+    WorkspaceBusyError,
+    exclusive,
+    isolated_copy,
+    out_of_date,
+    read_stages,
+    restore,
+)
+
+TIMEOUT = 24 * 3600.0  # seconds for one stage
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all tasks of one run of the flow share."""
+
+    runner: Runner
+    environment: dict[str, str]
+    gpus: list[str]
+    workers: int
+    timeout: float
+
+
+@flow(name="boss-pipeline", task_runner=ThreadPoolTaskRunner())  # type: ignore[arg-type]
+def pipeline(
+    overrides: list[str] | None = None,
+    targets: list[str] | None = None,
+    workers: int = WORKERS,
+    timeout: float = TIMEOUT,
+    name: str | None = None,
+) -> Any:
+    """Bring the pipeline up to date.
+
+    Args:
+        overrides: Parameters to change, as `budgets=[4,6]`: the run then works in a copy and
+            becomes a DVC experiment; without any it works in the folder itself.
+        targets: Stages to bring up to date, with what they need; none for all.
+        workers: Stages that may run side by side.
+        timeout: Seconds after which a single stage is ended.
+        name: The experiment's name; none for the name of the flow run.
+    """
+    root = Path.cwd()
+    try:
+        if workers < 1:
+            raise InputError(f"workers: {workers}; at least 1 needed")
+        if not overrides:
+            read_stages(root, targets or ())
+            with exclusive(root):
+                return _run(root, root, targets or (), workers, timeout, {})
+        experiment = name or flow_run.name or "boss"
+        # Refused before anything is copied or run.
+        read_stages(root, targets or ())
+        with isolated_copy(root, experiment, overrides) as copy:
+            state = _run(root, copy, targets or (), workers, timeout, {"DVC_EXP_NAME": experiment})
+            if state.is_failed():
+                raise StageError(state.message or "a stage failed")
+        get_run_logger().info("dvc exp show lists it as %s; the workspace is as it was", experiment)
+        return state
+    except (InputError, StageError) as error:
+        return Failed(message=str(error))
+
+
+def _run(
+    root: Path,
+    folder: Path,
+    targets: Sequence[str],
+    workers: int,
+    timeout: float,
+    extra: dict[str, str],
+) -> State[Any]:
+    """All stages in ``folder``: the workspace ``root``, or a copy of it."""
+    params = load_params(folder / "params.yaml")
+    check(params)
+    gpus = visible_gpus(params)
+    announce_gpus(gpus)
+    # A copy's runs belong into the workspace's database, beside those they are compared with.
+    uri = tracking_uri(params, root)
+    environment = {"MLFLOW_TRACKING_URI": uri, **extra}
+    runner = Runner(folder)
+    run = Run(runner, environment, gpus, max(workers, len(gpus)), timeout)
+    try:
+        outcomes, failures = _all_stages(run, read_stages(folder, targets), out_of_date(folder))
+    finally:
+        runner.stop()  # cancelled or failed: nothing goes on behind its back
+    if failures:
+        restore(folder)
+        kept = "every finished stage is kept"
+        return Failed(message=f"{'; '.join(failures)} ({kept})")
+    changed = any(
+        outcome != Outcome.CACHED for stage, outcome in outcomes.items() if "evaluate" in stage
+    )
+    publish_results(params, folder, environment, changed=changed)
+    counts = {kind: list(outcomes.values()).count(kind) for kind in Outcome}
+    return Completed(message=", ".join(f"{n} {kind}" for kind, n in counts.items()), data=counts)
+
+
+def _all_stages(
+    run: Run, stages: list[Stage], changed: set[str]
+) -> tuple[dict[str, Outcome], list[str]]:
+    """Submit every stage as soon as what it needs is there, at most ``workers`` at a time."""
+    outcomes: dict[str, Outcome] = {}
+    failures: list[str] = []
+    waiting = {stage.name: stage for stage in stages}
+    running: dict[Any, str] = {}
+    lost: set[str] = set()
+    while waiting or running:
+        for stage in list(waiting.values()):
+            if stage.needs & lost:
+                lost.add(stage.name)
+                del waiting[stage.name]
+            elif stage.needs <= outcomes.keys() and len(running) < run.workers:
+                # Nothing that it needs is new, and DVC says that it is as recorded.
+                known = stage.name not in changed and all(
+                    outcomes[need] == Outcome.CACHED for need in stage.needs
+                )
+                future = bring_up_to_date.with_options(
+                    name=stage.name, task_run_name=stage.name
+                ).submit(stage, run, known)
+                running[future] = stage.name
+                del waiting[stage.name]
+        if not running:
+            continue
+        future = next(iter(as_completed(list(running))))
+        finished = running.pop(future)
+        future.wait()  # known to be over: this fetches how it ended
+        state = future.state
+        if state.is_completed():
+            outcomes[finished] = Outcome(state.name or Outcome.RAN)
+        else:
+            lost.add(finished)
+            failures.append(state.message or f"{finished}: {state.name}")
+    return outcomes, failures
+
+
+def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """A workspace that somebody else is using will be free again; nothing else is tried twice."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, WorkspaceBusyError)
+
+
+@task(
+    cache_policy=NO_CACHE,  # DVC's cache is the only one
+    retries=5,
+    retry_delay_seconds=[2, 5, 10, 20, 40],
+    retry_condition_fn=_can_pass,
+    persist_result=False,
+)
+def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
+    """Run, restore or skip one stage. ``known``: DVC has said that there is nothing to do."""
+    if known:
+        return Completed(name=Outcome.CACHED, message="nothing changed")
+    logger = get_run_logger()
+    cores = threads(run.workers, side_by_side=stage.side_by_side)
+    try:
+        with gpu_slot(run.gpus if stage.computes else []) as gpu:
+            outcome = run.runner.run(
+                stage.name,
+                environment={**run.environment, "OMP_NUM_THREADS": str(cores), **gpu},
+                log=logger.info,
+                timeout=run.timeout,
+            )
+    except StageError as error:
+        return Failed(message=str(error))
+    return Completed(name=outcome, message=f"{outcome} by DVC")

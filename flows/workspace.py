@@ -1,0 +1,335 @@
+"""DVC as the flow sees it: the graph of stages, what is out of date, one stage run, a copy.
+
+`dvc.yaml` is the only definition and DVC's cache the only cache: nothing here keeps a list of
+stages or a fingerprint of its own.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from boss_core.errors import InputError
+from flows.config import known_parameters
+
+# What DVC advises after each stage, which is only true at the end of all.
+_HINTS = ("Use `dvc push`", "Updating lock file", "To track the", "To enable auto", "\tgit add",
+          "\tdvc config")  # fmt: skip
+RUN_LOCK = Path(".dvc/tmp/boss-run.lock")
+COPIES = Path(".dvc/tmp/boss-copies")
+
+
+class Outcome(StrEnum):
+    """What DVC did with a stage; the name of the task's final state in Prefect."""
+
+    RAN = "Ran"
+    RESTORED = "Restored"
+    CACHED = "Cached"
+
+
+class WorkspaceBusyError(Exception):
+    """Another process holds what the stage needs: worth another try."""
+
+
+class StageError(Exception):
+    """The stage failed: the message is its own last word. Another try would end the same way."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml.
+
+    name: DVC's address, ``teacher`` or ``finetune@6``.
+    needs: the stages whose outputs it reads.
+    computes: it uses a GPU where there is one (``meta: {computes: true}`` in dvc.yaml).
+    """
+
+    name: str
+    needs: frozenset[str]
+    computes: bool
+
+    @property
+    def side_by_side(self) -> bool:
+        """One of a matrix: others like it may run at the same time."""
+        return "@" in self.name
+
+
+def read_stages(root: Path, targets: Sequence[str] = ()) -> list[Stage]:
+    """The stages that the targets need, themselves included, each after those it needs.
+
+    targets: addresses, or names of a matrix for all of it (``evaluate``); none: everything.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            graph = repo.index.graph
+            found = {
+                _address(stage.addressing, root): Stage(
+                    _address(stage.addressing, root),
+                    frozenset(_address(n.addressing, root) for n in graph.successors(stage)),
+                    bool((stage.meta or {}).get("computes")),
+                )
+                for stage in graph
+            }
+    except DvcException as error:
+        raise InputError(f"dvc.yaml: {' '.join(str(error).split())}") from error
+    wanted: list[str] = []
+    for target in targets or found:
+        matches = [name for name in found if target in (name, name.split("@")[0])]
+        if not matches:
+            known = dict.fromkeys(name.split("@")[0] for name in found)
+            raise InputError(f"target: {target!r}; a stage needed, one of {', '.join(known)}")
+        wanted += matches
+    ordered: dict[str, Stage] = {}
+
+    def add(name: str) -> None:
+        if name not in ordered:
+            for need in sorted(found[name].needs):
+                add(need)
+            ordered[name] = found[name]
+
+    for name in wanted:
+        add(name)
+    return list(ordered.values())
+
+
+def out_of_date(root: Path) -> set[str]:
+    """The stages that DVC would not skip as they stand: a dependency, a parameter, the command
+    or an output is not what dvc.lock records."""
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True) as repo:
+        return {_address(name, root) for name in repo.status()}
+
+
+def _address(name: str, root: Path) -> str:
+    """DVC's name of a stage as seen from ``root``: it gives it as seen from here."""
+    path, colon, stage = name.rpartition(":")
+    if colon:
+        path = os.path.relpath(path, root)
+        return stage if path == "dvc.yaml" else f"{path}:{stage}"
+    return os.path.relpath(name, root) if name.endswith(".dvc") else name
+
+
+class Runner:
+    """Runs single stages of one workspace as child processes, which `stop` ends."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._children: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(
+        self,
+        stage: str,
+        *,
+        environment: Mapping[str, str],
+        log: Callable[[str], None],
+        timeout: float,
+    ) -> Outcome:
+        """``dvc repro --single-item``: run the stage, restore it from the cache, or neither.
+
+        environment: variables beside those of this process. log: called with each line.
+        timeout: seconds, after which the stage is ended.
+        Raises WorkspaceBusyError or StageError.
+        """
+        command = dvc_command("--wait-for-lock", "repro", "--single-item", stage)
+        outcome, last, error = Outcome.CACHED, "", ""
+        with subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=dvc_environment() | dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that the stage's own process is ended with it
+        ) as child:
+            self._children.add(child)
+            overdue = threading.Event()
+
+            def end_overdue(child: subprocess.Popen[str] = child) -> None:
+                overdue.set()
+                _end(child)
+
+            timer = threading.Timer(timeout, end_overdue)
+            timer.start()
+            try:
+                if self._stopped:
+                    _end(child)
+                assert child.stdout is not None
+                for line in map(str.rstrip, child.stdout):
+                    if not line or line.startswith(_HINTS):
+                        continue
+                    log(line)
+                    last = line
+                    if line.startswith("> "):
+                        outcome = Outcome.RAN
+                    elif "is cached - skipping run" in line:
+                        outcome = Outcome.RESTORED
+                    elif line.startswith("error: "):
+                        error = line.removeprefix("error: ")
+                code = child.wait()
+            finally:
+                timer.cancel()
+                _end(child)
+                self._children.discard(child)
+        if overdue.is_set():
+            raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
+        if code == 0:
+            return outcome
+        if "is busy" in last or "to acquire lock" in last or "Unable to acquire" in last:
+            raise WorkspaceBusyError(last.removeprefix("ERROR: "))
+        raise StageError(f"{stage}: {error or last.removeprefix('ERROR: ')}")
+
+    def stop(self) -> None:
+        """End every stage that is still running, and let no other start."""
+        self._stopped = True
+        for child in list(self._children):
+            _end(child)
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, 15)
+
+
+def restore(root: Path) -> None:
+    """Bring back what a failed stage took away: DVC removes outputs before a stage runs; the
+    recorded ones are in its cache."""
+    lock = root / "dvc.lock"
+    if not lock.exists():
+        return
+    for stage in yaml.safe_load(lock.read_text()).get("stages", {}).values():
+        recorded = [out["path"] for out in stage.get("outs", [])]
+        if not all((root / path).exists() for path in recorded):
+            dvc(root, "checkout", "--quiet", "--force", *recorded, check=False)
+
+
+@contextlib.contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """One full run in a workspace at a time; InputError when another is at work in it."""
+    path = root / RUN_LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)  # the system lets go of it when its holder dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{root}: another run is at work in this folder; wait for it, or give --set, which"
+            " runs in a copy of its own"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def isolated_copy(root: Path, name: str, overrides: Sequence[str]) -> Iterator[Path]:
+    """A copy of the workspace, uncommitted changes included, with some parameters changed.
+
+    It shares DVC's cache, so it restores what is known and whatever it computes is kept. What
+    the block leaves there becomes the DVC experiment ``name`` of the workspace's last commit.
+    Neither the workspace nor its params.yaml is touched.
+    """
+    if _git(root, "rev-parse", "--verify", "HEAD", check=False).returncode:
+        raise InputError(f"{root}: no git commit; a DVC experiment needs one to belong to")
+    if name in dvc(root, "exp", "list", "--name-only").stdout.split():
+        raise InputError(f"--name: {name!r} is an experiment already; another name needed")
+    copy = root / COPIES / name
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        _git(root, "clone", "--quiet", "--shared", str(root), str(copy))
+        _git(
+            copy, "checkout", "--quiet", "--detach", _git(root, "rev-parse", "HEAD").stdout.strip()
+        )
+        _mirror(root, copy)
+        override(copy / "params.yaml", overrides)
+        cache = dvc(root, "cache", "dir").stdout.strip()
+        local = root / ".dvc" / "config.local"
+        if local.exists():
+            shutil.copy(local, copy / ".dvc" / "config.local")
+        dvc(copy, "cache", "dir", "--local", str((root / cache).resolve()))
+        # What is in the cache saves a run of its stage; what is not will be made.
+        dvc(copy, "checkout", "--quiet", "--allow-missing", check=False)
+        yield copy
+        dvc(copy, "exp", "save", "--name", name)
+        _git(root, "fetch", "--quiet", str(copy), "refs/exps/*:refs/exps/*")
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def override(params: Path, overrides: Sequence[str]) -> None:
+    """Change parameters as ``dvc exp run -S`` does: ``budgets=[4,6]``, ``data.path=x``."""
+    from dvc.exceptions import InvalidArgumentError
+    from dvc.utils.hydra import apply_overrides
+
+    for change in overrides:
+        key, equals, _ = change.partition("=")
+        if not equals:
+            raise InputError(f"--set: {change!r}; NAME=VALUE needed, as in budgets=[4,6]")
+        try:
+            apply_overrides(params, [change])
+        except InvalidArgumentError as error:
+            raise InputError(f"--set: {key}: {known_parameters(key) or error}") from error
+
+
+def dvc_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def dvc_environment() -> dict[str, str]:
+    """The stages are run as ``python -m ...``: let that be this interpreter, on the path or
+    not. Nothing reports home, and lines come as they are printed."""
+    here = str(Path(sys.executable).parent)
+    return os.environ | {
+        "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+
+
+def dvc(root: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A quick DVC command in a workspace."""
+    return _run(dvc_command("--wait-for-lock", *arguments), root, check)
+
+
+def _git(root: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return _run(["git", *arguments], root, check)
+
+
+def _run(command: list[str], root: Path, check: bool) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, cwd=root, env=dvc_environment(), capture_output=True, text=True, check=False
+    )
+    if check and done.returncode:
+        raise StageError(f"{' '.join(command[-3:])}: {(done.stderr or done.stdout).strip()}")
+    return done
+
+
+def _mirror(root: Path, copy: Path) -> None:
+    """Make the files that git tracks or would track in the copy those of the workspace."""
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = root / name, copy / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+        else:
+            target.unlink(missing_ok=True)
