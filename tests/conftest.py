@@ -1,6 +1,10 @@
 """What several test files use."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,11 @@ import torch
 os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+# Prefect's database and profiles of the tests, apart from the user's.
+PREFECT_HOME = tempfile.mkdtemp(prefix="boss-prefect-")
+os.environ["PREFECT_HOME"] = PREFECT_HOME
+atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -35,10 +44,30 @@ class Linear(torch.nn.Module):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory):
-    """A small project after ``boss run``. Tests that change it work on a copy."""
+    """A small project after ``boss repro``. Tests that change it work on a copy."""
     from tests.project import Project
 
     project = Project.create(tmp_path_factory.mktemp("finished") / "project")
-    project.run("boss", "run")
+    project.run("boss", "repro")
     project.commit("after the run")
     return project
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Prefect server on loopback; the environment that leads to it."""
+    from tests.servers import prefect_server as start
+
+    with start(tmp_path_factory.mktemp("prefect")) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def flowed(tmp_path_factory: pytest.TempPathFactory, prefect_server: dict[str, str]):
+    """A small project after ``boss run`` on the Prefect server, and what that printed."""
+    from tests.project import Project
+
+    project = Project.create(tmp_path_factory.mktemp("flowed") / "project")
+    shown = project.run("boss", "run", env=prefect_server)
+    project.commit("after the flow")
+    return project, shown.stdout + shown.stderr

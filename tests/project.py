@@ -12,7 +12,10 @@ import yaml
 
 from tests.conftest import ROOT
 
-SOURCES = ("boss_core", "flows", "inputs", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore")
+SOURCES = (
+    "boss_core", "flows", "inputs", "dvc.yaml", "params.yaml", "prefect.yaml", ".gitignore",
+    ".dvcignore",
+)  # fmt: skip
 
 TINY: dict[str, Any] = {
     "budgets": [1, 3],
@@ -83,14 +86,22 @@ class Project:
         self, *command: str, code: int = 0, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; fails the test unless it exits with ``code``."""
-        here = str(Path(sys.executable).parent)
-        environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
         done = subprocess.run(
-            command, cwd=self.folder, env=environment | (env or {}), capture_output=True, text=True
+            command, cwd=self.folder, env=environment(env), capture_output=True, text=True
         )
         assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
+
+    def start(self, *command: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+        """Start a command in the project, its output in one pipe."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def outputs(self) -> dict[str, str]:
         """The hash of every output file of the stages."""
@@ -100,3 +111,12 @@ class Project:
             str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(files)
         }
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """This process's environment, with its own interpreter first and no server but those given."""
+    here = str(Path(sys.executable).parent)
+    found = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "CUDA_VISIBLE_DEVICES"):
+        found.pop(name, None)
+    return found | (extra or {})

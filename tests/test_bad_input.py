@@ -17,8 +17,8 @@ def project(finished: Project, tmp_path: Path) -> Project:
 
 
 def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> None:
-    """``boss run`` says it, exits with 2, and leaves every output as it was."""
-    done = project.run("boss", "run", code=2)
+    """``boss repro`` says it, exits with 2, and leaves every output as it was."""
+    done = project.run("boss", "repro", code=2)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == lines, done.stderr
     for text in says:
@@ -89,7 +89,7 @@ def images(project: Project, count: int = 130, size: int = 8) -> Path:
 def test_images_of_mixed_size(project: Project, finished: Project) -> None:
     folder = images(project)
     Image.new("RGB", (9, 8)).save(folder / "class1" / "odd.png")
-    done = project.run("boss", "run", code=2)
+    done = project.run("boss", "repro", code=2)
     assert "odd.png: 9x8 pixels, but inputs/mine/class0/000.png has 8x8" in done.stderr
     assert project.outputs() == finished.outputs()
 
@@ -98,7 +98,7 @@ def test_a_truncated_image(project: Project, finished: Project) -> None:
     folder = images(project)
     path = folder / "class1" / "007.png"
     path.write_bytes(path.read_bytes()[:120])
-    done = project.run("boss", "run", code=2)
+    done = project.run("boss", "repro", code=2)
     assert "error: inputs/mine/class1/007.png: truncated or not an image" in done.stderr
     assert "the outputs of the last good run are back" in done.stderr
     assert "Traceback" not in done.stderr
@@ -142,7 +142,7 @@ def test_training_that_diverges_says_at_which_step(project: Project, finished: P
             "return flow_matching_loss(\n", "return 1e38 * (step + 1) ** 9 * flow_matching_loss(\n"
         )
     )
-    done = project.run("boss", "run", code=2)
+    done = project.run("boss", "repro", code=2)
     assert "error: training: the loss became inf at step " in done.stderr
     assert "Traceback" not in done.stderr
     assert project.outputs() == finished.outputs()
@@ -159,7 +159,7 @@ def test_a_full_disk(finished: Project, tmp_path: Path) -> None:
     try:
         project = finished.copy(small / "project")
         project.set({"trajectories.samples": 60_000})  # 61 MB of states
-        done = project.run("boss", "run", code=2)
+        done = project.run("boss", "repro", code=2)
         assert "error: .trajectories.part/states.npy: no space left on the disk" in done.stderr
         assert "Traceback" not in done.stderr
         assert project.outputs() == finished.outputs()

@@ -95,7 +95,7 @@ def test_the_table_shows_every_budget(finished: Project) -> None:
 
 def test_a_second_run_does_nothing(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "again")
-    shown = project.run("boss", "run").stdout
+    shown = project.run("boss", "repro").stdout
     assert "Running stage" not in shown
     assert "up to date" in shown
     assert "up to date" in project.run("dvc", "status").stdout
@@ -147,7 +147,7 @@ def test_an_experiment_runs_what_it_changes_and_is_listed(
 def test_deleted_outputs_come_back_without_running(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "deleted")
     (project.folder / "metrics" / "3.json").unlink()
-    shown = project.run("boss", "run").stdout
+    shown = project.run("boss", "repro").stdout
     assert "Running stage" not in shown or "is cached - skipping run" in shown
     assert project.outputs() == finished.outputs()
 

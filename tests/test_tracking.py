@@ -1,5 +1,7 @@
 """MLflow as a projection of the record: a real database."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -17,11 +19,11 @@ def runs(project: Project) -> list:
 
 
 def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
-    import json
-
     found = {run.info.run_name: run for run in runs(finished)}
-    assert set(found) == {"K=1", "K=3"}
-    run = found["K=3"]
+    run = found.pop("K=3")
+    assert found.pop("K=1").data.tags["mlflow.parentRunId"] == run.data.tags["mlflow.parentRunId"]
+    (parent,) = found.values()
+    assert parent.info.run_id == run.data.tags["mlflow.parentRunId"]
     record = json.loads((finished.folder / "metrics" / "3.json").read_text())
     assert run.info.status == "FINISHED"
     for variant in ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss"):
@@ -40,10 +42,29 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     assert [(m.step, m.value) for m in history] == list(
         zip(curve["step"], curve["bellman_loss"], strict=True)
     )
+    schedule = json.loads((finished.folder / "results" / "schedules.json").read_text())["3"]
+    text = json.dumps([schedule["bellman"]], sort_keys=True).encode()
+    assert run.data.tags["schedule_hash.bellman"] == hashlib.sha256(text).hexdigest()
+    assert run.data.tags["variant"].split(",")[-1] == "boss"
     names = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert names == {"schedules.json", "3.json", "samples"}
     grids = {a.path for a in client.list_artifacts(run.info.run_id, "samples")}
     assert "samples/boss.png" in grids
+
+
+def test_the_parent_shows_each_metric_against_nfe(finished: Project) -> None:
+    (parent,) = [run for run in runs(finished) if "boss.pipeline" in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
+    for variant in ("pretrained_uniform", "boss"):
+        history = client.get_metric_history(parent.info.run_id, f"{variant}/frechet_classifier")
+        expected = {
+            k: json.loads((finished.folder / "metrics" / f"{k}.json").read_text())[variant]
+            for k in (1, 3)
+        }
+        assert {m.step: m.value for m in history} == {
+            k: values["frechet_classifier"] for k, values in expected.items()
+        }
 
 
 def test_tracking_twice_changes_nothing_and_a_lost_database_loses_nothing(
@@ -55,8 +76,11 @@ def test_tracking_twice_changes_nothing_and_a_lost_database_loses_nothing(
     assert {run.info.run_id for run in runs(project)} == before
     (project.folder / "mlflow.db").unlink()
     shutil.rmtree(project.folder / "mlruns")
-    project.run("boss", "track")
-    project.run("boss", "track")
+    project.run("boss", "track", "--rebuild")
+    first = {run.info.run_id for run in runs(project)}
+    shown = project.run("boss", "track", "--rebuild").stdout
+    assert shown == "K=1: already logged\nK=3: already logged\n"
+    assert {run.info.run_id for run in runs(project)} == first
     again = {run.info.run_name: run.data.metrics for run in runs(project)}
     assert again == {run.info.run_name: run.data.metrics for run in runs(finished)}
 
@@ -68,3 +92,5 @@ def test_a_server_that_is_down_is_a_warning(finished: Project, tmp_path: Path) -
     assert "warning: MLflow at http://127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
     assert "`boss track` logs them later" in done.stderr
+    done = project.run("boss", "track", "--rebuild", code=2)
+    assert done.stderr.startswith("error: MLflow at http://127.0.0.1:9")

@@ -1,0 +1,377 @@
+"""The Prefect flow on a real server: the same stages, the same cache, nothing trusted blindly."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+
+from tests.project import Project
+from tests.servers import free_port
+
+pytestmark = pytest.mark.slow
+
+STAGES = {
+    "check", "prepare", "features", "teacher", "cost", "schedule", "trajectories", "finetune@1",
+    "finetune@3", "floor", "evaluate@1", "evaluate@3", "report",
+}  # fmt: skip
+VARIANTS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
+
+
+def api(server: dict[str, str], path: str, body: dict | None = None) -> Any:
+    """One call of Prefect's REST API."""
+    import httpx
+
+    url = f"{server['PREFECT_API_URL']}/{path}"
+    reply = httpx.get(url) if body is None else httpx.post(url, json=body)
+    reply.raise_for_status()
+    return reply.json()
+
+
+def flow_run(server: dict[str, str], shown: str) -> dict[str, Any]:
+    """The flow run whose log is ``shown``."""
+    name = re.search(r"Beginning flow run '([^']+)'", shown)
+    assert name, shown
+    found = api(server, "flow_runs/filter", {"flow_runs": {"name": {"any_": [name[1]]}}})
+    return found[0]
+
+
+def tasks(server: dict[str, str], shown: str) -> dict[str, dict[str, Any]]:
+    """The task runs of the flow run whose log is ``shown``, by name."""
+    flow = flow_run(server, shown)
+    body = {"flow_runs": {"id": {"any_": [flow["id"]]}}}
+    end = time.monotonic() + 20
+    while True:  # the server takes in the last events a moment after the run
+        found = api(server, "task_runs/filter", body)
+        if all(t["state_type"] in ("COMPLETED", "FAILED", "CRASHED") for t in found):
+            return {task["name"]: task for task in found}
+        assert time.monotonic() < end, found
+        time.sleep(0.5)
+
+
+def states(server: dict[str, str], shown: str) -> dict[str, str]:
+    found = tasks(server, shown)
+    return {name: task["state_name"] for name, task in found.items() if name in STAGES}
+
+
+def run(project: Project, server: dict[str, str], *arguments: str, code: int = 0) -> str:
+    done = project.run("boss", "run", *arguments, code=code, env=server)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_every_stage_is_a_task_named_after_it(flowed, prefect_server) -> None:
+    _, shown = flowed
+    assert flow_run(prefect_server, shown)["state_name"] == "Completed"
+    assert states(prefect_server, shown) == dict.fromkeys(STAGES, "Ran")
+
+
+def test_budgets_run_side_by_side_after_what_they_need(flowed, prefect_server) -> None:
+    _, shown = flowed
+    found = tasks(prefect_server, shown)
+    span = {
+        name: (pd.Timestamp(t["start_time"]), pd.Timestamp(t["end_time"]))
+        for name, t in found.items()
+    }
+    first, second = span["finetune@1"], span["finetune@3"]
+    assert max(first[0], second[0]) + timedelta(seconds=0.5) < min(first[1], second[1])
+    assert span["trajectories"][1] <= min(first[0], second[0])
+    assert all(span[f"finetune@{k}"][1] <= span[f"evaluate@{k}"][0] for k in (1, 3))
+    together = max(
+        sum(start <= moment < end for start, end in span.values()) for moment, _ in span.values()
+    )
+    assert together <= 2  # the worker limit
+
+
+def test_each_task_has_a_log_of_its_own(flowed, prefect_server) -> None:
+    _, shown = flowed
+    found = tasks(prefect_server, shown)
+
+    def log(name: str) -> str:
+        body = {"logs": {"task_run_id": {"any_": [found[name]["id"]]}}}
+        return "\n".join(entry["message"] for entry in api(prefect_server, "logs/filter", body))
+
+    assert "> python -m flows.stages.finetune 3" in log("finetune@3")
+    assert "finetune@3 uniform: 12 steps" in log("finetune@3")
+    assert "finetune 1" not in log("finetune@3")
+    assert "> python -m flows.stages.teacher" in log("teacher")
+
+
+def test_the_flow_ends_with_a_table_and_links(flowed, prefect_server) -> None:
+    project, shown = flowed
+    body = {"artifacts": {"flow_run_id": {"any_": [flow_run(prefect_server, shown)["id"]]}}}
+    found = {a["key"]: a for a in api(prefect_server, "artifacts/filter", body)}
+    rows = json.loads(found["boss-results"]["data"])
+    assert [row["NFE"] for row in rows] == [1, 3]
+    record = json.loads((project.folder / "metrics" / "3.json").read_text())
+    values = [v for k, v in rows[1].items() if k.startswith("frechet_classifier: ")]
+    assert values == [record[v]["frechet_classifier"] for v in VARIANTS]
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    for row in rows:
+        link = re.search(r"/#/experiments/(\w+)/runs/(\w+)\)", row["MLflow run"])
+        assert link
+        logged = client.get_run(link[2])
+        assert logged.info.experiment_id == link[1]
+        assert logged.data.params["nfe"] == str(row["NFE"])
+        assert link[2] in found[f"boss-mlflow-{row['NFE']}"]["data"]
+
+
+def test_after_the_flow_dvc_has_nothing_to_do(flowed, tmp_path: Path) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    assert "up to date" in project.run("dvc", "status").stdout
+    assert "Running stage" not in project.run("dvc", "repro").stdout
+
+
+def test_after_dvc_the_flow_runs_no_command(
+    finished: Project, tmp_path: Path, prefect_server
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    shown = run(project, prefect_server)
+    assert states(prefect_server, shown) == dict.fromkeys(STAGES, "Cached")
+    assert "> python" not in shown
+    assert project.outputs() == finished.outputs()
+
+
+def test_outputs_deleted_or_altered_are_never_trusted(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    (project.folder / "metrics" / "3.json").unlink()
+    weights = project.folder / "models" / "student" / "1" / "bellman" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    shown = run(project, prefect_server)
+    expected = dict.fromkeys(STAGES, "Cached") | {
+        "evaluate@3": "Restored",
+        "finetune@1": "Restored",
+    }
+    assert states(prefect_server, shown) == expected
+    assert project.outputs() == flowed[0].outputs()
+
+
+def test_a_parameter_changed_and_changed_back(flowed, tmp_path: Path, prefect_server) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"finetune.training.iterations": 13})
+    shown = run(project, prefect_server, "--target", "finetune@3")
+    found = states(prefect_server, shown)
+    assert found.pop("check") == found.pop("finetune@3") == "Ran"
+    assert set(found) == {"prepare", "teacher", "cost", "schedule", "trajectories"}
+    assert set(found.values()) == {"Cached"}
+    project.set({"finetune.training.iterations": 12})
+    shown = run(project, prefect_server)
+    found = states(prefect_server, shown)
+    assert found["finetune@3"] == "Restored"
+    assert set(found.values()) == {"Cached", "Restored"}
+    assert project.outputs() == flowed[0].outputs()
+
+
+def wait_for_line(process: "subprocess.Popen[str]", text: str) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} not in\n{''.join(seen)}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_flow_ended_half_way_loses_no_finished_stage(
+    flowed, tmp_path: Path, prefect_server, how: signal.Signals
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"cost.samples": 25, "trajectories.samples": 20_000})
+    process = project.start("boss", "run", env=prefect_server)
+    wait_for_line(process, "> python -m flows.stages.trajectories")
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    if how != signal.SIGKILL:  # whoever can still act ends what it started
+        time.sleep(1)
+        assert not running_in(project.folder)
+    for pid in running_in(project.folder):
+        os.kill(pid, signal.SIGKILL)
+    project.set({"trajectories.samples": 60})
+    shown = run(project, prefect_server, "--target", "schedule")
+    found = states(prefect_server, shown)
+    assert found["cost"] == "Cached"
+    assert found["schedule"] == "Cached"
+
+
+def running_in(folder: Path) -> list[int]:
+    """The processes whose working folder is ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    before = project.outputs()
+    params = (project.folder / "params.yaml").read_bytes()
+    first = project.start(
+        "boss", "run", "--set", "budgets=[3,2]", "--name", "two", env=prefect_server
+    )
+    run(project, prefect_server, "--set", "finetune.training.iterations=14", "--name", "longer")
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
+    assert project.outputs() == before
+    assert (project.folder / "params.yaml").read_bytes() == params
+    assert project.run("git", "status", "--short").stdout == ""
+    assert "up to date" in project.run("dvc", "status").stdout
+
+    listed = pd.read_csv(
+        pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
+    ).set_index("Experiment")
+    assert listed.loc["longer", "finetune.training.iterations"] == 14
+    assert yaml.safe_load(listed.loc["two", "budgets"]) == [3, 2]
+    assert listed.loc["two", "metrics/2.json:nfe"] == 2
+    # What did not change came from the shared cache.
+    assert "> python -m flows.stages.teacher" not in output
+    # Their runs are in the workspace's database, under a parent of their own.
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {
+        (r.data.tags.get("dvc_experiment"), r.info.run_name)
+        for r in runs
+        if "mlflow.parentRunId" in r.data.tags
+    }
+    assert {("longer", "K=1"), ("longer", "K=3"), ("two", "K=2")} <= names
+    # And an experiment can be brought back, metrics and models included.
+    project.run("dvc", "exp", "apply", "longer")
+    assert "up to date" in project.run("dvc", "status").stdout
+
+
+def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    path = project.folder / "dvc.yaml"
+    told = "cmd: echo sees gpu=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS; sleep 3; python"
+    path.write_text(
+        path.read_text().replace(
+            "cmd: python -m flows.stages.finetune", f"{told} -m flows.stages.finetune"
+        )
+    )
+    cores = len(os.sched_getaffinity(0))
+    shown = run(project, prefect_server, "--target", "finetune")
+    assert shown.count(f"sees gpu= threads={max(1, cores // 2)}") == 2
+
+    project.set({"finetune.training.iterations": 13})
+    shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
+    assert {m[1] for m in re.finditer(r"sees gpu=(\S*) threads", shown)} == {"4", "7"}
+    limits = api(prefect_server, "v2/concurrency_limits/filter", {})
+    assert [x["limit"] for x in limits if x["name"].startswith("boss-gpu-")] == [2]
+
+    project.set({"finetune.training.iterations": 15})
+    one = prefect_server | {"CUDA_VISIBLE_DEVICES": "4"}
+    shown = run(project, one, "--target", "finetune")
+    assert [m[1] for m in re.finditer(r"sees gpu=(\S*) threads", shown)] == ["4", "4"]
+    echoes = [line[:12] for line in shown.splitlines() if "- sees gpu" in line]
+    start = [pd.Timestamp(f"2000-01-01 {t}") for t in echoes]
+    assert abs(start[1] - start[0]) > timedelta(seconds=3)  # one after the other
+
+
+def test_a_stage_that_takes_too_long_is_ended(flowed, tmp_path: Path, prefect_server) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"trajectories.samples": 50_000})
+    shown = run(project, prefect_server, "--target", "trajectories", "--timeout", "4", code=2)
+    assert "error: trajectories: ended after 4 s" in shown
+    assert not running_in(project.folder)
+    assert project.outputs() == flowed[0].outputs()
+
+
+def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"finetune.training.iterations": 13})
+    holder = subprocess.Popen(["sleep", "12"])
+    lock = project.folder / ".dvc" / "tmp" / "rwlock"
+    held = {
+        str(project.folder / "models" / "student" / "3"): {
+            "write": {"pid": holder.pid, "cmd": "sleep"}
+        }
+    }
+    lock.write_text(json.dumps(held))
+    shown = run(project, prefect_server, "--target", "finetune@3")
+    holder.wait()
+    assert "is busy" in shown
+    found = tasks(prefect_server, shown)["finetune@3"]
+    assert found["state_name"] == "Ran"
+    assert found["run_count"] > 1
+
+    path = project.folder / "flows" / "stages" / "finetune.py"
+    path.write_text(
+        path.read_text().replace("    on = device(params)\n", "    raise ValueError\n", 1)
+    )
+    shown = run(project, prefect_server, "--target", "finetune@3", code=2)
+    assert tasks(prefect_server, shown)["finetune@3"]["run_count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--target", "finetun"], "target: 'finetun'; a stage needed, one of check, prepare"),
+        (["--set", "finetune.iteratoins=3"], "finetune.iteratoins: no such parameter; known here:"),
+        (["--set", "budgets=[0]"], "--set: budgets.0: 0 found; input should be greater"),
+        (["--set", "budgets"], "--set: 'budgets'; NAME=VALUE needed"),
+        (["--set", "budgets=[13]"], "--set: budgets: 13 is above cost.grid (12)"),
+    ],
+)  # fmt: skip
+def test_bad_input(flowed, tmp_path: Path, prefect_server, arguments, says) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    done = project.run("boss", "run", *arguments, code=2, env=prefect_server)
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        line for line in done.stderr.splitlines() if says in line
+    ]
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert project.outputs() == flowed[0].outputs()
+
+
+def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect_server) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"trajectories.samples": 20_000})
+    first = project.start("boss", "run", env=prefect_server)
+    wait_for_line(first, "> python -m flows.stages.trajectories")
+    shown = run(project, prefect_server, code=2)
+    assert "error: " in shown
+    assert "another run is at work in this folder; wait for it, or give --set" in shown
+    first.terminate()
+    first.communicate(timeout=60)
+
+
+def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"tracking.uri": f"http://127.0.0.1:{free_port()}", "evaluate.samples": 71})
+    done = project.run(
+        "boss", "run", "--target", "evaluate@3",
+        env={"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"},
+    )  # fmt: skip
+    assert "does not answer; the run goes on with a server of its own" in done.stderr
+    shown = done.stdout + done.stderr
+    assert "the records are safe in metrics/" in shown
+    assert json.loads((project.folder / "metrics" / "3.json").read_text())["samples"] == 71
+    # Later, with a database that answers, the record is projected.
+    project.set({"tracking.uri": None})
+    project.run("boss", "track")
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    logged = client.search_runs([experiment.experiment_id], "params.nfe = '3'")
+    assert {run.data.metrics["samples"] for run in logged} == {70, 71}
