@@ -68,7 +68,6 @@ def publish_results(
         row["MLflow run"] = (
             f"[K={budget}]({links[budget]})" if budget in links else "not logged yet"
         )
-        rows.append(row)
         if budget in links:
             create_link_artifact(links[budget], f"K={budget}", key=f"boss-mlflow-{budget}")
         rows.append(row)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvc.exceptions import DvcException
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -87,8 +88,8 @@ def pipeline(
                 raise StageError(state.message or "a stage failed")
         get_run_logger().info("dvc exp show lists it as %s; the workspace is as it was", experiment)
         return state
-    except (InputError, StageError) as error:
-        return Failed(message=str(error))
+    except (InputError, StageError, DvcException) as error:
+        return Failed(message=" ".join(str(error).split()))
 
 
 def _run(

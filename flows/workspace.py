@@ -106,11 +106,15 @@ def read_stages(root: Path, targets: Sequence[str] = ()) -> list[Stage]:
 
 def out_of_date(root: Path) -> set[str]:
     """The stages that DVC would not skip as they stand: a dependency, a parameter, the command
-    or an output is not what dvc.lock records."""
+    or an output is not what dvc.lock records. Where another process is writing to one, all."""
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
     with Repo(str(root), _wait_for_lock=True) as repo:
-        return {_address(name, root) for name in repo.status()}
+        try:
+            return {_address(name, root) for name in repo.status()}
+        except LockError:
+            return {_address(stage.addressing, root) for stage in repo.index.graph}
 
 
 def _address(name: str, root: Path) -> str:
@@ -145,7 +149,7 @@ class Runner:
         Raises WorkspaceBusyError or StageError.
         """
         command = dvc_command("--wait-for-lock", "repro", "--single-item", stage)
-        outcome, last, error = Outcome.CACHED, "", ""
+        outcome, last, error, busy = Outcome.CACHED, "", "", ""
         with subprocess.Popen(
             command,
             cwd=self.root,
@@ -179,6 +183,8 @@ class Runner:
                         outcome = Outcome.RAN
                     elif "is cached - skipping run" in line:
                         outcome = Outcome.RESTORED
+                    elif "is busy" in line or "Unable to acquire lock" in line:
+                        busy = line.removeprefix("ERROR: ")
                     elif line.startswith("error: "):
                         error = line.removeprefix("error: ")
                 code = child.wait()
@@ -190,8 +196,8 @@ class Runner:
             raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
         if code == 0:
             return outcome
-        if "is busy" in last or "to acquire lock" in last or "Unable to acquire" in last:
-            raise WorkspaceBusyError(last.removeprefix("ERROR: "))
+        if busy and outcome == Outcome.CACHED:
+            raise WorkspaceBusyError(busy)
         raise StageError(f"{stage}: {error or last.removeprefix('ERROR: ')}")
 
     def stop(self) -> None:

@@ -274,14 +274,14 @@ def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
 
     project.set({"finetune.training.iterations": 13})
     shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
-    assert {m[1] for m in re.finditer(r"sees gpu=(\S*) threads", shown)} == {"4", "7"}
+    assert {m[1] for m in re.finditer(r"sees gpu=(\d*) threads", shown)} == {"4", "7"}
     limits = api(prefect_server, "v2/concurrency_limits/filter", {})
     assert [x["limit"] for x in limits if x["name"].startswith("boss-gpu-")] == [2]
 
     project.set({"finetune.training.iterations": 15})
     one = prefect_server | {"CUDA_VISIBLE_DEVICES": "4"}
     shown = run(project, one, "--target", "finetune")
-    assert [m[1] for m in re.finditer(r"sees gpu=(\S*) threads", shown)] == ["4", "4"]
+    assert [m[1] for m in re.finditer(r"sees gpu=(\d*) threads", shown)] == ["4", "4"]
     echoes = [line[:12] for line in shown.splitlines() if "- sees gpu" in line]
     start = [pd.Timestamp(f"2000-01-01 {t}") for t in echoes]
     assert abs(start[1] - start[0]) > timedelta(seconds=3)  # one after the other
@@ -303,12 +303,8 @@ def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
     project.set({"finetune.training.iterations": 13})
     holder = subprocess.Popen(["sleep", "12"])
     lock = project.folder / ".dvc" / "tmp" / "rwlock"
-    held = {
-        str(project.folder / "models" / "student" / "3"): {
-            "write": {"pid": holder.pid, "cmd": "sleep"}
-        }
-    }
-    lock.write_text(json.dumps(held))
+    path = str(project.folder / "models" / "student" / "3")
+    lock.write_text(json.dumps({"write": {path: {"pid": holder.pid, "cmd": "sleep"}}}))
     shown = run(project, prefect_server, "--target", "finetune@3")
     holder.wait()
     assert "is busy" in shown
