@@ -23,6 +23,10 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	@python -m pytest -m slow
 
+# The pages of Prefect and MLflow in Debian's Chromium; leaves pictures in screenshots/.
+test-ui: $(VENV)/installed
+	@BOSS_SCREENSHOTS=$(CURDIR)/screenshots python -m pytest -m ui
+
 check: $(VENV)/installed
 	@ruff check . && ruff format --check . && mypy
 

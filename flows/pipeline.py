@@ -134,6 +134,7 @@ def _all_stages(
     failures: list[str] = []
     waiting = {stage.name: stage for stage in stages}
     running: dict[Any, str] = {}
+    done: dict[str, Any] = {}
     lost: set[str] = set()
     while waiting or running:
         for stage in list(waiting.values()):
@@ -145,15 +146,20 @@ def _all_stages(
                 known = stage.name not in changed and all(
                     outcomes[need] == Outcome.CACHED for need in stage.needs
                 )
-                future = bring_up_to_date.with_options(
-                    name=stage.name, task_run_name=stage.name
-                ).submit(stage, run, known)
+                named = bring_up_to_date.with_options(name=stage.name, task_run_name=stage.name)
+                future: Any = named.submit(
+                    stage,
+                    run,
+                    known,
+                    wait_for=[done[need] for need in sorted(stage.needs)],  # arrows on the page
+                )
                 running[future] = stage.name
                 del waiting[stage.name]
         if not running:
             continue
         future = next(iter(as_completed(list(running))))
         finished = running.pop(future)
+        done[finished] = future
         future.wait()  # known to be over: this fetches how it ended
         state = future.state
         if state.is_completed():

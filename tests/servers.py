@@ -59,7 +59,9 @@ def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
     env = {"PREFECT_HOME": str(folder), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
     command += ["--port", str(port)]
-    with server(command, f"{env['PREFECT_API_URL']}/health", folder, environment(env)):
+    # The pages ask the API where it really is; a server would tell them its default port.
+    own = environment(env | {"PREFECT_UI_API_URL": env["PREFECT_API_URL"]})
+    with server(command, f"{env['PREFECT_API_URL']}/health", folder, own):
         yield env
 
 

@@ -69,6 +69,11 @@ def run(project: Project, server: dict[str, str], *arguments: str, code: int = 0
     return done.stdout + done.stderr
 
 
+def artifacts(server: dict[str, str], run: dict[str, Any]) -> list[dict[str, Any]]:
+    body = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
+    return api(server, "artifacts/filter", body)
+
+
 def test_every_stage_is_a_task_named_after_it(flowed, prefect_server) -> None:
     _, shown = flowed
     assert flow_run(prefect_server, shown)["state_name"] == "Completed"
@@ -108,8 +113,8 @@ def test_each_task_has_a_log_of_its_own(flowed, prefect_server) -> None:
 
 def test_the_flow_ends_with_a_table_and_links(flowed, prefect_server) -> None:
     project, shown = flowed
-    body = {"artifacts": {"flow_run_id": {"any_": [flow_run(prefect_server, shown)["id"]]}}}
-    found = {a["key"]: a for a in api(prefect_server, "artifacts/filter", body)}
+    run = flow_run(prefect_server, shown)
+    found = {a["key"]: a for a in artifacts(prefect_server, run)}
     rows = json.loads(found["boss-results"]["data"])
     assert [row["NFE"] for row in rows] == [1, 3]
     record = json.loads((project.folder / "metrics" / "3.json").read_text())
