@@ -23,7 +23,13 @@ class TrackingLostError(Exception):
     """MLflow could not be reached, or refused; it may be there again later."""
 
 
-@task(name="track", retries=2, retry_delay_seconds=[2, 10], cache_policy=NO_CACHE)
+@task(
+    name="track",
+    task_run_name="track",
+    retries=2,
+    retry_delay_seconds=[2, 10],
+    cache_policy=NO_CACHE,
+)
 def track(folder: Path, environment: Mapping[str, str]) -> None:
     """Project the records into MLflow; what is there already stays as it is."""
     done = subprocess.run(
@@ -63,14 +69,11 @@ def publish_results(
     for budget in budgets:
         record: dict[str, Any] = json.loads((folder / paths.metrics(budget)).read_text())
         metric = frechet_name(record)
-        row: dict[str, Any] = {"NFE": budget}
-        row |= {f"{metric}: {title}": record[v][metric] for v, title in VARIANTS.items()}
-        row["MLflow run"] = (
-            f"[K={budget}]({links[budget]})" if budget in links else "not logged yet"
-        )
+        row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}
+        row |= {title: float(f"{record[v][metric]:.4g}") for v, title in VARIANTS.items()}
         if budget in links:
             create_link_artifact(links[budget], f"K={budget}", key=f"boss-mlflow-{budget}")
         rows.append(row)
     create_table_artifact(
-        rows, key="boss-results", description="Frechet distance for every budget; lower is better."
+        rows, key="boss-results", description=f"{metric} for every budget (NFE); lower is better."
     )

@@ -146,8 +146,10 @@ def _all_stages(
                 known = stage.name not in changed and all(
                     outcomes[need] == Outcome.CACHED for need in stage.needs
                 )
-                named = bring_up_to_date.with_options(name=stage.name, task_run_name=stage.name)
-                future: Any = named.submit(
+                named: Any = bring_up_to_date.with_options(
+                    name=stage.name, task_run_name=stage.name
+                )
+                future = named.submit(
                     stage,
                     run,
                     known,
