@@ -17,6 +17,7 @@ from flows.variants import VARIANTS
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = dict(zip(VARIANTS, ("#999999", "#E69F00", "#56B4E9", "#D55E00"), strict=True))
@@ -65,7 +66,8 @@ def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
         for ax, (budget, named) in zip(axes.flat, found.items(), strict=False):
             for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN)):
                 times = named[name].timesteps
-                ax.stairs(times[1:], np.arange(budget + 1), color=colour, lw=1.6, label=name)
+                ax.stairs(times[1:], np.arange(budget + 1), baseline=None, color=colour, lw=1.6,
+                          label=name)  # fmt: skip
                 ax.hlines(0, 0, budget, color="black", lw=0.5)
             ax.set(title=f"K = {budget}", xlabel="step", xlim=(0, budget), ylim=(0, 1.03))
             ax.set_xticks(range(0, budget + 1, max(1, budget // 4)))
@@ -98,6 +100,7 @@ def predicted_error(path: Path, table: pd.DataFrame, budgets: Sequence[int]) -> 
             ax.plot(chosen["nfe"], chosen[name], "o", ms=4, color=colour)
         ax.set(xlabel="network evaluations (NFE)", ylabel="predicted error (sum of eq. 5)")
         ax.set_yscale("log")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=8)
 
 
@@ -110,4 +113,5 @@ def training(path: Path, curves: Mapping[int, pd.DataFrame]) -> None:
                 ax.plot(table["step"], table[f"{name}_validation_loss"], style, color=shade,
                         label=f"K = {budget}, {name}")  # fmt: skip
         ax.set(xlabel="finetuning step", ylabel="validation loss (eq. 9)", yscale="log")
-        ax.legend(frameon=False, fontsize=7, ncols=2)
+        # Beside the curves: on them it would hide some, wherever they end.
+        ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -22,8 +22,10 @@ from boss_core.errors import InputError
 from flows.config import known_parameters
 
 # What DVC advises after each stage, which is only true at the end of all.
-_HINTS = ("Use `dvc push`", "Updating lock file", "Generating lock file", "To track the", "To enable auto", "\tgit add",
-          "\tdvc config")  # fmt: skip
+_HINTS = (
+    "Use `dvc push`", "Updating lock file", "Generating lock file", "To track the",
+    "To enable auto", "\tgit add", "\tdvc config",
+)  # fmt: skip
 RUN_LOCK = Path(".dvc/tmp/boss-run.lock")
 COPIES = Path(".dvc/tmp/boss-copies")
 
