@@ -72,6 +72,7 @@ def publish_results(
         row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}
         row |= {title: float(f"{record[v][metric]:.4g}") for v, title in VARIANTS.items()}
         if budget in links:
+            row["MLflow run"] = f"[K={budget}]({links[budget]})"
             create_link_artifact(links[budget], f"K={budget}", key=f"boss-mlflow-{budget}")
         rows.append(row)
     create_table_artifact(
