@@ -73,7 +73,12 @@ def publish_results(
         row |= {title: float(f"{record[v][metric]:.4g}") for v, title in VARIANTS.items()}
         if budget in links:
             row["MLflow run"] = f"[K={budget}]({links[budget]})"
-            create_link_artifact(links[budget], f"K={budget}", key=f"boss-mlflow-{budget}")
+            create_link_artifact(
+                links[budget],
+                f"K={budget}",
+                key=f"boss-mlflow-{budget}",
+                description=f"MLflow run of K={budget}",
+            )
         rows.append(row)
     create_table_artifact(
         rows, key="boss-results", description=f"{metric} for every budget (NFE); lower is better."

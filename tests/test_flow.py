@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -307,11 +308,11 @@ def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
     project = flowed[0].copy(tmp_path / "project")
     project.set({"finetune.training.iterations": 13})
     holder = subprocess.Popen(["sleep", "12"])
+    threading.Thread(target=holder.wait, daemon=True).start()  # or it would stay as a zombie
     lock = project.folder / ".dvc" / "tmp" / "rwlock"
     path = str(project.folder / "models" / "student" / "3")
     lock.write_text(json.dumps({"write": {path: {"pid": holder.pid, "cmd": "sleep"}}}))
     shown = run(project, prefect_server, "--target", "finetune@3")
-    holder.wait()
     assert "is busy" in shown
     found = tasks(prefect_server, shown)["finetune@3"]
     assert found["state_name"] == "Ran"

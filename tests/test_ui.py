@@ -14,7 +14,7 @@ import pytest
 
 from tests.project import Project
 from tests.servers import mlflow_server
-from tests.test_flow import VARIANTS, artifacts, flow_run
+from tests.test_flow import STAGES, VARIANTS, artifacts, flow_run
 
 pytestmark = [
     pytest.mark.ui,
@@ -66,16 +66,17 @@ def test_the_prefect_run_page(page, screenshots: Path, flowed, prefect_server) -
     page.wait_for_function("document.querySelector('canvas') !== null")
     page.wait_for_timeout(2000)  # the timeline is a canvas: nothing in it to wait for
     page.screenshot(path=screenshots / "prefect-run.png")
-    page.goto(f"{base}/runs/flow-run/{run['id']}?tab=TaskRuns")
-    page.get_by_text("Task Runs", exact=True).first.click()
-    for stage in ("finetune@1", "finetune@3", "evaluate@1", "evaluate@3"):
-        page.get_by_text(stage).first.wait_for(state="attached")
+    page.goto(f"{base}/runs/flow-run/{run['id']}?tab=Task+Runs")
+    for stage in STAGES:
+        page.get_by_text(stage, exact=True).first.wait_for(state="attached")
     page.screenshot(path=screenshots / "prefect-tasks.png")
     (table,) = [a for a in artifacts(prefect_server, run) if a["key"] == "boss-results"]
     page.goto(f"{base}/artifacts/artifact/{table['id']}")
     page.get_by_text("MLflow run").first.wait_for()
-    for budget in (1, 3):
-        page.get_by_text(f"K={budget}").first.wait_for()
+    page.locator("table a").first.wait_for()
+    links = [(a.inner_text(), a.get_attribute("href")) for a in page.locator("table a").all()]
+    assert [text for text, _ in links] == ["K=1", "K=3"]
+    assert all("/#/experiments/" in href for _, href in links)
     page.screenshot(path=screenshots / "prefect-results.png")
 
 
@@ -98,7 +99,8 @@ def test_mlflow_compares_the_budgets(page, screenshots: Path, flowed, tracking: 
         page.get_by_text(name, exact=True).first.wait_for()
     page.screenshot(path=screenshots / "mlflow-compare.png")
     # The table below is drawn as far as it is scrolled into view.
-    missing = {f"{variant}/frechet_classifier" for variant in VARIANTS}
+    record = json.loads((project.folder / "metrics" / "3.json").read_text())
+    missing = {f"{variant}/{name}" for variant in VARIANTS for name in record[variant]}
     page.mouse.move(700, 700)
     for _ in range(80):
         missing -= {name for name in missing if page.get_by_text(name, exact=True).count()}
@@ -107,9 +109,14 @@ def test_mlflow_compares_the_budgets(page, screenshots: Path, flowed, tracking: 
         page.mouse.wheel(0, 300)
         page.wait_for_timeout(100)
     assert not missing
-    page.screenshot(path=screenshots / "mlflow-compare-metrics.png")
 
     page.goto(f"{tracking}/#/experiments/{experiment.experiment_id}/runs/{parent}/model-metrics")
     page.get_by_text("frechet_classifier").first.wait_for()
     page.locator(".js-plotly-plot").first.wait_for()
+    # The first chart is BOSS's distance, drawn against NFE without anything being set up.
+    drawn = page.evaluate("document.querySelector('.js-plotly-plot').data.map(t => [t.x, t.y])")
+    records = [json.loads((project.folder / f"metrics/{k}.json").read_text()) for k in (1, 3)]
+    x, y = drawn[0]
+    assert list(x) == [1, 3]
+    assert list(y) == pytest.approx([r["boss"]["frechet_classifier"] for r in records])
     page.screenshot(path=screenshots / "mlflow-parent.png")
