@@ -318,11 +318,11 @@ def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
     assert found["state_name"] == "Ran"
     assert found["run_count"] > 1
 
-    path = project.folder / "flows" / "stages" / "finetune.py"
-    path.write_text(
-        path.read_text().replace("    on = device(params)\n", "    raise ValueError\n", 1)
-    )
-    shown = run(project, prefect_server, "--target", "finetune@3", code=2)
+    code = project.folder / "flows" / "stages" / "finetune.py"
+    code.write_text(code.read_text().replace("    on = device(params)\n", "    raise OSError\n", 1))
+    # Its traceback is the stage's own, a mistake in code, and stands in the task's log.
+    done = project.run("boss", "run", "--target", "finetune@3", code=2, env=prefect_server)
+    shown = done.stdout + done.stderr
     assert tasks(prefect_server, shown)["finetune@3"]["run_count"] == 1
 
 

@@ -66,9 +66,10 @@ def test_the_prefect_run_page(page, screenshots: Path, flowed, prefect_server) -
     page.wait_for_function("document.querySelector('canvas') !== null")
     page.wait_for_timeout(2000)  # the timeline is a canvas: nothing in it to wait for
     page.screenshot(path=screenshots / "prefect-run.png")
-    page.goto(f"{base}/runs/flow-run/{run['id']}?tab=Task+Runs")
+    page.locator("li.p-tab", has_text="Task Runs").click()
     for stage in STAGES:
-        page.get_by_text(stage, exact=True).first.wait_for(state="attached")
+        page.get_by_text(stage).first.wait_for(state="attached")
+    page.wait_for_timeout(1000)
     page.screenshot(path=screenshots / "prefect-tasks.png")
     (table,) = [a for a in artifacts(prefect_server, run) if a["key"] == "boss-results"]
     page.goto(f"{base}/artifacts/artifact/{table['id']}")
