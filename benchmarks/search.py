@@ -7,8 +7,9 @@ For each case, in one process and on the same inputs, the median of several runs
 - a bare Euler rollout, which is the floor: one network evaluation for each grid point;
 - the search: rollout, cost matrix and all budgets. Of what is beyond the rollout, the floor is
   the Gram matrix: n^2 N D floating-point operations in float64;
-- the same with the cost matrix as eq. 5 is written, in float64, which is as accurate: pair by
-  pair, and row by row (all j of an i at once, as vectorised code would).
+- the same with the cost matrix as eq. 5 is written, pair by pair in float64, which is as
+  accurate. (All j of an i at once, as vectorised code would, is eight times slower still: its
+  temporaries leave the cache.)
 """
 
 import argparse
@@ -38,14 +39,12 @@ def main() -> None:
     """Measure all cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", type=int, default=100, help="steps of the fine grid")
-    parser.add_argument("--repeats", type=int, default=3, help="runs behind each median")
+    parser.add_argument("--repeats", type=int, default=3, help="runs behind a U-Net's median")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
 
-    shown = Table(
-        "", "rollout", "search beyond it", "of rollout", "floor", "pair by pair", "row by row"
-    )
+    shown = Table("", "rollout", "search beyond it", "of rollout", "floor", "pair by pair")
     cases: list[tuple[str, VelocityField, tuple[int, ...], int]] = [
         ("analytic, 100 x 3x32x32", analytic, (100, 3, 32, 32), 20),
         ("analytic, 8 x 3x128x128", analytic, (8, 3, 128, 128), 4),
@@ -53,7 +52,8 @@ def main() -> None:
     ]
     for name, velocity, shape, batch in cases:
         noise = sample_noise(range(shape[0]), shape[1:], seed=0).to(device)
-        shown.add_row(name, *measure(velocity, noise, uniform(chosen.grid), batch, chosen.repeats))
+        repeats = chosen.repeats * (5 if velocity is analytic else 1)
+        shown.add_row(name, *measure(velocity, noise, uniform(chosen.grid), batch, repeats))
     print(
         f"grid {chosen.grid}, budgets 1 to {BUDGETS[-1]}, {torch.get_num_threads()} threads,"
         f" {device}; 'beyond': on top of the rollout"
@@ -76,16 +76,13 @@ def measure(
 
     functions = [rollout, search]
     if velocity is analytic:  # beside a real network's evaluations the difference drowns
-        for by in (pair_by_pair, row_by_row):
-            functions.append(
-                lambda by=by: optimal_paths(direct(velocity, noise, grid, by), BUDGETS)
-            )
+        functions.append(lambda: optimal_paths(pair_by_pair(velocity, noise, grid), BUDGETS))
     bare, *rest = seconds(functions, repeats, noise.device)
-    beyond, *directs = (found - bare for found in rest)
+    beyond, *direct = (found - bare for found in rest)
     operations = (len(grid) - 1) ** 2 * noise.numel()
     floor = operations / float64_rate(noise.device)
-    ratios = [f"{found:.2f} s, {found / beyond:.0f}x" for found in directs] or ["", ""]
-    return [f"{bare:.3f} s", f"{beyond:.3f} s", f"{beyond / bare:.1%}", f"{floor:.3f} s", *ratios]
+    ratio = f"{direct[0]:.2f} s, {direct[0] / beyond:.1f}x" if direct else ""
+    return [f"{bare:.3f} s", f"{beyond:.3f} s", f"{beyond / bare:.1%}", f"{floor:.3f} s", ratio]
 
 
 def float64_rate(device: torch.device) -> float:
@@ -109,13 +106,8 @@ def seconds(functions: list[Callable[[], None]], repeats: int, device: torch.dev
     return [statistics.median(found) for found in times]
 
 
-def direct(
-    velocity: VelocityField,
-    noise: Tensor,
-    grid: Times,
-    costs: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> np.ndarray:
-    """The cost matrix from all states and velocities, held in float64."""
+def pair_by_pair(velocity: VelocityField, noise: Tensor, grid: Times) -> np.ndarray:
+    """The cost matrix from all states and velocities, held in float64: one pair at a time."""
     velocities: list[Tensor] = []
 
     def keep(k: int, x: Tensor, v: Tensor | None) -> None:
@@ -128,26 +120,13 @@ def direct(
     x[0] = noise.flatten(1)
     for k, h in enumerate(np.diff(grid)):
         torch.add(x[k], v[k], alpha=float(h), out=x[k + 1])
-    return costs(x, v, torch.from_numpy(grid).to(noise.device)).cpu().numpy()
-
-
-def pair_by_pair(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """Eq. 5 for one pair of grid points at a time: little memory at once."""
+    t = torch.from_numpy(grid).to(noise.device)
     cost = torch.zeros(len(t), len(t), dtype=x.dtype, device=x.device)
     for i in range(len(t) - 1):
         for j in range(i + 1, len(t)):
             error = x[j] - x[i] - (t[j] - t[i]) * v[i]
             cost[i, j] = error.square().sum(dim=1).mean()
-    return cost
-
-
-def row_by_row(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """Eq. 5 for all steps from one grid point at a time: vectorised."""
-    cost = torch.zeros(len(t), len(t), dtype=x.dtype, device=x.device)
-    for i in range(len(t) - 1):
-        error = x[i + 1 :] - x[i] - (t[i + 1 :] - t[i]).view(-1, 1, 1) * v[i]
-        cost[i, i + 1 :] = error.square().sum(dim=2).mean(dim=1)
-    return cost
+    return cost.cpu().numpy()
 
 
 def analytic(x: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ velocities share before anything is squared: costs next to the diagonal come out
 the largest, though they may be many orders of magnitude smaller.
 """
 
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +27,17 @@ from boss_core.solvers import euler
 from boss_core.timesteps import Times, validate_timesteps
 from boss_core.velocity import VelocityField
 
-# Increments are widened to float64 this many bytes at a time: small enough for a CPU's cache,
-# large enough that a matrix product runs at full rate.
+# Increments are widened to float64 this many bytes at a time, in a buffer that is used again:
+# small enough for a CPU's cache, large enough that a matrix product runs at full rate.
 _BLOCK_BYTES = 4 << 20
 # The Gram matrix is symmetric; on a CPU this many rows at a time are multiplied with those from
-# there on only, which halves the work.
-_BLOCK_ROWS = 32
+# there on only, which saves a third of the work.
+_BLOCK_ROWS = 33
+# Products of 100 rows are too small to divide among cores: two samples side by side keep a CPU
+# busier than one, and the products of one hide the widening of the other.
+_WORKERS = 2
+# Gram matrices of samples that become costs together.
+_GRAM_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,14 @@ def estimate_cost_matrix(
     total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=noise.device)
     total_squared = torch.zeros_like(total)
     weights = _weights(times).to(noise.device)
+    group = max(1, _GRAM_BYTES // total.nbytes)
     held: Tensor | None = None
     for x in noise.split(batch_size):
         held = _rollout_velocities(velocity, x, times, held, on_step)
-        for sample in range(len(x)):
-            cost = _cost_from_gram(_increment_gram(held[:, sample]), weights)
-            total += cost
-            total_squared += cost * cost
+        for velocities in held[:, : len(x)].split(group, dim=1):
+            cost = _cost_from_gram(_increment_grams(velocities), weights)
+            total += cost.sum(dim=0)
+            total_squared += cost.square_().sum(dim=0)
         if not total.isfinite().all():  # the only synchronisation of a batch
             where = int(held[:, : len(x)].isfinite().flatten(1).all(dim=1).int().argmin())
             raise InputError(
@@ -136,26 +144,38 @@ def _rollout_velocities(
     return held
 
 
-def _increment_gram(velocities: Tensor) -> Tensor:
-    """The Gram matrix of the increments d_1..d_{n-1} of one trajectory, in float64.
+def _increment_grams(velocities: Tensor) -> Tensor:
+    """The Gram matrices of the increments d_1..d_{n-1} of each trajectory, in float64.
 
-    velocities: (n, elements). Returns (n + 1, n + 1), right on and above the diagonal; rows and
-    columns 0 and n are zero (no increment ends there), so that indices are those of the grid.
+    velocities: (n, B, elements). Returns (B, n + 1, n + 1), right on and above the diagonal; rows
+    and columns 0 and n are zero (no increment ends there), so that indices are those of the grid.
     """
-    n, elements = velocities.shape
-    gram = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=velocities.device)
-    rows = _BLOCK_ROWS if velocities.device.type == "cpu" else n
-    block = max(1, _BLOCK_BYTES // (8 * n))
-    for start in range(0, elements, block):
-        part = velocities[:, start : start + block]
-        if part.dtype.itemsize < 4:
-            part = part.float()
-        # Neighbours within a factor of two, as on a fine grid, subtract without rounding.
-        increments = part.diff(dim=0).double()
-        for row in range(0, n - 1, rows):
-            end = min(row + rows, n - 1)
-            gram[row + 1 : end + 1, row + 1 : n].addmm_(increments[row:end], increments[row:].T)
-    return gram
+    n, samples, elements = velocities.shape
+    grams = torch.zeros(samples, n + 1, n + 1, dtype=torch.float64, device=velocities.device)
+    on_cpu = velocities.device.type == "cpu"
+    rows = _BLOCK_ROWS if on_cpu else n
+    width = math.ceil(elements / math.ceil(8 * n * elements / _BLOCK_BYTES))
+
+    def multiply(these: range) -> None:
+        # Rows a power of two apart would share the same few cache sets: hence the eight more.
+        buffer = grams.new_empty(n - 1, width + 8)
+        for sample in these:
+            for part in velocities[:, sample].split(width, dim=1):
+                if part.dtype.itemsize < 4:
+                    part = part.float()
+                increments = buffer[:, : part.shape[1]]
+                # Neighbours within a factor of two, as on a fine grid, subtract without rounding.
+                torch.sub(part[1:], part[:-1], out=increments)
+                for row in range(0, n - 1, rows):
+                    end = min(row + rows, n - 1)
+                    product = grams[sample, row + 1 : end + 1, row + 1 : n]
+                    product.addmm_(increments[row:end], increments[row:].T)
+
+    workers = _WORKERS if on_cpu else 1
+    shares = [range(first, samples, workers) for first in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(multiply, shares))
+    return grams
 
 
 def _weights(times: Times) -> Tensor:
@@ -165,16 +185,15 @@ def _weights(times: Times) -> Tensor:
 
 
 def _cost_from_gram(gram: Tensor, weights: Tensor) -> Tensor:
-    """All costs of eq. 5 from the Gram matrix of the increments.
+    """All costs of eq. 5 from Gram matrices of increments, (..., n + 1, n + 1), overwritten.
 
     c_ij = sum over l, m in (i, j) of W_lj W_mj G_lm: adding the increments one by one from j
     down to i, each brings its own square and twice its product with those after it.
     """
-    after = gram.triu(1) * 2 + gram.diagonal().diag()
-    share = weights * (after @ weights)
-    # Entry (i, j) sums the rows below i only, hence the shift by one row.
-    below = share.flip(0).cumsum(0).flip(0)
-    cost = torch.zeros_like(below)
-    cost[:-1] = below[1:]
+    gram.triu_().mul_(2).diagonal(dim1=-2, dim2=-1).div_(2)
+    share = (gram @ weights).mul_(weights)
+    # Entry (i, j) sums the rows below i only.
+    cost = torch.zeros_like(share)
+    cost[..., :-1, :] = share[..., 1:, :].flip(-2).cumsum(-2).flip(-2)
     # A sum of squares that rounds to a negative number is a zero.
     return cost.clamp_min_(0.0)
