@@ -13,7 +13,7 @@ the largest, though they may be many orders of magnitude smaller.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,6 +40,10 @@ _WORKERS = 2
 _GRAM_BYTES = 4 << 20
 
 
+# Samples fall into this many groups, whose spread tells how sure a sum of costs is.
+GROUPS = 20
+
+
 @dataclass(frozen=True)
 class CostMatrix:
     """The cost of an Euler step between any two points of a grid.
@@ -50,12 +54,70 @@ class CostMatrix:
     timesteps: (n+1,) float64, from 0 to 1.
     standard_error: (n+1, n+1) float64, of each mean; NaN when there is one sample only.
     samples: the number of trajectories behind the mean.
+    group_cost: (G, n+1, n+1) float64, the mean over each of G disjoint groups of trajectories:
+        trajectory m is in group m modulo G, and G = min(samples, GROUPS).
     """
 
     cost: NDArray[np.float64]
     timesteps: Times
     standard_error: NDArray[np.float64]
     samples: int
+    group_cost: NDArray[np.float64]
+
+    def path_standard_error(self, indices: Sequence[int]) -> float:
+        """The standard error of the sum of the costs of a path's steps, from the spread of that
+        sum between groups (the entries of one trajectory are not independent, so their own
+        standard errors do not add up to it). NaN when there is one sample only."""
+        sums = self.group_cost[:, indices[:-1], indices[1:]].sum(axis=1)
+        if len(sums) < 2:
+            return float("nan")
+        return float(sums.std(ddof=1) / np.sqrt(len(sums)))
+
+
+class CostSum:
+    """Costs summed over trajectories that come batch by batch, from anywhere: `add` their
+    velocities, then ask for the `result`. Memory does not grow with the number of them."""
+
+    def __init__(self, timesteps: ArrayLike, device: torch.device | str = "cpu") -> None:
+        self.timesteps = validate_timesteps(timesteps)
+        self.samples = 0
+        nodes = len(self.timesteps)
+        self.sums = torch.zeros(GROUPS, nodes, nodes, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(nodes, nodes, dtype=torch.float64, device=device)
+        self._weights = _weights(self.timesteps).to(device)
+
+    def add(self, velocities: Tensor) -> None:
+        """velocities: (n, B, elements), those of B Euler trajectories at all grid points but the
+        last, on the device given. InputError, and nothing added, when they are not finite."""
+        per_group = max(1, _GRAM_BYTES // self.squares.nbytes)
+        sums, squares = self.sums.clone(), self.squares.clone()
+        samples = self.samples
+        for part in velocities.split(per_group, dim=1):
+            cost = _cost_from_gram(_increment_grams(part), self._weights)
+            group = torch.arange(samples, samples + part.shape[1], device=cost.device) % GROUPS
+            sums.index_add_(0, group, cost)
+            squares += cost.square_().sum(dim=0)
+            samples += part.shape[1]
+        if not sums.isfinite().all():  # the only synchronisation of a batch
+            where = int(velocities.isfinite().flatten(1).all(dim=1).int().argmin())
+            raise InputError(
+                f"velocity: not finite at t = {self.timesteps[where]:g} (step {where} of"
+                f" {len(self.timesteps) - 1}); a network with finite outputs needed"
+            )
+        self.sums, self.squares, self.samples = sums, squares, samples
+
+    def result(self) -> CostMatrix:
+        """The mean over all trajectories so far; at least one is needed."""
+        samples = self.samples
+        mean = self.sums.sum(dim=0) / samples
+        variance = (self.squares / samples - mean**2).clamp_min(0.0)
+        error = (variance / (samples - 1)).sqrt() if samples > 1 else mean * torch.nan
+        groups = min(samples, GROUPS)
+        sizes = [len(range(group, samples, GROUPS)) for group in range(groups)]
+        group_cost = self.sums[:groups].cpu().numpy() / np.array(sizes)[:, None, None]
+        return CostMatrix(
+            mean.cpu().numpy(), self.timesteps, error.cpu().numpy(), samples, group_cost
+        )
 
 
 def rollout_bytes(
@@ -86,32 +148,16 @@ def estimate_cost_matrix(
     finite or not of the shape of its input.
     """
     times = validate_timesteps(timesteps)
-    n = len(times) - 1
     if len(noise) < 1 or batch_size < 1:
         raise InputError(
             f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
         )
-    total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=noise.device)
-    total_squared = torch.zeros_like(total)
-    weights = _weights(times).to(noise.device)
-    group = max(1, _GRAM_BYTES // total.nbytes)
+    found = CostSum(times, noise.device)
     held: Tensor | None = None
     for x in noise.split(batch_size):
         held = _rollout_velocities(velocity, x, times, held, on_step)
-        for velocities in held[:, : len(x)].split(group, dim=1):
-            cost = _cost_from_gram(_increment_grams(velocities), weights)
-            total += cost.sum(dim=0)
-            total_squared += cost.square_().sum(dim=0)
-        if not total.isfinite().all():  # the only synchronisation of a batch
-            where = int(held[:, : len(x)].isfinite().flatten(1).all(dim=1).int().argmin())
-            raise InputError(
-                f"velocity: not finite at t = {times[where]:g} (step {where} of {n});"
-                " a network with finite outputs needed"
-            )
-    mean = total / len(noise)
-    variance = (total_squared / len(noise) - mean**2).clamp_min(0.0)
-    error = (variance / (len(noise) - 1)).sqrt() if len(noise) > 1 else mean * torch.nan
-    return CostMatrix(mean.cpu().numpy(), times, error.cpu().numpy(), len(noise))
+        found.add(held[:, : len(x)])
+    return found.result()
 
 
 def _rollout_velocities(

@@ -18,6 +18,7 @@ class Schedule(BaseModel):
     objective: what the steps minimise (``l2_squared``), or the name of a fixed grid
         (``uniform``).
     predicted_error: the sum of the costs of the steps (eq. 5), or None when unknown.
+    standard_error: of ``predicted_error``, from the spread between groups of trajectories.
     teacher_hash: the hash of the weights that the costs were measured on.
     settings_hash: the hash of the settings of the search.
     """
@@ -28,6 +29,7 @@ class Schedule(BaseModel):
     indices: tuple[int, ...]
     objective: str
     predicted_error: float | None = None
+    standard_error: float | None = None
     teacher_hash: str | None = None
     settings_hash: str | None = None
 

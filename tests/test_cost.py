@@ -57,6 +57,10 @@ def test_equals_the_definition_on_every_entry(velocity, grid) -> None:
     np.testing.assert_allclose(found.cost[far], mean[far], rtol=1e-6, atol=0)
     error = expected.std(axis=0, ddof=1) / np.sqrt(len(noise))
     np.testing.assert_allclose(found.standard_error[far], error[far], rtol=1e-3)
+    indices = [0, 7, 19, len(grid) - 1]
+    sums = expected[:, indices[:-1], indices[1:]].sum(axis=1)
+    error = sums.std(ddof=1) / np.sqrt(len(noise))
+    assert found.path_standard_error(indices) == pytest.approx(error, rel=1e-6)
     near = ~np.triu(np.ones_like(mean, dtype=bool), k=2)
     assert (found.cost[near] == 0).all()
     assert found.samples == 13
@@ -79,6 +83,19 @@ def test_does_not_depend_on_the_batch_size_and_counts_evaluations() -> None:
     parts = estimate_cost_matrix(counted, noise, uniform(20), batch_size=4)
     np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-6)
     assert counted.nfe == 3 * 20
+
+
+def test_costs_and_their_uncertainty_do_not_depend_on_how_samples_come() -> None:
+    """More trajectories than groups, so that groups hold several and unequally many."""
+    noise = sample_noise(range(50), (6,), seed=0)
+    expected = pairwise(smooth, noise, uniform(20))
+    found = [estimate_cost_matrix(smooth, noise, uniform(20), batch_size=b) for b in (7, 50)]
+    for matrix in found:
+        np.testing.assert_allclose(matrix.cost[0, 20], expected[:, 0, 20].mean(), rtol=1e-6)
+        groups = [expected[group::20, 0, 20].mean() for group in range(20)]
+        np.testing.assert_allclose(matrix.group_cost[:, 0, 20], groups, rtol=1e-6)
+        spread = np.std(groups, ddof=1) / np.sqrt(20)
+        assert matrix.path_standard_error([0, 20]) == pytest.approx(spread, rel=1e-6)
 
 
 def test_bfloat16_velocities_are_measured_in_float64() -> None:
