@@ -13,7 +13,7 @@ the largest, though they may be many orders of magnitude smaller.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -106,6 +106,26 @@ class CostSum:
             )
         self.sums, self.squares, self.samples = sums, squares, samples
 
+    def state(self) -> dict[str, NDArray]:
+        """All that `from_state` needs to go on, as arrays for an ``.npz`` file."""
+        return {
+            "timesteps": self.timesteps,
+            "samples": np.array(self.samples),
+            "sums": self.sums.cpu().numpy(),
+            "squares": self.squares.cpu().numpy(),
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, NDArray], device: torch.device | str = "cpu"
+    ) -> "CostSum":
+        """The sum that `state` described."""
+        total = cls(state["timesteps"], device)
+        total.samples = int(state["samples"])
+        total.sums = torch.from_numpy(state["sums"]).to(device)
+        total.squares = torch.from_numpy(state["squares"]).to(device)
+        return total
+
     def result(self) -> CostMatrix:
         """The mean over all trajectories so far; at least one is needed."""
         samples = self.samples
@@ -147,17 +167,29 @@ def estimate_cost_matrix(
     Raises InputError when there is no noise, the batch size is below 1, or the velocity is not
     finite or not of the shape of its input.
     """
-    times = validate_timesteps(timesteps)
+    found = CostSum(timesteps, noise.device)
+    add_trajectories(found, velocity, noise, batch_size=batch_size, on_step=on_step)
+    return found.result()
+
+
+def add_trajectories(
+    total: CostSum,
+    velocity: VelocityField,
+    noise: Tensor,
+    *,
+    batch_size: int,
+    on_step: Callable[[int], None] | None = None,
+) -> None:
+    """Roll out further trajectories into a sum of costs; arguments and errors are those of
+    `estimate_cost_matrix`. A search that stopped goes on from its `CostSum`."""
     if len(noise) < 1 or batch_size < 1:
         raise InputError(
             f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
         )
-    found = CostSum(times, noise.device)
     held: Tensor | None = None
     for x in noise.split(batch_size):
-        held = _rollout_velocities(velocity, x, times, held, on_step)
-        found.add(held[:, : len(x)])
-    return found.result()
+        held = _rollout_velocities(velocity, x, total.timesteps, held, on_step)
+        total.add(held[:, : len(x)])
 
 
 def _rollout_velocities(

@@ -3,7 +3,7 @@
 Every function returns float64 numpy arrays of n + 1 times for n steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +65,15 @@ def shifted(n: int, shift: float = 3.0) -> Times:
     times = 1.0 - shift * sigma / (1.0 + (shift - 1.0) * sigma)
     times[0], times[-1] = 0.0, 1.0
     return times
+
+
+# The grids above by name, for those that choose one.
+GRIDS: dict[str, Callable[[int], Times]] = {
+    "uniform": uniform,
+    "karras": karras,
+    "quadratic": quadratic,
+    "shifted": shifted,
+}
 
 
 def nearest_indices(grid: ArrayLike, timesteps: ArrayLike) -> tuple[int, ...]:

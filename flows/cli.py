@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import typer
 
 from flows import paths
 from flows.config import load_params
 from flows.errors import reported
+
+SPACINGS = ("uniform", "karras", "quadratic", "shifted")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -126,6 +129,88 @@ def track(
             if rebuild:
                 raise
             print(f"warning: {error}", file=sys.stderr)
+
+
+CHECKPOINT = typer.Option(
+    None,
+    help="A folder with model.safetensors and card.json, or a Rectified Flow .pth (with --config).",
+)
+CONFIG = typer.Option(
+    None,
+    help="Architecture of a .pth: a published name (cifar10, afhq_cat, celeba_hq, lsun_church,"
+    " lsun_bedroom) or a JSON file.",
+)
+RAW = typer.Option(False, "--raw-weights", help="Of a .pth, the raw weights instead of the EMA's.")
+VELOCITY = typer.Option(
+    None,
+    metavar="MODULE:NAME",
+    help="Instead of a checkpoint: a callable v(x, t) in Python, as my_code.flow:velocity.",
+)
+SHAPE = typer.Option(None, metavar="CxHxW", help="With --velocity: the shape of a sample.")
+SEED = typer.Option(0, min=0, help="Seed of the noise; sample i depends on it and i alone.")
+DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
+
+
+@app.command()
+def schedule(
+    checkpoint: Path | None = CHECKPOINT,
+    budget: list[int] = typer.Option(..., help="Network evaluations (NFE); repeat for more."),
+    config: str | None = CONFIG,
+    raw_weights: bool = RAW,
+    velocity: str | None = VELOCITY,
+    shape: str | None = SHAPE,
+    grid: int = typer.Option(100, min=1, help="Steps of the fine grid to choose from."),
+    spacing: str = typer.Option("uniform", help=f"Fine grid: {', '.join(SPACINGS)}."),
+    samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
+    batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
+    seed: int = SEED,
+    device: str = DEVICE,
+    out: Path = typer.Option(Path("schedules"), help="Folder for K.json, cost.npz and cost.png."),
+) -> None:
+    """Find the best K steps of a network, for each budget K: no training, no data.
+
+    Rolls out Euler trajectories on the fine grid, measures what every possible step would cost,
+    and finds the cheapest K. Stopped, it goes on from where it was; asked for other budgets, it
+    need not measure again.
+    """
+    from flows.search import Search, check_request, report, search_costs, write_schedules
+    from flows.teachers import choose_device, choose_teacher
+
+    check_request(budget, grid, spacing)
+    on = choose_device(device)
+    teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
+    search = Search(teacher.hash, grid, spacing, seed)
+    matrix = search_costs(teacher, search, out, samples=samples, batch_size=batch_size, device=on)
+    report(out, matrix, write_schedules(out, search, matrix, sorted(budget)))
+
+
+@app.command()
+def sample(
+    checkpoint: Path | None = CHECKPOINT,
+    schedule: Path | None = typer.Option(
+        None, help="A schedule's JSON; a student's own steps when left out."
+    ),
+    number: int = typer.Option(64, "--number", "-n", min=1, help="Images."),
+    out: Path = typer.Option(Path("samples.png"), help="The PNG to write: a grid of all images."),
+    config: str | None = CONFIG,
+    raw_weights: bool = RAW,
+    velocity: str | None = VELOCITY,
+    shape: str | None = SHAPE,
+    label: int | None = typer.Option(None, help="The class of a conditional network's images."),
+    batch_size: int = typer.Option(64, min=1, help="Images at a time."),
+    seed: int = SEED,
+    device: str = DEVICE,
+) -> None:
+    """Sample images with Euler on the steps of a schedule and write them as one picture."""
+    from flows.sample import sample_grid
+    from flows.teachers import choose_device, choose_teacher
+
+    on = choose_device(device)
+    teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
+    sample_grid(
+        teacher, schedule, out, number=number, label=label, batch_size=batch_size, seed=seed,
+        device=on,
+    )  # fmt: skip
 
 
 @app.command()

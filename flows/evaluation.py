@@ -2,23 +2,19 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from boss_core.errors import InputError
-from boss_core.files import replacing
 from boss_core.frechet import Extractor, evaluate_images, image_hash
 from boss_core.networks.unet import UNet
 from boss_core.sampling import sample_images
 from flows import paths
 from flows.config import Params
+from flows.grids import write_grid
 from flows.progress import progress
 from flows.records import read_images, read_json
 from flows.seeds import EVALUATE
-
-GRID_COLUMNS, GRID_ROWS = 10, 4
 
 
 class Evaluation:
@@ -75,25 +71,3 @@ class Evaluation:
             seed=self.params.seed,
             device=self.on,
         )
-
-
-def write_grid(path, images: np.ndarray) -> None:  # type: ignore[no-untyped-def]
-    """The first images as one PNG, small ones enlarged to be seen."""
-    with replacing(path) as temporary:
-        image_grid(images).save(temporary, format="PNG")
-
-
-def image_grid(images: np.ndarray) -> Image.Image:
-    """uint8 (N, C, H, W) as rows of a picture, one pixel apart."""
-    count, channels, height, width = images[: GRID_COLUMNS * GRID_ROWS].shape
-    rows = -(-count // GRID_COLUMNS)
-    canvas = np.full(
-        (rows * (height + 1) - 1, GRID_COLUMNS * (width + 1) - 1, channels), 128, np.uint8
-    )
-    for k in range(count):
-        y, x = divmod(k, GRID_COLUMNS)
-        y, x = y * (height + 1), x * (width + 1)
-        canvas[y : y + height, x : x + width] = images[k].transpose(1, 2, 0)
-    scale = max(1, 32 // width)
-    picture = Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -11,7 +11,7 @@ from boss_core.files import write_bytes
 from boss_core.schedules import Schedule
 from flows import paths, plots
 from flows.config import Params
-from flows.evaluation import write_grid
+from flows.grids import write_grid
 from flows.records import Json, frechet_name, read_images, read_json
 from flows.runtime import run_stage
 from flows.variants import VARIANTS, read_schedules

@@ -19,13 +19,6 @@ from flows.runtime import run_stage
 # The predicted-error curve goes this far, so that a user sees which budget is worth paying for.
 CURVE_BUDGETS = 20
 
-GRIDS = {
-    "uniform": timesteps.uniform,
-    "karras": timesteps.karras,
-    "quadratic": timesteps.quadratic,
-    "shifted": timesteps.shifted,
-}
-
 
 def main(params: Params) -> None:
     with np.load(paths.COST) as file:
@@ -51,7 +44,7 @@ def main(params: Params) -> None:
     schedules: dict[str, dict[str, object]] = {}
     for budget in params.budgets:
         found = {"bellman": schedule(best[budget].indices, params.schedule.objective)}
-        for name, make in GRIDS.items():
+        for name, make in timesteps.GRIDS.items():
             try:
                 indices = timesteps.nearest_indices(grid, make(budget))
             except InputError:

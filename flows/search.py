@@ -1,0 +1,225 @@
+"""``boss schedule``: the best steps of a network for some budgets, without the pipeline.
+
+The folder of a search holds ``cost.npz``, the sum of costs so far, from which a search that
+stopped goes on and one for other budgets starts finished; ``K.json``, a schedule for each budget;
+and ``cost.png``, the heat map.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from boss_core import timesteps
+from boss_core.bellman import optimal_paths, path_cost
+from boss_core.cost import CostMatrix, CostSum, add_trajectories, rollout_bytes
+from boss_core.errors import InputError
+from boss_core.files import replacing, write_bytes
+from boss_core.schedules import Schedule
+from boss_core.teachers import Teacher
+from boss_core.timesteps import Times
+from boss_core.velocity import sample_labels, sample_noise
+from flows.progress import progress
+
+COST, HEAT_MAP = "cost.npz", "cost.png"
+SAVE_INTERVAL = 30.0  # seconds between two looks of a long search at the disk
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a cost matrix depends on, but for the number of samples.
+
+    teacher_hash: of the weights. grid, spacing: the fine grid's steps and their kind.
+    seed: of noise and labels. conditions: a hash of prompts and guidance, for a pipeline.
+    """
+
+    teacher_hash: str | None
+    grid: int
+    spacing: str
+    seed: int
+    conditions: str | None = None
+
+    @property
+    def timesteps(self) -> Times:
+        return timesteps.GRIDS[self.spacing](self.grid)
+
+
+def check_request(budgets: Sequence[int], grid: int, spacing: str) -> None:
+    """InputError before any work for what cannot be searched."""
+    if spacing not in timesteps.GRIDS:
+        raise InputError(f"--spacing: {spacing!r}; {', '.join(timesteps.GRIDS)} known")
+    for budget in budgets:
+        if not 1 <= budget <= grid:
+            raise InputError(f"--budget: {budget}; 1..{grid}, the steps of --grid, needed")
+
+
+def search_costs(
+    teacher: Teacher,
+    search: Search,
+    folder: Path,
+    *,
+    samples: int,
+    batch_size: int,
+    device: torch.device,
+) -> CostMatrix:
+    """The costs over at least ``samples`` trajectories, going on from what the folder holds."""
+    total = read_costs(folder, search, device)
+    rows = range(total.samples, max(samples, total.samples))
+    batch_size = min(batch_size, max(1, len(rows)))
+    announce(total, len(rows), batch_size, teacher.shape, torch.float32)
+    if isinstance(teacher.velocity, torch.nn.Module):
+        teacher.velocity.to(device)
+    with progress("cost", len(rows) * search.grid, "sample steps") as advance:
+        saved = time.monotonic()
+        for start in range(rows.start, rows.stop, batch_size):
+            part = range(start, min(start + batch_size, rows.stop))
+            labels = None
+            if teacher.classes is not None:
+                labels = sample_labels(part, teacher.classes, search.seed).to(device)
+            add_trajectories(
+                total,
+                teacher.velocity,
+                sample_noise(part, teacher.shape, search.seed).to(device),
+                batch_size=batch_size,
+                labels=labels,
+                on_step=advance,
+            )
+            if time.monotonic() - saved > SAVE_INTERVAL or part.stop == rows.stop:
+                write_costs(folder, search, total)
+                saved = time.monotonic()
+    return total.result()
+
+
+def announce(
+    total: CostSum, samples: int, batch_size: int, shape: Sequence[int], dtype: torch.dtype
+) -> None:
+    """Say what a search is about to take, before it takes it."""
+    steps = len(total.timesteps) - 1
+    if total.samples:
+        print(f"search: {total.samples} trajectories are in {COST} already")
+    if samples:
+        held = rollout_bytes(steps, int(np.prod(shape)), batch_size, dtype)
+        print(
+            f"search: {samples} trajectories of {steps} steps: {samples * steps:,} network"
+            f" evaluations of one sample, {batch_size} at a time, holding {held / 2**20:,.1f} MiB"
+            " of velocities",
+            flush=True,
+        )
+
+
+def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:
+    """The sum of costs to go on from: that of the folder, or an empty one.
+
+    InputError when the folder holds the costs of another search, naming what differs.
+    """
+    path = folder / COST
+    if not path.exists():
+        return CostSum(search.timesteps, device)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = json.loads(str(file["search"]))
+            state = {name: file[name] for name in ("timesteps", "samples", "sums", "squares")}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not the costs of a search ({error}); remove it") from error
+    asked = asdict(search)
+    for name, value in asked.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{path}: the costs of another search: {name} is {_short(found.get(name))} there"
+                f" and {_short(value)} now; another --out, or remove the file"
+            )
+    return CostSum.from_state(state, device)
+
+
+def write_costs(folder: Path, search: Search, total: CostSum) -> None:
+    """Write the sum and, for a reader, the costs and their standard errors."""
+    matrix = total.result()
+    with replacing(folder / COST) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            search=json.dumps(asdict(search)),
+            cost=matrix.cost,
+            standard_error=matrix.standard_error,
+            **total.state(),  # type: ignore[arg-type]
+        )
+
+
+def write_schedules(
+    folder: Path, search: Search, matrix: CostMatrix, budgets: Sequence[int]
+) -> dict[int, Schedule]:
+    """The best schedule of every budget, in ``K.json``; and the heat map."""
+    settings = json.dumps(asdict(search) | {"samples": matrix.samples}, sort_keys=True)
+    schedules = {}
+    for budget, path in optimal_paths(matrix.cost, budgets).items():
+        error = matrix.path_standard_error(path.indices)
+        schedules[budget] = Schedule(
+            timesteps=tuple(float(matrix.timesteps[i]) for i in path.indices),
+            indices=path.indices,
+            objective="l2_squared",
+            predicted_error=path.cost,
+            standard_error=None if np.isnan(error) else error,
+            teacher_hash=search.teacher_hash,
+            settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
+        )
+        write_bytes(folder / f"{budget}.json", schedules[budget].to_json().encode() + b"\n")
+
+    from flows import plots  # matplotlib takes a second
+
+    plots.cost(folder / HEAT_MAP, matrix.cost, matrix.timesteps, schedules[max(schedules)])
+    return schedules
+
+
+def report(folder: Path, matrix: CostMatrix, schedules: Mapping[int, Schedule]) -> None:
+    """Print the schedules with their predicted errors, and where they are."""
+    table = Table(title=f"predicted error (sum of eq. 5), {matrix.samples} trajectories")
+    for title in ("K (NFE)", "Bellman steps", "95 % interval", "uniform steps"):
+        table.add_column(title, justify="right")
+    table.add_column("timesteps, 0 noise to 1 data")
+    for budget, schedule in schedules.items():
+        error, half = schedule.predicted_error, interval(schedule, matrix.samples)
+        assert error is not None
+        uniform = uniform_error(matrix, budget)
+        table.add_row(
+            str(budget),
+            f"{error:.4g}",
+            f"{max(0.0, error - half):.4g} to {error + half:.4g}",
+            "" if uniform is None else f"{uniform:.4g}",
+            " ".join(f"{t:.4g}" for t in schedule.timesteps),
+        )
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    names = ", ".join(f"{budget}.json" for budget in schedules)
+    print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
+
+
+def uniform_error(matrix: CostMatrix, budget: int) -> float | None:
+    """The predicted error of uniform steps, on the grid points nearest to them; None where the
+    grid is too coarse for them."""
+    try:
+        indices = timesteps.nearest_indices(matrix.timesteps, timesteps.uniform(budget))
+    except InputError:
+        return None
+    return path_cost(matrix.cost, indices)
+
+
+def interval(schedule: Schedule, samples: int) -> float:
+    """Half the width of the 95 % interval of the predicted error (Student's t over groups)."""
+    from scipy.stats import t
+
+    from boss_core.cost import GROUPS
+
+    freedom = min(samples, GROUPS) - 1
+    error = schedule.standard_error
+    return float(t.ppf(0.975, freedom) * error) if freedom and error is not None else float("nan")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
