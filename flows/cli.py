@@ -1,5 +1,6 @@
 """``boss``: what is not a stage. Stages run through DVC, by `boss run` or ``dvc repro``."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -224,11 +225,11 @@ def ui(port: int = typer.Option(5000, help="Port on this machine.")) -> None:
 
 
 def _serve(uri: str, port: int) -> int:
-    from flows.tracking import quiet_environment
+    from flows.telemetry import TELEMETRY_OFF
 
     command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
-    environment = quiet_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = os.environ | TELEMETRY_OFF | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
         return subprocess.run([sys.executable, "-m", *command], env=environment).returncode
     except KeyboardInterrupt:

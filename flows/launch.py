@@ -13,11 +13,10 @@ from typing import Any
 from boss_core.errors import InputError
 from flows.config import PARAMS, load_params
 from flows.stages.check import check
+from flows.telemetry import TELEMETRY_OFF
 from flows.workspace import dvc_environment, override, read_stages
 
-PREFECT_ENVIRONMENT = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
+PREFECT_ENVIRONMENT = TELEMETRY_OFF | {
     # A busy machine takes longer than the default to start a server for one run.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }

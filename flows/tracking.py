@@ -24,6 +24,7 @@ from flows import paths
 from flows.config import Params
 from flows.links import note_link, record_hash
 from flows.records import Json, read_json
+from flows.telemetry import TELEMETRY_OFF
 from flows.variants import VARIANTS, read_schedules
 
 if TYPE_CHECKING:
@@ -42,11 +43,6 @@ def tracking_uri(params: Params, root: Path = Path()) -> str:
         or os.environ.get("MLFLOW_TRACKING_URI")
         or f"sqlite:///{(root / 'mlflow.db').resolve()}"
     )
-
-
-def quiet_environment() -> dict[str, str]:
-    """The environment with MLflow's telemetry off."""
-    return os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 
 def track_budget(params: Params, budget: int) -> str:
@@ -69,7 +65,7 @@ def track_budget(params: Params, budget: int) -> str:
 
 
 def _client(uri: str) -> "MlflowClient":
-    os.environ.update(quiet_environment())
+    os.environ.update(TELEMETRY_OFF)
     # A server that is down is known to be after seconds, not minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

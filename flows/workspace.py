@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from boss_core.errors import InputError
 from flows.config import known_parameters
+from flows.telemetry import TELEMETRY_OFF
 
 # What DVC advises after each stage, which is only true at the end of all.
 _HINTS = (
@@ -304,12 +305,9 @@ def dvc_environment() -> dict[str, str]:
     """The stages are run as ``python -m ...``: let that be this interpreter, on the path or
     not. Nothing reports home, and lines come as they are printed."""
     here = str(Path(sys.executable).parent)
-    return os.environ | {
+    return (os.environ | TELEMETRY_OFF) | {
         "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
-        "DVC_NO_ANALYTICS": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
     }
 
 
