@@ -30,7 +30,11 @@ class Features(Settings):
 
 class Teacher(Settings):
     source: Literal["train", "checkpoint"]
-    path: str = Field(description="checkpoint folder, used when source is checkpoint")
+    path: str = Field(description="folder or file, used when source is checkpoint")
+    config: str | None = Field(
+        description="of a Rectified Flow checkpoint: its published name, or a JSON file of its"
+        " settings; null for a checkpoint of this project"
+    )
     base_channels: int = Field(ge=8, multiple_of=8, description="channels, first level")
     channel_multipliers: list[int] = Field(min_length=1, description="width of each level")
     blocks: int = Field(ge=1, description="residual blocks a level")

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from PIL import Image
+from torch import nn
 
 from boss_core.errors import InputError
 from boss_core.files import replacing
 from boss_core.frechet import Extractor, evaluate_images, image_hash
-from boss_core.networks.unet import UNet
 from boss_core.sampling import sample_images
 from flows import paths
 from flows.config import Params
@@ -49,7 +49,7 @@ class Evaluation:
         }
 
     def of(
-        self, network: UNet, timesteps: ArrayLike, label: str, name: int | str, variant: str
+        self, network: nn.Module, timesteps: ArrayLike, label: str, name: int | str, variant: str
     ) -> dict[str, float]:
         """Sample, write ``samples/NAME/VARIANT.png``, and return the metrics."""
         settings = self.params.evaluate

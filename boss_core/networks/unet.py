@@ -28,6 +28,11 @@ class UNetConfig(BaseModel):
     blocks: int = Field(ge=1, description="residual blocks a level")
     attention_sizes: tuple[int, ...] = Field(description="image sizes with self-attention")
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.channels, self.image_size, self.image_size
+
 
 class UNet(nn.Module):
     """The velocity ``v(x, t)``: x (B, C, H, W) in [-1, 1] at the data end, t (B,) in [0, 1]."""
