@@ -5,23 +5,45 @@ and the teacher it comes from.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from boss_core.errors import InputError
 from boss_core.files import sha256, write_bytes
+from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.rectified_flow import load_rectified_flow
 from boss_core.schedules import Schedule
 
+__all__ = [
+    "ARCHITECTURES",
+    "Card",
+    "Network",
+    "NetworkConfig",
+    "load_checkpoint",
+    "load_rectified_flow",
+    "read_card",
+    "save_checkpoint",
+]
+
 WEIGHTS, CARD = "model.safetensors", "card.json"
+
+# What a network of this project has: ``config``, and in it ``sample_shape``, (C, H, W).
+Network = UNet | NCSNpp
+NetworkConfig = UNetConfig | NCSNppConfig
+ARCHITECTURES: dict[str, tuple[type[Any], type[BaseModel]]] = {
+    "unet": (UNet, UNetConfig),
+    "ncsnpp": (NCSNpp, NCSNppConfig),
+}
 
 
 class Card(BaseModel):
     """What `save_checkpoint` writes beside the weights.
 
+    architecture: a name in `ARCHITECTURES`; ``config`` is of that architecture.
     weights_sha256: of the weights file; `load_checkpoint` checks it.
     teacher_hash: for a student, ``weights_sha256`` of its teacher.
     schedule: for a student, the steps it was straightened for.
@@ -29,16 +51,37 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["unet"] = "unet"
-    config: UNetConfig
+    architecture: str = "unet"
+    config: NetworkConfig
     weights_sha256: str
     teacher_hash: str | None = None
     schedule: Schedule | None = None
 
+    @field_validator("architecture")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ARCHITECTURES:
+            raise ValueError(f"{name!r} found; one of {', '.join(ARCHITECTURES)} needed")
+        return name
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _of_architecture(cls, config: Any, info: ValidationInfo) -> Any:
+        # A plain union would blame the first architecture for a mistake in another's settings.
+        if "architecture" not in info.data:
+            return config
+        name = info.data["architecture"]
+        try:
+            return ARCHITECTURES[name][1].model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{where or name}: {first['msg']}") from error
+
 
 def save_checkpoint(
     folder: Path,
-    network: UNet,
+    network: Network,
     *,
     teacher_hash: str | None = None,
     schedule: Schedule | None = None,
@@ -48,6 +91,7 @@ def save_checkpoint(
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     write_bytes(folder / WEIGHTS, save(tensors))
     card = Card(
+        architecture=next(n for n, (kind, _) in ARCHITECTURES.items() if isinstance(network, kind)),
         config=network.config,
         weights_sha256=sha256(folder / WEIGHTS),
         teacher_hash=teacher_hash,
@@ -57,7 +101,7 @@ def save_checkpoint(
     return card
 
 
-def load_checkpoint(folder: Path) -> tuple[UNet, Card]:
+def load_checkpoint(folder: Path) -> tuple[Network, Card]:
     """The network on the CPU, in evaluation mode and without gradients, and its card.
 
     Raises InputError naming the file that is missing, truncated, altered or of another shape.
@@ -74,7 +118,7 @@ def load_checkpoint(folder: Path) -> tuple[UNet, Card]:
         tensors = load(path.read_bytes())
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from error
-    network = UNet(card.config)
+    network: Network = ARCHITECTURES[card.architecture][0](card.config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | shapes.keys()):
@@ -97,4 +141,5 @@ def read_card(folder: Path) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{folder / CARD}: {where or 'card'}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{folder / CARD}: {where or 'card'}: {message}") from error

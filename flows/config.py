@@ -30,7 +30,11 @@ class Features(Settings):
 
 class Teacher(Settings):
     source: Literal["train", "checkpoint"]
-    path: str = Field(description="checkpoint folder, used when source is checkpoint")
+    path: str = Field(description="folder or file, used when source is checkpoint")
+    config: str | None = Field(
+        description="of a Rectified Flow checkpoint: its published name, or a JSON file of its"
+        " settings; null for a checkpoint of this project"
+    )
     conditional: bool = Field(
         description="learn the classes of the data; a checkpoint's card says it of itself"
     )

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 
+from boss_core.checkpoints import Network
 from boss_core.errors import InputError
 from boss_core.frechet import Extractor, evaluate_images, image_hash
-from boss_core.networks.unet import UNet
 from boss_core.sampling import sample_images
 from flows import paths
 from flows.config import Params
@@ -46,7 +46,7 @@ class Evaluation:
         }
 
     def of(
-        self, network: UNet, timesteps: ArrayLike, label: str, name: int | str, variant: str
+        self, network: Network, timesteps: ArrayLike, label: str, name: int | str, variant: str
     ) -> dict[str, float]:
         """Sample, write ``samples/NAME/VARIANT.png``, and return the metrics."""
         settings = self.params.evaluate

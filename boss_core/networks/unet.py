@@ -44,6 +44,11 @@ class UNetConfig(BaseModel):
         # A card without labels reads as cards did before there were any.
         return {k: v for k, v in handler(self).items() if k != "classes" or v is not None}
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.channels, self.image_size, self.image_size
+
 
 class UNet(nn.Module):
     """The velocity ``v(x, t)``: x (B, C, H, W) in [-1, 1] at the data end, t (B,) in [0, 1].

@@ -31,9 +31,9 @@ def check(params: Params) -> None:
     if params.features.extractor == "inception":
         inception_weights(Path(params.features.path))
     if params.teacher.source == "checkpoint":
-        from boss_core.checkpoints import load_checkpoint
+        from flows.stages.teacher import read_teacher
 
-        load_checkpoint(Path(params.teacher.path))
+        read_teacher(params.teacher)
 
 
 def inception_weights(folder: Path) -> Path:

@@ -20,8 +20,7 @@ def main(params: Params) -> None:
     network, card = load_checkpoint(paths.TEACHER)
     velocity = CountedVelocity(network.to(on))
     settings = params.cost
-    size = network.config.image_size
-    shape = (network.config.channels, size, size)
+    shape = network.config.sample_shape
     batch = min(settings.batch_size, settings.samples)
     held = rollout_bytes(settings.grid, int(np.prod(shape)), batch)
     print(

@@ -7,9 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from boss_core.checkpoints import load_checkpoint, save_checkpoint
+from boss_core.checkpoints import Network, load_checkpoint, save_checkpoint
 from boss_core.files import write_bytes
-from boss_core.networks.unet import UNet
 from boss_core.straighten import Segments
 from boss_core.training import Row, Trained, step_generator, train
 from flows import paths
@@ -28,7 +27,7 @@ def main(params: Params, budget: int) -> None:
     labels = np.load(path) if path.exists() else None  # of a conditional network
     schedules = read_schedules()[budget]
     curves: dict[str, list[Row]] = {}
-    done: dict[tuple[int, ...], Trained[UNet]] = {}
+    done: dict[tuple[int, ...], Trained[Network]] = {}
     for name in BASELINES:
         schedule = schedules[name]
         teacher, card = load_checkpoint(paths.TEACHER)
@@ -50,17 +49,17 @@ def main(params: Params, budget: int) -> None:
 
 
 def _straighten(
-    params: Params, teacher: UNet, segments: Segments, label: str, on: torch.device
-) -> Trained[UNet]:
+    params: Params, teacher: Network, segments: Segments, label: str, on: torch.device
+) -> Trained[Network]:
     settings = params.finetune.training
     first = params.trajectories.training_samples
     validation = range(first, params.trajectories.samples)
 
-    def loss(network: UNet, step: int) -> Tensor:
+    def loss(network: Network, step: int) -> Tensor:
         draw = step_generator(params.seed, step)
         return segments.random_loss(network, draw, first, settings.batch_size, on)
 
-    def validate(network: UNet) -> Row:
+    def validate(network: Network) -> Row:
         losses = segments.segment_losses(network, validation, 4 * settings.batch_size, on)
         return {
             "validation_loss": float(np.mean(losses)),

@@ -1,4 +1,5 @@
-"""The teacher: a U-Net trained here with the flow-matching loss, or a checkpoint brought along.
+"""The teacher: a U-Net trained here with the flow-matching loss, or a checkpoint brought along,
+which is this project's or one of Rectified Flow.
 
 Everything downstream, student initialisation included, uses the weights saved here: the EMA.
 """
@@ -10,7 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from boss_core.checkpoints import load_checkpoint, save_checkpoint
+from boss_core.checkpoints import (
+    Network,
+    load_checkpoint,
+    load_rectified_flow,
+    save_checkpoint,
+)
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.losses import flow_matching_loss
@@ -19,7 +25,7 @@ from boss_core.pixels import from_uint8
 from boss_core.training import Row, step_generator, train
 from boss_core.velocity import sample_noise, with_labels
 from flows import paths
-from flows.config import Params
+from flows.config import Params, Teacher
 from flows.labels import write_label_counts
 from flows.progress import progress
 from flows.records import Images, read_images, read_json
@@ -32,12 +38,13 @@ def main(params: Params) -> None:
     data = read_images("train")
     data_classes = read_json(paths.DATA / "card.json")["classes"]
     curve: list[Row] = []
+    network: Network
     if params.teacher.source == "checkpoint":
-        network, _ = load_checkpoint(Path(params.teacher.path))
-        size, channels = network.config.image_size, network.config.channels
-        if data.images.shape[1:] != (channels, size, size):
+        network = read_teacher(params.teacher)
+        shape = network.config.sample_shape
+        if data.images.shape[1:] != shape:
             raise InputError(
-                f"{params.teacher.path}: a network for images {channels}x{size}x{size}, but the"
+                f"{params.teacher.path}: a network for images {'x'.join(map(str, shape))}, but the"
                 f" data has {'x'.join(map(str, data.images.shape[1:]))}"
             )
     else:
@@ -47,6 +54,28 @@ def main(params: Params) -> None:
     write_label_counts(network.config.classes, data.labels, data_classes)
     table = pd.DataFrame(curve, columns=CURVE)
     write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
+
+
+def read_teacher(teacher: Teacher) -> Network:
+    """The network that the parameters name: of Rectified Flow where they name its configuration,
+    else of this project."""
+    path = Path(teacher.path)
+    if teacher.config is None:
+        if path.is_file():
+            raise InputError(
+                f"params.yaml: teacher.config: null, but teacher.path, {path}, is a file; the"
+                " configuration of that Rectified Flow checkpoint needed, by name or as a JSON file"
+            )
+        return load_checkpoint(path)[0]
+    if path.is_dir():
+        found = sorted(path.glob("*.pth"))
+        if len(found) != 1:
+            raise InputError(
+                f"{path}: {len(found)} .pth files; exactly one, a Rectified Flow checkpoint, needed"
+                " where teacher.config names a configuration"
+            )
+        path = found[0]
+    return load_rectified_flow(path, teacher.config)
 
 
 def _train(

@@ -24,8 +24,7 @@ def main(params: Params) -> None:
         [schedules[budget][name].indices for budget in params.budgets for name in BASELINES]
     )
     settings = params.trajectories
-    size = network.config.image_size
-    shape = (settings.samples, len(knots), network.config.channels, size, size)
+    shape = (settings.samples, len(knots), *network.config.sample_shape)
     print(f"trajectories: {len(knots)} of {params.cost.grid + 1} grid points kept")
     seed = params.seed + TRAJECTORIES
     labels = draw_labels(network.config.classes, settings.samples, seed)

@@ -1,0 +1,316 @@
+"""DDPM++ and NCSN++ (Song et al. 2021, appendix H), the networks of Rectified Flow (Liu et al.
+2023).
+
+Modules lie in one list, ``all_modules``, in the order in which they run, and their parameters
+have the names of the published checkpoints, so that those load key by key. What is fixed
+in all published Rectified Flow networks is fixed here: BigGAN's residual blocks, SiLU, "sum"
+where the image joins the features.
+
+Left out, because a velocity does not read them: the noise levels of score-based training
+(``sigmas`` in a checkpoint) and dropout (straightening is a regression on the teacher's own
+states, of which there can be as many as one likes).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Rectified Flow trained on t in [EPS, 1] and gave the network 999 t (Liu et al. 2023, the label
+# range of the DDPM++ that it started from).
+_EPS, _LABELS = 1e-3, 999
+
+
+class NCSNppConfig(BaseModel):
+    """The shape of an `NCSNpp`, in the names of the published configurations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(ge=4, description="height and width in pixels")
+    num_channels: int = Field(ge=1, le=4, description="image channels")
+    centered: bool = Field(description="images in [-1, 1]; else [0, 1], shifted by the network")
+    nf: int = Field(ge=4, multiple_of=4, description="width, first level")
+    ch_mult: tuple[int, ...] = Field(min_length=1, description="width of each level")
+    num_res_blocks: int = Field(ge=1, description="residual blocks a level")
+    attn_resolutions: tuple[int, ...] = Field(description="image sizes with self-attention")
+    fir: bool = Field(description="resample with a filter; else nearest neighbour and mean")
+    fir_kernel: tuple[float, float, float, float] = Field(description="taps of that filter")
+    skip_rescale: bool = Field(description="divide the sum at the end of a block by sqrt(2)")
+    progressive: Literal["none", "output_skip"] = Field(description="output: last level or sum")
+    progressive_input: Literal["none", "input_skip"] = Field(description="image at every level")
+    embedding_type: Literal["positional", "fourier"] = Field(description="of the time")
+    scale_by_sigma: bool = Field(description="divide the output by the time label")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        levels = len(self.ch_mult)
+        if self.image_size % 2 ** (levels - 1):
+            raise ValueError(
+                f"image_size: {self.image_size} cannot be halved {levels - 1} times, as {levels}"
+                " levels in ch_mult ask"
+            )
+        if self.scale_by_sigma and self.embedding_type == "positional":
+            raise ValueError(
+                "scale_by_sigma: true with embedding_type positional; false, or fourier, needed"
+            )
+        if sum(self.fir_kernel) == 0:
+            raise ValueError(f"fir_kernel: {self.fir_kernel} sums to 0; a positive sum needed")
+        return self
+
+    @property
+    def classes(self) -> None:
+        """None: the published networks are not conditional."""
+        return None
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.num_channels, self.image_size, self.image_size
+
+
+class NCSNpp(nn.Module):
+    """The velocity ``v(x, t)``: x (B, C, H, W), t (B,) in [0, 1]."""
+
+    def __init__(self, config: NCSNppConfig) -> None:
+        super().__init__()
+        self.config = config
+        nf, channels = config.nf, config.num_channels
+        levels = len(config.ch_mult)
+        fourier = config.embedding_type == "fourier"
+        self.up, self.down = Upsample(config), Downsample(config)
+
+        def block(cin: int, cout: int, resample: nn.Module | None = None) -> "ResidualBlock":
+            return ResidualBlock(cin, cout, 4 * nf, config.skip_rescale, resample)
+
+        def attention(width: int) -> "Attention":
+            return Attention(width, config.skip_rescale)
+
+        modules: list[nn.Module] = [FourierEmbedding(nf)] if fourier else []
+        modules += [nn.Linear((1 + fourier) * nf, 4 * nf), nn.Linear(4 * nf, 4 * nf)]
+        modules.append(nn.Conv2d(channels, nf, 3, padding=1))
+        skips, width, size = [nf], nf, config.image_size
+        for level, multiplier in enumerate(config.ch_mult):
+            for _ in range(config.num_res_blocks):
+                modules.append(block(width, nf * multiplier))
+                width = nf * multiplier
+                if size in config.attn_resolutions:
+                    modules.append(attention(width))
+                skips.append(width)
+            if level < levels - 1:
+                modules.append(block(width, width, self.down))
+                if config.progressive_input == "input_skip":
+                    modules.append(Combine(channels, width))
+                skips.append(width)
+                size //= 2
+        modules += [block(width, width), attention(width), block(width, width)]
+        for level, multiplier in reversed(list(enumerate(config.ch_mult))):
+            for _ in range(config.num_res_blocks + 1):
+                modules.append(block(width + skips.pop(), nf * multiplier))
+                width = nf * multiplier
+            if size in config.attn_resolutions:
+                modules.append(attention(width))
+            if config.progressive == "output_skip" or level == 0:
+                modules += [_group_norm(width), nn.Conv2d(width, channels, 3, padding=1)]
+            if level > 0:
+                modules.append(block(width, width, self.up))
+                size *= 2
+        self.all_modules = nn.ModuleList(modules)
+        # As in `boss_core.networks.unet`: convolutions follow the layout of their weights.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        config, modules = self.config, iter(self.all_modules)
+        levels = len(config.ch_mult)
+        label = (t.float() * (1.0 - _EPS) + _EPS) * _LABELS
+        if config.embedding_type == "fourier":
+            embedding = next(modules)(label.log())
+        else:
+            embedding = positional_embedding(label, config.nf)
+        embedding = next(modules)(embedding.to(x.dtype))
+        # Every block starts by activating the embedding: once is enough.
+        embedding = F.silu(next(modules)(F.silu(embedding)))
+
+        if not config.centered:
+            x = 2.0 * x - 1.0
+        image, h = x, next(modules)(x)
+        skips, size = [h], config.image_size
+        for level in range(levels):
+            for _ in range(config.num_res_blocks):
+                h = next(modules)(h, embedding)
+                if size in config.attn_resolutions:
+                    h = next(modules)(h)
+                skips.append(h)
+            if level < levels - 1:
+                h = next(modules)(h, embedding)
+                if config.progressive_input == "input_skip":
+                    image = self.down(image)
+                    h = next(modules)(image, h)
+                skips.append(h)
+                size //= 2
+        h = next(modules)(h, embedding)
+        h = next(modules)(h)
+        h = next(modules)(h, embedding)
+
+        output: Tensor | None = None
+        for level in reversed(range(levels)):
+            for _ in range(config.num_res_blocks + 1):
+                h = next(modules)(torch.cat([h, skips.pop()], dim=1), embedding)
+            if size in config.attn_resolutions:
+                h = next(modules)(h)
+            if config.progressive == "output_skip" or level == 0:
+                output = _to_image(modules, h, None if output is None else self.up(output))
+            if level > 0:
+                h = next(modules)(h, embedding)
+                size *= 2
+        assert output is not None  # the first level, the last to run, always gives one
+        if config.scale_by_sigma:
+            output = output / label.to(x.dtype).view(-1, 1, 1, 1)
+        return output
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN's residual block (Brock et al. 2019), resampling or not; the activated time
+    embedding (B, embedding) is added between its convolutions."""
+
+    def __init__(
+        self, cin: int, cout: int, embedding: int, rescale: bool, resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.GroupNorm_0 = _group_norm(cin)
+        self.Conv_0 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.Dense_0 = nn.Linear(embedding, cout)
+        self.GroupNorm_1 = _group_norm(cout)
+        self.Conv_1 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.resample = resample if resample is not None else nn.Identity()
+        # Blocks that resample have this convolution in the published layout, whatever their widths.
+        same = cin == cout and resample is None
+        self.Conv_2 = nn.Identity() if same else nn.Conv2d(cin, cout, 1)
+        self.scale = math.sqrt(0.5) if rescale else 1.0
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.Conv_0(self.resample(F.silu(self.GroupNorm_0(x))))
+        h = h + self.Dense_0(embedding)[:, :, None, None]
+        h = self.Conv_1(F.silu(self.GroupNorm_1(h)))
+        return (self.Conv_2(self.resample(x)) + h) * self.scale
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the pixels."""
+
+    def __init__(self, channels: int, rescale: bool) -> None:
+        super().__init__()
+        self.GroupNorm_0 = _group_norm(channels)
+        self.NIN_0, self.NIN_1, self.NIN_2, self.NIN_3 = (NIN(channels) for _ in range(4))
+        self.scale = math.sqrt(0.5) if rescale else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A view where x is channels_last: (B, 1, pixels, channels).
+        pixels = self.GroupNorm_0(x).flatten(2).transpose(1, 2)[:, None]
+        h = F.scaled_dot_product_attention(
+            self.NIN_0(pixels), self.NIN_1(pixels), self.NIN_2(pixels)
+        )
+        return (x + self.NIN_3(h)[:, 0].transpose(1, 2).reshape(x.shape)) * self.scale
+
+
+class NIN(nn.Module):
+    """A linear layer whose weight is (in, out), as the published checkpoints have it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(nn.init.xavier_uniform_(torch.empty(channels, channels)))
+        self.b = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.W.T, self.b)
+
+
+class Combine(nn.Module):
+    """Adds the image, in as many channels as the features have, to them."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.Conv_0 = nn.Conv2d(channels, width, 1)
+
+    def forward(self, image: Tensor, h: Tensor) -> Tensor:
+        return self.Conv_0(image) + h
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features of the log of the label (Tancik et al. 2020): (B,) -> (B, 2 nf).
+
+    The frequencies are fixed, so they are a buffer: making a network trainable leaves them.
+    """
+
+    def __init__(self, nf: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.W: Tensor
+        self.register_buffer("W", torch.randn(nf) * scale)
+
+    def forward(self, label: Tensor) -> Tensor:
+        angles = label[:, None] * self.W.float()[None, :] * 2.0 * math.pi
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) -> (B, C, 2 H, 2 W): filtered (Karras et al. 2020), or nearest neighbour."""
+
+    def __init__(self, config: NCSNppConfig) -> None:
+        super().__init__()
+        self.fir = config.fir
+        self.kernel: Tensor
+        self.register_buffer("kernel", 4.0 * _fir_kernel(config.fir_kernel), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fir:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H / 2, W / 2): filtered (Karras et al. 2020), or the mean."""
+
+    def __init__(self, config: NCSNppConfig) -> None:
+        super().__init__()
+        self.fir = config.fir
+        self.kernel: Tensor
+        # The filter is a convolution, torch's conv2d a correlation.
+        kernel = _fir_kernel(config.fir_kernel).flip(-1, -2)
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fir:
+            return F.avg_pool2d(x, 2)
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
+        return F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+
+
+def positional_embedding(label: Tensor, width: int) -> Tensor:
+    """Sines and cosines (Vaswani et al. 2017): (B,) -> (B, width)."""
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=label.device)
+    angles = label[:, None] * torch.exp(steps * -(math.log(10_000.0) / (half - 1)))[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _to_image(modules: Iterator[nn.Module], h: Tensor, below: Tensor | None) -> Tensor:
+    """The image that the features of one level give, on top of that of the levels below."""
+    norm, conv = next(modules), next(modules)
+    image: Tensor = conv(F.silu(norm(h)))
+    return image if below is None else below + image
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+
+
+def _fir_kernel(taps: tuple[float, ...]) -> Tensor:
+    row = torch.tensor(taps)
+    kernel = torch.outer(row, row)
+    return (kernel / kernel.sum())[None, None]
