@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 
 from boss_core.errors import InputError
 from boss_core.files import sha256, write_bytes
+from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.rectified_flow import load_rectified_flow
@@ -31,12 +32,14 @@ __all__ = [
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
-# What a network of this project has: ``config``, and in it ``sample_shape``, (C, H, W).
-Network = UNet | NCSNpp
-NetworkConfig = UNetConfig | NCSNppConfig
+# What a network of this project has: ``config``, and in it ``sample_shape``, (C, H, W), and
+# ``classes``, None for one without.
+Network = UNet | NCSNpp | EDM
+NetworkConfig = UNetConfig | NCSNppConfig | EDMConfig
 ARCHITECTURES: dict[str, tuple[type[Any], type[BaseModel]]] = {
     "unet": (UNet, UNetConfig),
     "ncsnpp": (NCSNpp, NCSNppConfig),
+    "edm": (EDM, EDMConfig),
 }
 
 

@@ -25,7 +25,13 @@ from torch import Tensor
 from boss_core.errors import InputError
 from boss_core.solvers import euler
 from boss_core.timesteps import Times, validate_timesteps
-from boss_core.velocity import Velocity, VelocityField, check_labels, with_labels
+from boss_core.velocity import (
+    Velocity,
+    VelocityField,
+    check_labels,
+    check_output,
+    with_labels,
+)
 
 # Increments are widened to float64 this many bytes at a time, in a buffer that is used again:
 # small enough for a CPU's cache, large enough that a matrix product runs at full rate.
@@ -167,7 +173,7 @@ def estimate_cost_matrix(
     on_step: called after each grid step of each batch with the number of trajectories in it.
 
     Raises InputError when there is no noise, the batch size is below 1, there is not one label a
-    sample, or the velocity is not finite or not of the shape of its input.
+    sample, or the velocity is not finite or not of the shape and dtype of its input.
     """
     found = CostSum(timesteps, noise.device)
     add_trajectories(found, velocity, noise, batch_size=batch_size, labels=labels, on_step=on_step)
@@ -214,11 +220,7 @@ def _rollout_velocities(
         nonlocal held
         if v is None:
             return
-        if v.shape != state.shape:
-            raise InputError(
-                f"velocity: returned shape {tuple(v.shape)} for states of shape"
-                f" {tuple(state.shape)}; the same shape needed"
-            )
+        check_output(v, state)
         if held is None:
             held = torch.empty(len(times) - 1, len(x), x[0].numel(), dtype=v.dtype, device=v.device)
         held[k, : len(x)] = v.flatten(1)

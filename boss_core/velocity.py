@@ -1,6 +1,6 @@
 """What the rest of the library asks of a network: a velocity ``v(x, t)``, or one of labels too."""
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Protocol, cast
 
 import numpy as np
@@ -60,6 +60,59 @@ class CountedVelocity:
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, /) -> Tensor:
         self.nfe += self.evaluations_per_call
         return with_labels(self.velocity, labels)(x, t)
+
+
+def time_first(network: Callable[[Tensor, Tensor], Tensor]) -> VelocityField:
+    """The velocity of a network called as ``network(t, x)``, as in torchcfm and torchdyn."""
+    return lambda x, t: network(t, x)
+
+
+def scalar_time(network: Callable[[Tensor, Tensor], Tensor]) -> VelocityField:
+    """The velocity of a network called as ``network(x, t)`` with one time, of shape (), for the
+    whole batch. InputError when the times of a batch differ, as they do in training."""
+
+    def velocity(x: Tensor, t: Tensor, /) -> Tensor:
+        if not (t == t[0]).all():
+            raise InputError(
+                f"t: {float(t.min()):g} to {float(t.max()):g} in one batch; this network takes"
+                " one time for all samples"
+            )
+        return network(x, t[0])
+
+    return velocity
+
+
+def checked_velocity(velocity: VelocityField) -> VelocityField:
+    """The same velocity; a call that does not hold (see `check_output`) or whose result is not
+    finite is an InputError. A look at every value waits for the device: for first tries."""
+
+    def checked(x: Tensor, t: Tensor, /) -> Tensor:
+        v = velocity(x, t)
+        check_output(v, x)
+        finite = v.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            where = int(finite.int().argmin())
+            raise InputError(
+                f"velocity: not finite at t = {float(t[where]):g} (sample {where});"
+                " a network with finite outputs needed"
+            )
+        return v
+
+    return checked
+
+
+def check_output(v: Tensor, x: Tensor) -> None:
+    """InputError unless the velocity has the shape and dtype of its states. Broadcasting and
+    promotion would hide either, and sample something else."""
+    if v.shape != x.shape:
+        raise InputError(
+            f"velocity: returned shape {tuple(v.shape)} for states of shape {tuple(x.shape)};"
+            " the same shape needed"
+        )
+    if v.dtype != x.dtype:
+        raise InputError(
+            f"velocity: returned {v.dtype} for states of {x.dtype}; the same dtype needed"
+        )
 
 
 def sample_noise(indices: range, shape: tuple[int, ...], seed: int) -> Tensor:

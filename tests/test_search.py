@@ -205,7 +205,7 @@ def test_what_is_wrong_is_said_in_a_line(boss, arguments, message) -> None:
     [
         ("x * float('nan')", "velocity: not finite at t = 0 (step 0 of 5)"),
         ("x[:, :3]", "velocity: returned shape (2, 3) for states of shape (2, 5)"),
-        ("x.double()", "velocity: returned float64 for states of float32"),
+        ("x.double()", "velocity: returned torch.float64 for states of torch.float32"),
     ],
 )
 def test_a_velocity_that_breaks_its_promise_is_named(boss, returned: str, message: str) -> None:

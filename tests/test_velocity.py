@@ -1,0 +1,76 @@
+"""Networks of other libraries as velocities, and velocities that do not hold."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from boss_core.cost import estimate_cost_matrix
+from boss_core.errors import InputError
+from boss_core.solvers import euler
+from boss_core.timesteps import quadratic, uniform
+from boss_core.velocity import checked_velocity, sample_noise, scalar_time, time_first
+
+
+class Mlp(nn.Module):
+    """A network as flow-matching tutorials write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Linear(32, 2))
+
+    def forward(self, x: Tensor, t: Tensor, label: float = 0.0) -> Tensor:
+        t = t.reshape(-1, 1).expand(len(x), 1)
+        return self.layers(torch.cat([x, t, torch.full_like(t, label)], dim=1))
+
+
+def test_flow_matchings_wrapper_is_a_velocity_and_its_solver_agrees() -> None:
+    from flow_matching.solver import ODESolver
+    from flow_matching.utils import ModelWrapper
+
+    wrapped = ModelWrapper(Mlp())
+    noise = sample_noise(range(7), (2,), seed=0)
+    times = quadratic(6)
+    expected = ODESolver(wrapped).sample(
+        noise, step_size=None, method="euler", time_grid=torch.tensor(times).float(), label=0.3
+    )
+    found = euler(partial(wrapped, label=0.3), noise, times)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_time_first_and_one_time_for_all() -> None:
+    network, x = Mlp(), sample_noise(range(5), (2,), seed=0)
+    expected = euler(network, x, uniform(4))
+    assert torch.equal(euler(time_first(lambda t, x: network(x, t)), x, uniform(4)), expected)
+
+    def scalar(x: Tensor, t: Tensor) -> Tensor:
+        assert t.shape == ()
+        return network(x, t)
+
+    assert torch.equal(euler(scalar_time(scalar), x, uniform(4)), expected)
+    with pytest.raises(InputError, match=r"t: 0\.25 to 0\.5 in one batch"):
+        scalar_time(scalar)(x[:2], torch.tensor([0.25, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("velocity", "says"),
+    [
+        (lambda x, t: x[:, :1], r"shape \(3, 1\) for states of shape \(3, 2\)"),
+        (lambda x, t: x.double(), r"torch\.float64 for states of torch\.float32"),
+        (lambda x, t: x.bfloat16(), r"torch\.bfloat16 for states of torch\.float32"),
+        (lambda x, t: torch.where(x > 1, torch.nan, x), r"not finite at t = 0 \(sample 1\)"),
+    ],
+)
+def test_a_velocity_that_does_not_hold_is_refused_at_its_first_call(velocity, says: str) -> None:
+    x = torch.tensor([[0.0, 1.0], [1.0, 2.0], [0.0, 0.0]])
+    with pytest.raises(InputError, match=says):
+        euler(checked_velocity(velocity), x, uniform(3))
+    holds = checked_velocity(lambda x, t: x * t.view(-1, 1))
+    assert torch.equal(holds(x, torch.ones(3)), x)
+
+
+def test_the_search_refuses_another_dtype() -> None:
+    with pytest.raises(InputError, match=r"returned torch\.bfloat16 for states of torch\.float32"):
+        estimate_cost_matrix(lambda x, t: x.bfloat16(), torch.zeros(4, 3), uniform(4), batch_size=4)
