@@ -6,6 +6,7 @@ under other names, of which the reference results have two with outputs, and ADM
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.losses import straightening_loss
 from boss_core.networks.edm import (
     EDM,
     PUBLISHED_DEFAULTS,
@@ -307,6 +309,27 @@ def test_labels(settings) -> None:
         network(x, t)
     with pytest.raises(InputError, match="labels: given, but this network is unconditional"):
         build(**settings)(x, t, torch.tensor([1, 3]))
+
+
+@pytest.mark.parametrize("settings", [SONG, NCSNPP, ADM], ids=["ddpm++", "ncsn++", "adm"])
+def test_straightening_reaches_every_parameter(settings) -> None:
+    network = build(**settings, label_dim=4).requires_grad_()
+    x, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 3])
+    start, end = torch.tensor([0.0, 0.5, 0.99]), torch.tensor([0.5, 0.99, 1.0])
+    straightening_loss(partial(network, labels=labels), x, x + 1, start, end).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_weights_in_bfloat16_take_states_in_float32() -> None:
+    network = build(**NCSNPP)
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.0, 0.5, 0.9])
+    expected = network(x, t)
+    found = network.bfloat16()(x, t)
+    assert found.dtype == torch.float32
+    assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
 def test_from_published() -> None:

@@ -464,7 +464,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", 16 * torch.randn(width // 2))
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        angles = 2 * math.pi * c_noise.to(self.freqs.dtype)[:, None] * self.freqs[None, :]
+        angles = 2 * math.pi * c_noise.float()[:, None] * self.freqs.float()[None, :]
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
