@@ -17,11 +17,9 @@ holds for EDM's sampler, and the other way round.
 
 from collections.abc import Callable
 
-import numpy as np
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.timesteps import Times
 from boss_core.velocity import VelocityField
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -62,22 +60,3 @@ def velocity_from_denoiser(
         return (data.to(x.dtype) - x) / noise.view(each)
 
     return velocity
-
-
-def edm_timesteps(
-    steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Times:
-    """EDM's N steps (eq. 5) in times of the flow: float64, N + 1 times from 0 to 1.
-
-    sigma_i = (sigma_max^(1/rho) + i/(N-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho for
-    i < N, sigma_N = 0, and t = 1 / (1 + sigma). The first time, 1 / (1 + sigma_max), becomes 0.
-    The last step goes from sigma_min to the data, unlike that of `boss_core.timesteps.karras`,
-    whose ramp ends in the data itself and leaves sigma_min out.
-    """
-    if steps < 1:
-        raise InputError(f"steps: {steps}; at least 1 needed")
-    ramp = np.linspace(0.0, 1.0, steps)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    times = np.append(1.0 / (1.0 + (high + ramp * (low - high)) ** rho), 1.0)
-    times[0] = 0.0
-    return times

@@ -38,15 +38,17 @@ def uniform(n: int) -> Times:
 
 
 def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Times:
-    """The steps of EDM (Karras et al. 2022, eq. 5).
+    """The steps of EDM (Karras et al. 2022, eq. 5) in the flow's time:
 
-    EDM's sigma is a noise-to-signal ratio, (1 - t) / t on the linear path, so t = 1 / (1 +
-    sigma). The two ends are pinned to 0 and 1, as a flow starts from pure noise.
+    sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho for i < n,
+    and sigma_n = 0. EDM's sigma is a noise-to-signal ratio, (1 - t) / t on the linear path, so
+    t = 1 / (1 + sigma); the first time, 1 / (1 + sigma_max), becomes 0, as a flow starts from
+    pure noise.
     """
-    ramp = np.linspace(0.0, 1.0, _positive(n) + 1)
+    ramp = np.linspace(0.0, 1.0, _positive(n))
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    times = 1.0 / (1.0 + (high + ramp * (low - high)) ** rho)
-    times[0], times[-1] = 0.0, 1.0
+    times = np.append(1.0 / (1.0 + (high + ramp * (low - high)) ** rho), 1.0)
+    times[0] = 0.0
     return times
 
 

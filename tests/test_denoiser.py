@@ -10,10 +10,10 @@ from torch import Tensor
 
 from boss_core.bellman import optimal_paths
 from boss_core.cost import estimate_cost_matrix
-from boss_core.denoiser import edm_timesteps, velocity_from_denoiser
+from boss_core.denoiser import velocity_from_denoiser
 from boss_core.errors import InputError
 from boss_core.solvers import euler, heun
-from boss_core.timesteps import validate_timesteps
+from boss_core.timesteps import karras, validate_timesteps
 from boss_core.velocity import sample_noise
 
 MEAN, WIDTH = 0.3, 0.5
@@ -95,7 +95,7 @@ def test_denoisers_that_return_float32_whatever_they_get() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 18, 100])
 def test_edms_steps(n: int) -> None:
-    times = validate_timesteps(edm_timesteps(n))
+    times = validate_timesteps(karras(n))
     assert len(times) == n + 1
     sigma = (1 - times[1:]) / times[1:]
     i = np.arange(1, n)
@@ -123,7 +123,7 @@ def test_euler_steps_are_those_of_edm(denoiser) -> None:
     sigmas = [*ramp.tolist(), 0.0]
     first = denoiser(80 * noise, torch.full((20,), 80.0, dtype=torch.float64))
     expected = edm_euler(denoiser, sigmas[1] * noise + first, sigmas[1:])
-    found = euler(velocity_from_denoiser(denoiser), noise, edm_timesteps(18))
+    found = euler(velocity_from_denoiser(denoiser), noise, karras(18))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     # From EDM's own start the samples are as near as 1 / 80 of the data is small.
     own = edm_euler(denoiser, 80 * noise, sigmas)
@@ -142,11 +142,9 @@ def test_solutions_tend_to_that_of_edm() -> None:
     # They start from different states, 1 / 80 of the data apart.
     exact = MEAN + WIDTH * noise
     assert float((edm_solution(noise) - exact).abs().max()) < 0.005
-    errors = [
-        float((euler(velocity, noise, edm_timesteps(n)) - exact).abs().max()) for n in (50, 100)
-    ]
+    errors = [float((euler(velocity, noise, karras(n)) - exact).abs().max()) for n in (50, 100)]
     assert errors[1] < 0.6 * errors[0]
-    fine = heun(velocity, noise, edm_timesteps(400))
+    fine = heun(velocity, noise, karras(400))
     assert float((fine - edm_solution(noise)).abs().max()) < 0.005
 
 
@@ -154,13 +152,13 @@ def test_searching_on_edms_grid() -> None:
     """Fewer steps than the grid, found by their cost, beat EDM's own grid of that many."""
     noise = sample_noise(range(200), (4,), seed=2)
     velocity = velocity_from_denoiser(lambda y, sigma: mixture(y.double(), sigma.double()))
-    grid = edm_timesteps(60)
+    grid = karras(60)
     matrix = estimate_cost_matrix(velocity, noise, grid, batch_size=100)
     assert np.isfinite(matrix.cost).all()
     fine = euler(velocity, noise, grid)
     for budget, path in optimal_paths(matrix.cost, (4, 6)).items():
         found = euler(velocity, noise, grid[list(path.indices)])
-        fixed = euler(velocity, noise, edm_timesteps(budget))
+        fixed = euler(velocity, noise, karras(budget))
         assert float((found - fine).square().mean()) < float((fixed - fine).square().mean())
 
 
@@ -169,4 +167,4 @@ def test_ranges_that_cannot_be_are_refused(low: float, high: float) -> None:
     with pytest.raises(InputError, match="0 < sigma_min < sigma_max needed"):
         velocity_from_denoiser(gaussian, sigma_min=low, sigma_max=high)
     with pytest.raises(InputError, match="steps: 0"):
-        edm_timesteps(0)
+        karras(0)

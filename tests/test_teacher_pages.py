@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from boss_core import checkpoints
 from boss_core.networks.edm import EDM, EDMConfig
 from tests.conftest import ROOT
 from tests.test_edm import NCSNPP
@@ -45,10 +44,6 @@ class Published(torch.nn.Module):
         return self.network.denoise(x, sigma, class_labels.argmax(dim=1))
 
 
-@pytest.mark.skipif(
-    "edm" not in getattr(checkpoints, "ARCHITECTURES", ()),
-    reason="checkpoints of this version have no EDM networks",
-)
 def test_edm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
