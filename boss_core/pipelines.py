@@ -1,0 +1,308 @@
+"""diffusers pipelines as teachers: the cost of every step, measured on a pipeline as it is.
+
+A pipeline computes its velocity from prompts, guidance and packed latents in a way of its own, but
+hands the result to its scheduler. So the scheduler is where to listen: one in the place of the
+pipeline's own walks the fine grid with Euler steps and keeps every velocity that it is given.
+That velocity is dx/dsigma, the negative of dx/dt, which a squared error does not see.
+
+diffusers is imported where it is used only: the rest of the library works without it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from boss_core.cost import CostMatrix, CostSum
+from boss_core.errors import InputError
+from boss_core.timesteps import Times, validate_timesteps
+
+# What diffusers calls the network; a second transformer takes the low noise levels of Wan 2.2.
+_DENOISERS = ("transformer", "transformer_2", "unet")
+_OURS = ("num_inference_steps", "sigmas", "timesteps", "output_type")
+
+
+@dataclass(frozen=True)
+class PipelineCost:
+    """What a search needs to know of a pipeline.
+
+    matrix: the costs of all steps, over the latents in the layout of the pipeline's scheduler.
+    nfe_per_step: network evaluations for one sample in one step, counted at the network: 1, or 2
+        with classifier-free guidance, as one batch of both halves or as two calls. A mean over
+        steps, and so fractional where guidance is on for some of them.
+    """
+
+    matrix: CostMatrix
+    nfe_per_step: float
+
+
+def estimate_pipeline_cost(
+    pipeline: Any,
+    timesteps: ArrayLike,
+    calls: Iterable[Mapping[str, Any]],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> PipelineCost:
+    """The cost of every step of a grid (paper, eq. 5), from Euler rollouts by a pipeline.
+
+    pipeline: a flow-matching `DiffusionPipeline` that starts from noise, on its device and in its
+        dtype. Its scheduler is replaced during the search and put back, also after errors.
+    timesteps: n + 1 increasing times from 0 to 1; they need not be uniform.
+    calls: the arguments of each call, such as those of `prompt_calls`; one call is one batch. Each
+        needs `generator`, a list with one for each sample, so that a sample does not depend on
+        the batch it is in (`sample_generators`), or `latents`, start states in the layout that the
+        pipeline takes. The number and place of the steps and the kind of output are set here.
+    on_step: called after each grid step of each call with the number of samples in it.
+
+    The states are carried in float32 and rounded to the pipeline's dtype where it sees them, so
+    that roundings do not add up over the n steps; velocities are kept in the dtype they come in.
+    A call holds n velocities of each of its samples: `boss_core.cost.rollout_bytes`.
+
+    Raises InputError when the pipeline is not a flow-matching one, changes the states between
+    steps (as inpainting does), leaves steps out (as starting from an image does), or its velocity
+    is not finite.
+    """
+    times = validate_timesteps(timesteps)
+    _require_flow(pipeline)
+    own = pipeline.scheduler
+    recorder = _recording_scheduler(own, times, on_step)
+    found: CostSum | None = None
+    evaluations = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal evaluations
+        # A tensor, or a tuple or a diffusers output whose first entry holds the samples.
+        evaluations += len(output if isinstance(output, Tensor) else output[0])
+
+    hooks = [network.register_forward_hook(count) for network in _denoisers(pipeline)]
+    try:
+        pipeline.scheduler = recorder
+        for number, call in enumerate(calls):
+            _check_call(call, number)
+            # The scheduler has the grid whatever it is asked for, so that pipelines which take
+            # `sigmas` and those which do not are driven alike.
+            with torch.no_grad():
+                pipeline(**call, num_inference_steps=len(times) - 1, output_type="latent")
+            velocities = recorder.velocities()
+            found = found or CostSum(times, velocities.device)
+            found.add(velocities)
+    finally:
+        pipeline.scheduler = own
+        for hook in hooks:
+            hook.remove()
+    if found is None:
+        raise InputError("calls: none; the arguments of at least one call of the pipeline needed")
+    return PipelineCost(found.result(), evaluations / (found.samples * (len(times) - 1)))
+
+
+def prompt_calls(
+    prompts: Sequence[str],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    negative_prompt: str | None = None,
+    **shared: Any,
+) -> Iterator[dict[str, Any]]:
+    """The arguments of one call for each batch of prompts, with a generator for each prompt.
+
+    shared: arguments that all calls have in common (`guidance_scale`, `height`, `width`, ...).
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size}; at least 1 needed")
+    for start in range(0, len(prompts), batch_size):
+        batch = list(prompts[start : start + batch_size])
+        call = dict(
+            shared,
+            prompt=batch,
+            generator=sample_generators(range(start, start + len(batch)), seed),
+        )
+        if negative_prompt is not None:
+            # Some pipelines want as many as there are prompts, some repeat one: all take a list.
+            call["negative_prompt"] = [negative_prompt] * len(batch)
+        yield call
+
+
+def sample_generators(indices: range, seed: int) -> list[torch.Generator]:
+    """A generator on the CPU for each sample: its noise depends on ``seed`` and its index alone,
+    on any device and in any batch (diffusers draws on the generator's device)."""
+    # torch keeps 32 bits of a CPU seed: both numbers are hashed into them.
+    seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in indices]
+    return [torch.Generator().manual_seed(s) for s in seeds]
+
+
+def fixed_scheduler(scheduler: Any, timesteps: ArrayLike) -> Any:
+    """A `FlowMatchEulerDiscreteScheduler` that walks these timesteps whatever it is asked for.
+
+    For pipelines whose call takes no `sigmas` (Wan, LTX, Mochi), and right for all others too:
+    put it in ``pipeline.scheduler`` and pass ``num_inference_steps=K``.
+
+    scheduler: the pipeline's own, whose settings are kept for the pipeline to read, without effect
+        on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
+    timesteps: K + 1 increasing times from 0 to 1.
+    """
+    return _fixed_class(validate_timesteps(timesteps)).from_config(_kept_config(scheduler))
+
+
+def _kept_config(scheduler: Any) -> dict[str, Any]:
+    """The settings that `FlowMatchEulerDiscreteScheduler` knows: one that it does not know, such
+    as UniPC's `use_flow_sigmas`, would stay visible and make some pipelines drop their sigmas."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    default = FlowMatchEulerDiscreteScheduler().config
+    names = [name for name in default if not name.startswith("_")]
+    return {name: scheduler.config.get(name, default[name]) for name in names}
+
+
+def _fixed_class(times: Times) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    class FixedEulerScheduler(FlowMatchEulerDiscreteScheduler):
+        """Euler steps at given times."""
+
+        # Pipelines look for these names to learn what the scheduler accepts.
+        def set_timesteps(
+            self,
+            num_inference_steps: int | None = None,
+            device: Any = None,
+            sigmas: Any = None,
+            mu: float | None = None,
+            timesteps: Any = None,
+        ) -> None:
+            self.levels = times if self.config.invert_sigmas else 1.0 - times
+            self.num_inference_steps = len(times) - 1
+            self.sigmas = torch.tensor(self.levels, dtype=torch.float32, device=device)
+            self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+            self._step_index = None
+            self._begin_index = None
+
+    return FixedEulerScheduler
+
+
+def _recording_scheduler(
+    scheduler: Any, times: Times, on_step: Callable[[int], None] | None
+) -> Any:
+    """A `fixed_scheduler` that keeps the velocities of one call after the other."""
+    base: Any = _fixed_class(times)
+    steps = len(times) - 1
+
+    class RecordingEulerScheduler(base):
+        """Euler steps in float32, and the velocities that they were made of."""
+
+        held: Tensor | None = None
+        samples = 0
+        state: Tensor
+
+        def step(
+            self,
+            model_output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            return_dict: bool = True,
+            **kwargs: Any,
+        ) -> Any:
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+                FlowMatchEulerDiscreteSchedulerOutput,
+            )
+
+            if kwargs.get("per_token_timesteps") is not None:
+                raise InputError(
+                    "pipeline: gives each token a noise level of its own; one for all needed"
+                )
+            k = self.step_index or 0
+            self._keep(k, model_output, sample)
+            self.state = self.state + (self.levels[k + 1] - self.levels[k]) * model_output.float()
+            self._step_index = k + 1
+            if on_step is not None:
+                on_step(len(sample))
+            rounded = self.state.to(model_output.dtype)
+            if not return_dict:
+                return (rounded,)
+            return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=rounded)
+
+        def _keep(self, k: int, velocity: Tensor, sample: Tensor) -> None:
+            if velocity.shape != sample.shape:
+                raise InputError(
+                    f"pipeline: velocity of shape {tuple(velocity.shape)} for states of shape"
+                    f" {tuple(sample.shape)}; the same shape needed"
+                )
+            if k >= steps:
+                raise InputError(f"pipeline: takes more than the {steps} steps of the grid")
+            if k == 0:
+                self.state, self.samples = sample.float(), len(sample)
+            # Rounding to bfloat16 moves a state by 2^-9 of itself; whatever blends another
+            # image in, or adds noise, moves it by much more.
+            elif not torch.allclose(
+                sample.float(), self.state, rtol=2**-7, atol=1e-3, equal_nan=True
+            ):
+                raise InputError(
+                    f"pipeline: changes the states between steps {k - 1} and {k} (inpainting and"
+                    " callbacks do so); one whose steps follow its velocity alone needed"
+                )
+            shape = (steps, len(velocity), velocity[0].numel())
+            if self.held is None or self.held.shape[1] < shape[1] or self.held.shape[2] != shape[2]:
+                self.held = torch.empty(shape, dtype=velocity.dtype, device=velocity.device)
+            self.held[k, : len(velocity)] = velocity.flatten(1)
+
+        def velocities(self) -> Tensor:
+            """Those of the last call: (n, B, elements)."""
+            if self.held is None or self.step_index != steps:
+                raise InputError(
+                    f"pipeline: took {self.step_index or 0} of the {steps} steps of the grid;"
+                    " one that starts from noise and asks its scheduler for every step needed"
+                )
+            return self.held[:, : self.samples]
+
+    return RecordingEulerScheduler.from_config(_kept_config(scheduler))
+
+
+def _require_flow(pipeline: Any) -> None:
+    """InputError unless the scheduler says that the network predicts a flow's velocity."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+    name = type(pipeline).__name__
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None:
+        raise InputError(f"pipeline: a {name} has no scheduler; a diffusers pipeline needed")
+    config = scheduler.config
+    prediction = config.get("prediction_type")
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
+    # UniPC and DPM-Solver serve flows too (Wan, Sana), when they are told to.
+    flow = flow or (prediction == "flow_prediction" and bool(config.get("use_flow_sigmas")))
+    if not flow:
+        what = f" and prediction_type {prediction}" if prediction else ""
+        raise InputError(
+            f"pipeline: {name} with a {type(scheduler).__name__}{what}; a flow-matching one needed"
+            " (FlowMatchEulerDiscreteScheduler, or use_flow_sigmas with flow_prediction)"
+        )
+    sigma_max = config.get("sigma_max")
+    if sigma_max is not None and sigma_max > 1:
+        raise InputError(
+            f"pipeline: {name} has noise levels up to {sigma_max:g}; those of the linear path,"
+            " from 1 to 0, needed"
+        )
+
+
+def _denoisers(pipeline: Any) -> list[torch.nn.Module]:
+    found = [getattr(pipeline, name, None) for name in _DENOISERS]
+    networks = [network for network in found if isinstance(network, torch.nn.Module)]
+    if not networks:
+        raise InputError(
+            f"pipeline: {type(pipeline).__name__} has no {' or '.join(_DENOISERS)}, where network"
+            " evaluations are counted; one of them needed"
+        )
+    return networks
+
+
+def _check_call(call: Mapping[str, Any], number: int) -> None:
+    ours = [name for name in _OURS if name in call]
+    if ours:
+        raise InputError(f"calls: {ours[0]} in call {number} is set by the search; leave it out")
+    if call.get("generator") is None and call.get("latents") is None:
+        raise InputError(
+            f"calls: call {number} has neither generator nor latents; generator="
+            "sample_generators(...), one for each sample, needed for results that come out again"
+        )

@@ -1,0 +1,347 @@
+"""Exported schedules, run by the programs that they are for."""
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
+
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from boss_core.errors import InputError
+from boss_core.exports import (
+    DIFFUSERS_SETTINGS,
+    check_scheduler,
+    diffusers_sigmas,
+    to_comfyui,
+    to_diffusers,
+    to_diffusers_fixed,
+    to_flow_matching,
+    to_json,
+)
+from boss_core.pipelines import sample_generators
+from boss_core.schedules import Schedule
+from boss_core.solvers import euler
+from boss_core.timesteps import validate_timesteps
+from tests import tiny_pipelines as tiny
+from tests.conftest import Linear
+
+
+def schedule(*indices: int) -> Schedule:
+    """Steps on a grid of 100."""
+    times = tuple(i / 100 for i in indices)
+    return Schedule(timesteps=times, indices=indices, objective="l2_squared")
+
+
+STEPS = schedule(0, 7, 17, 40, 73, 94, 100)
+MU = 0.83
+
+
+def settings(**changed: Any) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(**{**DIFFUSERS_SETTINGS, **changed})
+
+
+def used(scheduler: Any, sigmas: Any, mu: float | None = None) -> list[float]:
+    scheduler.set_timesteps(sigmas=list(sigmas), mu=mu)
+    return scheduler.sigmas.tolist()
+
+
+def test_our_settings_are_diffusers_defaults() -> None:
+    config = FlowMatchEulerDiscreteScheduler().config
+    assert {name: config[name] for name in DIFFUSERS_SETTINGS} == DIFFUSERS_SETTINGS
+    # One that appears later would alter sigmas unseen.
+    known = {"num_train_timesteps", "time_shift_type", "_use_default_values"}
+    known |= {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
+    assert set(config) - known == set(DIFFUSERS_SETTINGS)
+
+
+def test_with_our_settings_the_scheduler_uses_our_sigmas() -> None:
+    scheduler = settings()
+    report = check_scheduler(scheduler, STEPS)
+    assert report.unchanged
+    assert report.reasons == ()
+    assert report.sigmas_to_pass == tuple(diffusers_sigmas(STEPS))
+    found = used(scheduler, diffusers_sigmas(STEPS))
+    np.testing.assert_allclose(found, STEPS.sigmas, atol=1e-6)
+    assert report.sigmas_used == tuple(found)
+    np.testing.assert_allclose(scheduler.timesteps, 1000 * np.array(STEPS.sigmas[:-1]), atol=1e-3)
+
+
+def test_a_final_zero_would_cost_an_evaluation() -> None:
+    assert len(diffusers_sigmas(STEPS)) == STEPS.nfe
+    scheduler = settings()
+    scheduler.set_timesteps(sigmas=list(STEPS.sigmas))
+    assert len(scheduler.timesteps) == STEPS.nfe + 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "mu", "reason"),
+    [
+        ({"shift": 3.0}, None, "shift=3.0: sigma 0.27 becomes 0.525974"),
+        ({"use_dynamic_shifting": True}, MU, "use_dynamic_shifting=True with mu=0.83"),
+        (
+            {"use_dynamic_shifting": True, "time_shift_type": "linear", "shift": 3.0},
+            MU,
+            "use_dynamic_shifting=True with mu=0.83",
+        ),
+        # A schedule that ends where the scheduler stretches it to anyway.
+        ({"shift": 3.0, "shift_terminal": 0.06}, None, "shift=3.0"),
+    ],
+)
+def test_a_shift_is_undone_by_the_values_to_pass(
+    changed: dict[str, Any], mu: float | None, reason: str
+) -> None:
+    scheduler = settings(**changed)
+    before = scheduler.sigmas.clone()
+    report = check_scheduler(scheduler, STEPS, mu=mu)
+    assert torch.equal(scheduler.sigmas, before)
+    assert not report.unchanged
+    assert len(report.reasons) == 1
+    assert report.reasons[0].startswith(reason)
+    np.testing.assert_allclose(report.sigmas_used, used(scheduler, STEPS.sigmas[:-1], mu))
+    assert report.sigmas_to_pass is not None
+    found = used(scheduler, report.sigmas_to_pass, mu)
+    np.testing.assert_allclose(found, STEPS.sigmas, rtol=0, atol=1e-6)
+
+
+def test_a_shift_that_was_set_later_counts() -> None:
+    scheduler = settings()
+    scheduler.set_shift(3.0)
+    report = check_scheduler(scheduler, STEPS)
+    assert [reason.split(":")[0] for reason in report.reasons] == ["shift=3.0"]
+    assert report.sigmas_to_pass is not None
+    np.testing.assert_allclose(used(scheduler, report.sigmas_to_pass), STEPS.sigmas, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shift_terminal": 0.1},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_beta_sigmas": True},
+        {"invert_sigmas": True},
+        {"stochastic_sampling": True},
+    ],
+)
+def test_what_cannot_be_undone_is_named(changed: dict[str, Any]) -> None:
+    report = check_scheduler(settings(**changed), STEPS)
+    ((name, value),) = changed.items()
+    assert not report.unchanged
+    assert report.sigmas_to_pass is None
+    assert len(report.reasons) == 1
+    assert report.reasons[0].startswith(f"{name}={value}: ")
+
+
+def test_settings_are_judged_by_what_they_do_to_this_schedule() -> None:
+    """One step starts at sigma 1, which no shift moves; two Karras levels are the two given."""
+    assert check_scheduler(settings(shift=3.0), schedule(0, 100)).unchanged
+    assert check_scheduler(settings(use_karras_sigmas=True), schedule(0, 60, 100)).unchanged
+    report = check_scheduler(settings(shift_terminal=0.1), schedule(0, 100))
+    assert (report.unchanged, report.sigmas_to_pass) == (False, None)
+
+
+def test_a_configuration_left_over_from_unipc_is_named() -> None:
+    """Flux drops `sigmas` when it sees `use_flow_sigmas` in the configuration."""
+    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(unipc.config)
+    (reason,) = check_scheduler(scheduler, STEPS).reasons
+    assert reason.startswith("use_flow_sigmas=True")
+    pipeline = tiny.flux()
+    pipeline.scheduler = scheduler
+    pipeline(
+        **tiny.flux_prompts(range(1)),
+        sigmas=diffusers_sigmas(STEPS),
+        num_inference_steps=STEPS.nfe,
+        output_type="latent",
+    )
+    assert not np.allclose(pipeline.scheduler.sigmas, STEPS.sigmas, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchHeunDiscreteScheduler(),
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        FlowMatchLCMScheduler(),
+    ],
+)
+def test_schedulers_that_take_other_steps_are_refused(scheduler: Any) -> None:
+    with pytest.raises(InputError, match=f"{type(scheduler).__name__} .* needed"):
+        check_scheduler(scheduler, STEPS)
+
+
+def test_what_is_said_of_other_schedulers_holds() -> None:
+    for other in (FlowMatchHeunDiscreteScheduler(), DPMSolverMultistepScheduler()):
+        with pytest.raises(TypeError, match="sigmas"):
+            other.set_timesteps(sigmas=diffusers_sigmas(STEPS))
+    heun = FlowMatchHeunDiscreteScheduler()
+    heun.set_timesteps(6)
+    assert len(heun.timesteps) == 11  # the last of six steps is an Euler step
+    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    unipc.set_timesteps(sigmas=np.array([1.0, 0.8305, 0.4]))
+    assert unipc.timesteps.tolist() == [999, 830, 400]
+    euler_scheduler = settings()
+    euler_scheduler.set_timesteps(sigmas=[1.0, 0.8305, 0.4])
+    x = {"unipc": torch.ones(1, 4), "euler": torch.ones(1, 4)}
+    for name, scheduler in (("unipc", unipc), ("euler", euler_scheduler)):
+        for t in scheduler.timesteps:
+            x[name] = scheduler.step(-1.3 * x[name] ** 2, t, x[name]).prev_sample
+    assert (x["unipc"] - x["euler"]).abs().min() > 0.01
+
+
+def test_dynamic_shifting_without_mu_is_refused() -> None:
+    with pytest.raises(InputError, match="mu: not given"):
+        check_scheduler(settings(use_dynamic_shifting=True), STEPS)
+
+
+def run_snippet(text: str, **names: Any) -> dict[str, Any]:
+    exec(compile(text, "snippet", "exec"), names)
+    return names
+
+
+def count_calls(network: torch.nn.Module) -> list[int]:
+    counted: list[int] = []
+    network.register_forward_hook(lambda *_: counted.append(1))
+    return counted
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_sd3_with_the_exported_sigmas_takes_our_euler_steps(guidance_scale: float) -> None:
+    pipeline, samples = tiny.sd3(), range(2)
+    prompts = tiny.sd3_prompts(samples, guidance_scale)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    wanted = euler(tiny.sd3_velocity(pipeline.transformer, prompts), x, STEPS.timesteps)
+
+    def sample(sigmas: Any) -> torch.Tensor:
+        return pipeline(**prompts, latents=x, sigmas=list(sigmas), output_type="latent").images
+
+    # As it comes, with shift 3: the values to pass undo it, the schedule's own do not.
+    report = check_scheduler(pipeline.scheduler, STEPS)
+    assert report.sigmas_to_pass is not None
+    torch.testing.assert_close(sample(report.sigmas_to_pass), wanted, rtol=0, atol=1e-4)
+    assert (sample(diffusers_sigmas(STEPS)) - wanted).abs().max() > 1e-2
+
+    sigmas = run_snippet(to_diffusers(STEPS), pipeline=pipeline)["sigmas"]
+    assert sigmas == diffusers_sigmas(STEPS)
+    counted = count_calls(pipeline.transformer)
+    torch.testing.assert_close(sample(sigmas), wanted, rtol=0, atol=1e-4)
+    assert len(counted) == STEPS.nfe
+    np.testing.assert_allclose(pipeline.scheduler.sigmas, STEPS.sigmas, atol=1e-6)
+
+
+def test_flux_with_dynamic_shifting_takes_our_euler_steps() -> None:
+    pipeline, samples = tiny.flux(), range(2)
+    prompts = tiny.flux_prompts(samples)
+    tokens = (64 // 16) ** 2
+    x = torch.randn(2, tokens, 4, generator=torch.Generator().manual_seed(1))
+    position = torch.zeros(4, 4, 3)
+    position[..., 1], position[..., 2] = torch.meshgrid(
+        torch.arange(4.0), torch.arange(4.0), indexing="ij"
+    )
+
+    def velocity(state: torch.Tensor, t: torch.Tensor, /) -> torch.Tensor:
+        return -pipeline.transformer(
+            hidden_states=state,
+            timestep=1.0 - t,
+            pooled_projections=prompts["pooled_prompt_embeds"],
+            encoder_hidden_states=prompts["prompt_embeds"],
+            txt_ids=torch.zeros(tiny.WORDS, 3),
+            img_ids=position.view(tokens, 3),
+        ).sample
+
+    wanted = euler(velocity, x, STEPS.timesteps)
+    report = check_scheduler(pipeline.scheduler, STEPS, mu=calculate_shift(tokens))
+    assert not report.unchanged
+    assert report.sigmas_to_pass is not None
+    counted = count_calls(pipeline.transformer)
+    call = prompts | {"latents": x, "output_type": "latent"}
+    found = pipeline(**call, sigmas=list(report.sigmas_to_pass)).images
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert len(counted) == STEPS.nfe
+    np.testing.assert_allclose(pipeline.scheduler.sigmas, STEPS.sigmas, atol=1e-6)
+
+    sigmas = run_snippet(to_diffusers(STEPS), pipeline=pipeline)["sigmas"]
+    torch.testing.assert_close(pipeline(**call, sigmas=sigmas).images, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "prompts", "output"),
+    [
+        (tiny.sd3, tiny.sd3_prompts, "images"),
+        (tiny.flux, tiny.flux_prompts, "images"),
+        (tiny.sana, tiny.sana_prompts, "images"),
+        (tiny.wan, tiny.wan_prompts, "frames"),
+    ],
+)
+def test_the_fixed_snippet_serves_every_pipeline(make: Any, prompts: Any, output: str) -> None:
+    pipeline = make()
+    call = prompts(range(1)) | {"output_type": "latent"}
+    run_snippet(to_diffusers_fixed(STEPS), pipeline=pipeline)
+    generator = sample_generators(range(1), 0)
+    found = pipeline(**call, num_inference_steps=STEPS.nfe, generator=generator)[output]
+    np.testing.assert_allclose(pipeline.scheduler.sigmas, STEPS.sigmas, atol=1e-6)
+    assert found.isfinite().all()
+
+
+def test_flow_matching_takes_our_euler_steps() -> None:
+    solver_module = pytest.importorskip("flow_matching.solver")
+    velocity = Linear()
+    time_grid = run_snippet(to_flow_matching(STEPS))["time_grid"]
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    calls = []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(float(t))
+        return velocity(x, t.expand(len(x)))
+
+    found = solver_module.ODESolver(velocity_model=model).sample(
+        x_init=x, step_size=None, method="euler", time_grid=time_grid
+    )
+    torch.testing.assert_close(found, euler(velocity, x, STEPS.timesteps), rtol=0, atol=1e-6)
+    assert len(calls) == STEPS.nfe
+
+
+def manual_sigmas(text: str) -> list[float]:
+    """How ComfyUI's ManualSigmas node reads its text."""
+    return [float(number) for number in re.findall(r"[-+]?(?:\d*\.*\d+)", text)]
+
+
+@pytest.mark.parametrize("last", [0.94, 1 - 3e-6, 1 - 2**-40])
+def test_comfyui_reads_our_sigmas(last: float) -> None:
+    steps = Schedule(timesteps=(0.0, 1 / 3, last, 1.0), indices=(0, 1, 2, 3), objective="x")
+    assert manual_sigmas(to_comfyui(steps)) == list(steps.sigmas)
+    assert manual_sigmas(str(3e-6)) == [3.0, -6.0]  # what an exponent would come to
+
+
+def test_comfyui_text() -> None:
+    assert to_comfyui(schedule(0, 50, 75, 100)) == "1.0, 0.5, 0.25, 0.0"
+
+
+def test_json_has_times_and_sigmas() -> None:
+    content = json.loads(to_json(STEPS))
+    assert content["nfe"] == 6
+    assert content["sigmas"] == list(STEPS.sigmas)
+    assert validate_timesteps(content["timesteps"]).tolist() == list(STEPS.timesteps)
+    assert content["objective"] == "l2_squared"
+
+
+def test_the_inverse_of_a_shift_is_the_formula() -> None:
+    """sigma / (a - (a - 1) sigma) with a = exp(mu), by hand for sigma = 1/2 and a = 3."""
+    report = check_scheduler(
+        settings(use_dynamic_shifting=True), schedule(0, 50, 100), mu=math.log(3.0)
+    )
+    assert report.sigmas_to_pass == pytest.approx((1.0, 0.25), abs=1e-12)

@@ -1,0 +1,255 @@
+"""The cost of steps, measured on diffusers pipelines with small random networks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
+
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    UniPCMultistepScheduler,
+)
+
+from boss_core.cost import CostMatrix, estimate_cost_matrix
+from boss_core.errors import InputError
+from boss_core.pipelines import (
+    estimate_pipeline_cost,
+    fixed_scheduler,
+    prompt_calls,
+    sample_generators,
+)
+from boss_core.solvers import euler
+from boss_core.timesteps import quadratic, uniform
+from tests import tiny_pipelines as tiny
+
+# Times that float32 holds, so that the networks see the same ones by either way: the sinusoids of
+# their time, up to 1000, turn a rounding of it into 1e-5 of the velocity.
+GRID = uniform(16)
+
+
+def noise(samples: range, *shape: int) -> Tensor:
+    """What diffusers draws with `sample_generators`."""
+    return torch.cat([torch.randn(1, *shape, generator=g) for g in sample_generators(samples, 7)])
+
+
+def call(prompts: dict[str, Any], samples: range) -> dict[str, Any]:
+    return prompts | {"generator": sample_generators(samples, 7)}
+
+
+def assert_same_costs(found: CostMatrix, wanted: CostMatrix, rtol: float) -> None:
+    apart = np.triu(np.ones_like(wanted.cost, dtype=bool), k=2)
+    np.testing.assert_allclose(found.cost[apart], wanted.cost[apart], rtol=rtol)
+    assert (found.cost[~apart] == 0).all()
+    assert (wanted.cost[apart] > 0).all()
+
+
+@pytest.mark.parametrize(("guidance_scale", "nfe"), [(1.0, 1.0), (4.0, 2.0)])
+@pytest.mark.parametrize("grid", [GRID, quadratic(8)])
+def test_sd3_costs_are_those_of_its_network_with_guidance(
+    guidance_scale: float, nfe: float, grid: Any
+) -> None:
+    pipeline, samples = tiny.sd3(), range(3)
+    prompts = tiny.sd3_prompts(samples, guidance_scale)
+    found = estimate_pipeline_cost(pipeline, grid, [call(prompts, samples)])
+    velocity = tiny.sd3_velocity(pipeline.transformer, prompts)
+    wanted = estimate_cost_matrix(velocity, noise(samples, 4, 8, 8), grid, batch_size=3)
+    assert_same_costs(found.matrix, wanted, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.matrix.standard_error[0, 2:], wanted.standard_error[0, 2:], rtol=1e-4
+    )
+    assert found.matrix.samples == 3
+    assert found.nfe_per_step == nfe
+
+
+def test_wan_costs_are_those_of_its_network_though_it_takes_no_sigmas() -> None:
+    pipeline, samples = tiny.wan(), range(2)
+    prompts = tiny.wan_prompts(samples)
+    found = estimate_pipeline_cost(pipeline, GRID, [call(prompts, samples)])
+
+    def velocity(x: Tensor, t: Tensor, /) -> Tensor:
+        conditional, unconditional = (
+            pipeline.transformer(
+                hidden_states=x,
+                timestep=1000.0 * (1.0 - t),
+                encoder_hidden_states=prompts[name],
+            ).sample
+            for name in ("prompt_embeds", "negative_prompt_embeds")
+        )
+        return -(unconditional + 5.0 * (conditional - unconditional))
+
+    wanted = estimate_cost_matrix(velocity, noise(samples, 4, 2, 4, 4), GRID, batch_size=2)
+    assert_same_costs(found.matrix, wanted, rtol=1e-5)
+    assert found.nfe_per_step == 2.0  # two calls of the network, not one of both halves
+
+
+@pytest.mark.parametrize(
+    ("make", "prompts"),
+    [
+        (tiny.sd3, tiny.sd3_prompts),
+        (tiny.flux, tiny.flux_prompts),
+        (tiny.sana, tiny.sana_prompts),
+        (tiny.wan, tiny.wan_prompts),
+    ],
+)
+def test_batches_do_not_change_the_costs(make: Any, prompts: Any) -> None:
+    pipeline = make()
+    own = pipeline.scheduler
+    batches = {size: [range(i, min(i + size, 5)) for i in range(0, 5, size)] for size in (1, 2, 5)}
+    found = {}
+    for size, ranges in batches.items():
+        seen: list[int] = []
+        calls = (call(prompts(samples), samples) for samples in ranges)
+        found[size] = estimate_pipeline_cost(pipeline, GRID, calls, on_step=seen.append)
+        assert seen == [len(samples) for samples in ranges for _ in range(16)]
+        assert found[size].matrix.samples == 5
+    for size in (2, 5):
+        assert_same_costs(found[size].matrix, found[1].matrix, rtol=1e-4)
+        assert found[size].nfe_per_step == found[1].nfe_per_step
+    assert pipeline.scheduler is own
+
+
+def test_guidance_that_is_on_for_part_of_the_steps_counts_for_these() -> None:
+    prompts = tiny.sd3_prompts(range(1), 4.0) | {
+        "skip_guidance_layers": [0],
+        "skip_layer_guidance_start": 0.2,
+        "skip_layer_guidance_stop": 0.55,
+    }
+    found = estimate_pipeline_cost(tiny.sd3(), uniform(10), [call(prompts, range(1))])
+    assert found.nfe_per_step == pytest.approx((2 * 10 + 3) / 10)  # steps 3, 4 and 5
+
+
+def test_states_are_carried_in_float32() -> None:
+    """A bfloat16 state that is rounded at each of 100 steps wanders off; here only what the
+    network sees and says is rounded."""
+    samples, grid = range(2), uniform(100)
+    wanted = estimate_pipeline_cost(
+        tiny.sd3(), grid, [call(tiny.sd3_prompts(samples), samples)]
+    ).matrix
+    pipeline = tiny.sd3().to(torch.bfloat16)
+    prompts = {
+        name: value.bfloat16() if isinstance(value, Tensor) else value
+        for name, value in tiny.sd3_prompts(samples).items()
+    }
+    found = estimate_pipeline_cost(pipeline, grid, [call(prompts, samples)]).matrix
+    assert found.cost[0, 100] == pytest.approx(wanted.cost[0, 100], rel=0.02)
+
+
+def test_prompts_become_calls_with_a_generator_each() -> None:
+    found = list(
+        prompt_calls(
+            ["a", "b", "c"], batch_size=2, seed=7, negative_prompt="ugly", guidance_scale=3.0
+        )
+    )
+    assert [c["prompt"] for c in found] == [["a", "b"], ["c"]]
+    assert [c["negative_prompt"] for c in found] == [["ugly", "ugly"], ["ugly"]]
+    assert [c["guidance_scale"] for c in found] == [3.0, 3.0]
+    drawn = [torch.randn(4, generator=g) for c in found for g in c["generator"]]
+    wanted = [torch.randn(4, generator=g) for g in sample_generators(range(3), 7)]
+    assert all(torch.equal(a, b) for a, b in zip(drawn, wanted, strict=True))
+    assert not torch.equal(drawn[0], drawn[1])
+    other = torch.randn(4, generator=sample_generators(range(1), 8)[0])
+    assert not any(torch.equal(other, draw) for draw in drawn)
+    with pytest.raises(InputError, match="batch_size: 0"):
+        list(prompt_calls(["a"], batch_size=0))
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_fixed_scheduler_walks_its_times_whatever_it_is_asked(inverted: bool) -> None:
+    own = FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, invert_sigmas=inverted
+    )
+    scheduler = fixed_scheduler(own, [0.0, 0.3, 1.0])
+    scheduler.set_timesteps(50, sigmas=[1.0, 0.5], mu=1.0)
+    levels = [0.0, 0.3, 1.0] if inverted else [1.0, 0.7, 0.0]
+    np.testing.assert_allclose(scheduler.sigmas, levels, atol=1e-7)
+    np.testing.assert_allclose(scheduler.timesteps, 1000 * np.array(levels[:-1]), atol=1e-4)
+
+
+def test_a_fixed_scheduler_gives_wan_the_steps_of_our_euler() -> None:
+    pipeline, samples = tiny.wan(), range(2)
+    times = [0.0, 0.1, 0.25, 0.6, 1.0]
+    pipeline.scheduler = fixed_scheduler(pipeline.scheduler, times)
+    assert "use_flow_sigmas" not in pipeline.scheduler.config
+    prompts = tiny.wan_prompts(samples, guidance_scale=1.0)
+    evaluations = []
+    pipeline.transformer.register_forward_hook(lambda *_: evaluations.append(1))
+    found = pipeline(**call(prompts, samples), num_inference_steps=4, output_type="latent").frames
+    assert len(evaluations) == 4
+
+    def velocity(x: Tensor, t: Tensor, /) -> Tensor:
+        embeds = prompts["prompt_embeds"]
+        return -pipeline.transformer(x, 1000.0 * (1.0 - t), embeds).sample
+
+    wanted = euler(velocity, noise(samples, 4, 2, 4, 4), times)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DDIMScheduler(), UniPCMultistepScheduler(), FlowMatchLCMScheduler()]
+)
+def test_other_than_flow_matching_is_refused(scheduler: Any) -> None:
+    pipeline = tiny.sd3()
+    pipeline.scheduler = scheduler
+    with pytest.raises(InputError, match=f"{type(scheduler).__name__}.*flow-matching one needed"):
+        estimate_pipeline_cost(pipeline, GRID, [call(tiny.sd3_prompts(range(1)), range(1))])
+    assert pipeline.scheduler is scheduler
+
+
+def test_noise_levels_above_one_are_refused() -> None:
+    pipeline = tiny.sd3()
+    pipeline.scheduler.register_to_config(sigma_max=80.0)  # as Cosmos Predict2 does
+    with pytest.raises(InputError, match="noise levels up to 80"):
+        estimate_pipeline_cost(pipeline, GRID, [call(tiny.sd3_prompts(range(1)), range(1))])
+
+
+def _restart(pipeline: Any, step: int, t: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"latents": torch.zeros_like(state["latents"])} if step == 4 else {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sigmas": [1.0]}, "calls: sigmas in call 0 is set by the search"),
+        ({"generator": None}, "neither generator nor latents"),
+        ({"callback_on_step_end": _restart}, "changes the states between steps 4 and 5"),
+        ({"pooled_prompt_embeds": torch.full((1, 64), torch.nan)}, "not finite at t = 0"),
+    ],
+)
+def test_bad_calls_are_refused_and_the_pipeline_left_as_it_was(
+    change: dict[str, Any], message: str
+) -> None:
+    pipeline = tiny.sd3()
+    own, config = pipeline.scheduler, dict(pipeline.config)
+    bad = call(tiny.sd3_prompts(range(1)), range(1)) | change
+    with pytest.raises(InputError, match=message):
+        estimate_pipeline_cost(pipeline, GRID, [bad])
+    assert pipeline.scheduler is own
+    assert dict(pipeline.config) == config
+    assert not pipeline.transformer._forward_hooks
+
+
+def test_errors_of_the_pipeline_come_through_and_its_scheduler_comes_back() -> None:
+    pipeline = tiny.sd3()
+    own = pipeline.scheduler
+    bad = call(tiny.sd3_prompts(range(1)), range(1)) | {"height": 15}
+    with pytest.raises(ValueError, match="divisible"):
+        estimate_pipeline_cost(pipeline, GRID, [bad])
+    assert pipeline.scheduler is own
+    with pytest.raises(InputError, match="calls: none"):
+        estimate_pipeline_cost(pipeline, GRID, [])
+
+
+def test_a_pipeline_that_starts_from_an_image_is_refused() -> None:
+    pipeline = StableDiffusion3Img2ImgPipeline(**tiny.sd3().components)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = call(tiny.sd3_prompts(range(1)), range(1))
+    image = torch.zeros(1, 3, tiny.SIZE, tiny.SIZE)
+    with pytest.raises(InputError, match="took 8 of the 16 steps"):
+        estimate_pipeline_cost(pipeline, GRID, [prompts | {"image": image, "strength": 0.5}])

@@ -1,0 +1,221 @@
+"""diffusers pipelines with small random networks and prompts that are embedded already."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from torch import Tensor
+
+SIZE = 16  # pixels, of images whose autoencoder halves the side
+WORDS, WIDTH = 5, 32
+
+
+def _quiet(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sd3(**scheduler: Any) -> StableDiffusion3Pipeline:
+    """Its scheduler has shift 3, as that of the published model."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+    ).eval()
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8),
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.0609,
+        scaling_factor=1.5035,
+    ).eval()
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    return _quiet(pipeline)
+
+
+def sd3_prompts(samples: range, guidance_scale: float = 1.0) -> dict[str, Any]:
+    """What the pipeline takes for these prompts: one embedding for each index."""
+    prompts = [torch.Generator().manual_seed(100 + i) for i in samples]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=g) for g in prompts])
+
+    call = {
+        "prompt_embeds": draw(WORDS, WIDTH),
+        "pooled_prompt_embeds": draw(64),
+        "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
+        "negative_pooled_prompt_embeds": torch.zeros(len(samples), 64),
+    }
+    return call | {"guidance_scale": guidance_scale, "height": SIZE, "width": SIZE}
+
+
+def sd3_velocity(transformer: torch.nn.Module, call: dict[str, Any]) -> Any:
+    """dx/dt with guidance, written from the network alone: v = -(u + g (c - u))."""
+
+    def half(x: Tensor, t: Tensor, prefix: str) -> Tensor:
+        return transformer(
+            hidden_states=x,
+            timestep=1000.0 * (1.0 - t),
+            encoder_hidden_states=call[f"{prefix}prompt_embeds"],
+            pooled_projections=call[f"{prefix}pooled_prompt_embeds"],
+        ).sample
+
+    def velocity(x: Tensor, t: Tensor, /) -> Tensor:
+        conditional = half(x, t, "")
+        if call["guidance_scale"] <= 1.0:
+            return -conditional
+        unconditional = half(x, t, "negative_")
+        return -(unconditional + call["guidance_scale"] * (conditional - unconditional))
+
+    return velocity
+
+
+def flux() -> FluxPipeline:
+    """Its scheduler shifts by the number of image tokens, as that of FLUX.1-dev."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    ).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    pipeline = FluxPipeline(
+        transformer=transformer,
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+    return _quiet(pipeline)
+
+
+def flux_prompts(samples: range) -> dict[str, Any]:
+    prompts = [torch.Generator().manual_seed(200 + i) for i in samples]
+    return {
+        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "pooled_prompt_embeds": torch.stack([torch.randn(32, generator=g) for g in prompts]),
+        "height": 64,
+        "width": 64,
+    }
+
+
+def sana() -> SanaPipeline:
+    """With a DPM-Solver that is told to serve a flow, as in the published model."""
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=WIDTH,
+        sample_size=4,
+    ).eval()
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipeline = SanaPipeline(
+        transformer=transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+    )
+    return _quiet(pipeline)
+
+
+def sana_prompts(samples: range) -> dict[str, Any]:
+    prompts = [torch.Generator().manual_seed(300 + i) for i in samples]
+    mask = torch.ones(len(samples), WORDS)
+    return {
+        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "prompt_attention_mask": mask,
+        "negative_prompt": None,
+        "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
+        "negative_prompt_attention_mask": mask,
+        "guidance_scale": 4.5,
+        "height": 128,
+        "width": 128,
+        "use_resolution_binning": False,
+    }
+
+
+def wan() -> WanPipeline:
+    """With UniPC, as in the published model; its call takes no ``sigmas``."""
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    ).eval()
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipeline = WanPipeline(
+        transformer=transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+    )
+    return _quiet(pipeline)
+
+
+def wan_prompts(samples: range, guidance_scale: float = 5.0) -> dict[str, Any]:
+    prompts = [torch.Generator().manual_seed(400 + i) for i in samples]
+    return {
+        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
+        "guidance_scale": guidance_scale,
+        "height": 32,
+        "width": 32,
+        "num_frames": 5,
+    }
