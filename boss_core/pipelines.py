@@ -8,6 +8,8 @@ That velocity is dx/dsigma, the negative of dx/dt, which a squared error does no
 diffusers is imported where it is used only: the rest of the library works without it.
 """
 
+import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +47,9 @@ def estimate_pipeline_cost(
     timesteps: ArrayLike,
     calls: Iterable[Mapping[str, Any]],
     *,
+    total: CostSum | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_memory: Callable[[int], None] | None = None,
 ) -> PipelineCost:
     """The cost of every step of a grid (paper, eq. 5), from Euler rollouts by a pipeline.
 
@@ -56,7 +60,10 @@ def estimate_pipeline_cost(
         needs `generator`, a list with one for each sample, so that a sample does not depend on
         the batch it is in (`sample_generators`), or `latents`, start states in the layout that the
         pipeline takes. The number and place of the steps and the kind of output are set here.
+    total: a sum on the pipeline's device to add to, where a search goes on; its timesteps are
+        those given.
     on_step: called after each grid step of each call with the number of samples in it.
+    on_memory: called with the bytes of velocities about to be held, before they are.
 
     The states are carried in float32 and rounded to the pipeline's dtype where it sees them, so
     that roundings do not add up over the n steps; velocities are kept in the dtype they come in.
@@ -69,9 +76,9 @@ def estimate_pipeline_cost(
     times = validate_timesteps(timesteps)
     _require_flow(pipeline)
     own = pipeline.scheduler
-    recorder = _recording_scheduler(own, times, on_step)
-    found: CostSum | None = None
-    evaluations = 0
+    recorder = _recording_scheduler(own, times, on_step, on_memory)
+    found = total
+    evaluations = samples = 0
 
     def count(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         nonlocal evaluations
@@ -88,15 +95,17 @@ def estimate_pipeline_cost(
             with torch.no_grad():
                 pipeline(**call, num_inference_steps=len(times) - 1, output_type="latent")
             velocities = recorder.velocities()
-            found = found or CostSum(times, velocities.device)
+            if found is None:
+                found = CostSum(times, velocities.device)
             found.add(velocities)
+            samples += velocities.shape[1]
     finally:
         pipeline.scheduler = own
         for hook in hooks:
             hook.remove()
-    if found is None:
+    if found is None or not samples:
         raise InputError("calls: none; the arguments of at least one call of the pipeline needed")
-    return PipelineCost(found.result(), evaluations / (found.samples * (len(times) - 1)))
+    return PipelineCost(found.result(), evaluations / (samples * (len(times) - 1)))
 
 
 def prompt_calls(
@@ -104,11 +113,13 @@ def prompt_calls(
     *,
     batch_size: int,
     seed: int = 0,
+    first: int = 0,
     negative_prompt: str | None = None,
     **shared: Any,
 ) -> Iterator[dict[str, Any]]:
     """The arguments of one call for each batch of prompts, with a generator for each prompt.
 
+    first: the index of the first sample, for `sample_generators`.
     shared: arguments that all calls have in common (`guidance_scale`, `height`, `width`, ...).
     """
     if batch_size < 1:
@@ -118,12 +129,24 @@ def prompt_calls(
         call = dict(
             shared,
             prompt=batch,
-            generator=sample_generators(range(start, start + len(batch)), seed),
+            generator=sample_generators(range(first + start, first + start + len(batch)), seed),
         )
         if negative_prompt is not None:
             # Some pipelines want as many as there are prompts, some repeat one: all take a list.
             call["negative_prompt"] = [negative_prompt] * len(batch)
         yield call
+
+
+def pipeline_hash(pipeline: Any) -> str:
+    """The SHA-256 of the weights that a pipeline's velocity comes from, as a schedule carries it:
+    names, dtypes, shapes and bytes of the denoiser, a tensor at a time."""
+    digest = hashlib.sha256()
+    for network in _denoisers(pipeline):
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
 
 
 def sample_generators(indices: range, seed: int) -> list[torch.Generator]:
@@ -183,7 +206,10 @@ def _fixed_class(times: Times) -> Any:
 
 
 def _recording_scheduler(
-    scheduler: Any, times: Times, on_step: Callable[[int], None] | None
+    scheduler: Any,
+    times: Times,
+    on_step: Callable[[int], None] | None,
+    on_memory: Callable[[int], None] | None,
 ) -> Any:
     """A `fixed_scheduler` that keeps the velocities of one call after the other."""
     base: Any = _fixed_class(times)
@@ -244,6 +270,8 @@ def _recording_scheduler(
                 )
             shape = (steps, len(velocity), velocity[0].numel())
             if self.held is None or self.held.shape[1] < shape[1] or self.held.shape[2] != shape[2]:
+                if on_memory is not None:
+                    on_memory(math.prod(shape) * velocity.dtype.itemsize)
                 self.held = torch.empty(shape, dtype=velocity.dtype, device=velocity.device)
             self.held[k, : len(velocity)] = velocity.flatten(1)
 

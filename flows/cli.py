@@ -11,6 +11,7 @@ from flows import paths
 from flows.config import load_params
 from flows.errors import reported
 
+TARGETS = ("diffusers", "diffusers-fixed", "comfyui", "flow_matching", "json")
 SPACINGS = ("uniform", "karras", "quadratic", "shifted")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -148,6 +149,9 @@ VELOCITY = typer.Option(
     help="Instead of a checkpoint: a callable v(x, t) in Python, as my_code.flow:velocity.",
 )
 SHAPE = typer.Option(None, metavar="CxHxW", help="With --velocity: the shape of a sample.")
+PIPELINE = typer.Option(
+    None, help="Instead of a checkpoint: a diffusers pipeline, a folder or a name on the hub."
+)
 SEED = typer.Option(0, min=0, help="Seed of the noise; sample i depends on it and i alone.")
 DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
 
@@ -161,6 +165,13 @@ def schedule(
     velocity: str | None = VELOCITY,
     shape: str | None = SHAPE,
     grid: int = typer.Option(100, min=1, help="Steps of the fine grid to choose from."),
+    pipeline: str | None = PIPELINE,
+    prompts: Path | None = typer.Option(None, help="With --pipeline: a file, one prompt a line."),
+    guidance: float | None = typer.Option(None, help="With --pipeline: its guidance_scale."),
+    size: str | None = typer.Option(
+        None, metavar="HxW", help="With --pipeline: height and width of the images."
+    ),
+    dtype: str = typer.Option("bfloat16", help="With --pipeline: float32, bfloat16 or float16."),
     spacing: str = typer.Option("uniform", help=f"Fine grid: {', '.join(SPACINGS)}."),
     samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
     batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
@@ -174,14 +185,33 @@ def schedule(
     and finds the cheapest K. Stopped, it goes on from where it was; asked for other budgets, it
     need not measure again.
     """
+    from boss_core.errors import InputError
     from flows.search import Search, check_request, report, search_costs, write_schedules
-    from flows.teachers import choose_device, choose_teacher
+    from flows.teachers import choose_device, choose_teacher, parse_shape
 
     check_request(budget, grid, spacing)
     on = choose_device(device)
-    teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
-    search = Search(teacher.hash, grid, spacing, seed)
-    matrix = search_costs(teacher, search, out, samples=samples, batch_size=batch_size, device=on)
+    if pipeline is not None:
+        from flows.diffusers_search import conditions, load_pipeline, pipeline_costs, read_prompts
+
+        if checkpoint is not None or velocity is not None:
+            raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
+        texts = read_prompts(prompts)
+        shared: dict[str, float] = {} if guidance is None else {"guidance_scale": guidance}
+        if size is not None:
+            shared |= dict(zip(("height", "width"), parse_shape(size, 2), strict=True))
+        pipe, weights = load_pipeline(pipeline, dtype, on)
+        search = Search(weights, grid, spacing, seed, conditions(texts, shared, dtype))
+        matrix = pipeline_costs(
+            pipe, search, out, prompts=texts, shared=shared, samples=samples,
+            batch_size=batch_size, device=on,
+        )  # fmt: skip
+    else:
+        teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
+        search = Search(teacher.hash, grid, spacing, seed)
+        matrix = search_costs(
+            teacher, search, out, samples=samples, batch_size=batch_size, device=on
+        )
     report(out, matrix, write_schedules(out, search, matrix, sorted(budget)))
 
 
@@ -212,6 +242,31 @@ def sample(
         teacher, schedule, out, number=number, label=label, batch_size=batch_size, seed=seed,
         device=on,
     )  # fmt: skip
+
+
+@app.command()
+def export(
+    schedule: Path = typer.Argument(help="A schedule's JSON."),
+    to: str = typer.Option(..., help=f"{', '.join(TARGETS)}."),
+    out: Path | None = typer.Option(None, help="File to write; printed when left out."),
+    scheduler: Path | None = typer.Option(
+        None, help="A diffusers scheduler's folder or JSON: say what it would do to the steps."
+    ),
+    mu: float | None = typer.Option(None, help="With --scheduler: mu of dynamic shifting."),
+) -> None:
+    """Write a schedule for the sampler of another tool: a snippet to paste, or JSON."""
+    from flows.exports import export_schedule, scheduler_lines
+
+    text = export_schedule(schedule, to)
+    if scheduler is not None:
+        for line in scheduler_lines(schedule, scheduler, mu):
+            print(line, file=sys.stderr)
+    if out is None:
+        print(text, end="" if text.endswith("\n") else "\n")
+    else:
+        from boss_core.files import write_bytes
+
+        write_bytes(out, text.encode())
 
 
 @app.command()

@@ -12,6 +12,7 @@ from boss_core.sampling import sample_images
 from boss_core.schedules import Schedule
 from boss_core.teachers import Teacher
 from boss_core.velocity import sample_labels
+from flows.exports import read_schedule
 from flows.grids import image_grid
 from flows.progress import progress
 
@@ -28,7 +29,7 @@ def sample_grid(
     device: torch.device,
 ) -> None:
     """Sample ``number`` images on the steps of a schedule and write them to ``out``."""
-    steps = read_schedule(teacher, schedule)
+    steps = choose_schedule(teacher, schedule)
     if len(teacher.shape) != 3 or teacher.shape[0] not in (1, 3):
         raise InputError(f"shape: {teacher.shape}; images of 1 or 3 channels needed for a picture")
     labels = None
@@ -59,15 +60,13 @@ def sample_grid(
     print(f"{out}: {number} images, {steps.nfe} network evaluations each")
 
 
-def read_schedule(teacher: Teacher, path: Path | None) -> Schedule:
+def choose_schedule(teacher: Teacher, path: Path | None) -> Schedule:
     """The schedule to sample with; a warning where it was found for another network."""
     if path is None:
         if teacher.schedule is None:
             raise InputError("--schedule: missing; only a student brings its own steps")
         return teacher.schedule
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a schedule as `boss schedule` writes it needed")
-    schedule = Schedule.from_json(path.read_text(), path)
+    schedule = read_schedule(path)
     hashes = {teacher.hash, teacher.schedule.teacher_hash if teacher.schedule else None}
     if schedule.teacher_hash is not None and schedule.teacher_hash not in hashes:
         print(

@@ -7,11 +7,13 @@ and ``cost.png``, the heat map.
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -74,49 +76,67 @@ def search_costs(
     total = read_costs(folder, search, device)
     rows = range(total.samples, max(samples, total.samples))
     batch_size = min(batch_size, max(1, len(rows)))
-    announce(total, len(rows), batch_size, teacher.shape, torch.float32)
+    held = rollout_bytes(search.grid, math.prod(teacher.shape), batch_size)
+    announce(total, len(rows), batch_size, held)
     if isinstance(teacher.velocity, torch.nn.Module):
         teacher.velocity.to(device)
-    saved, last = total.samples, time.monotonic()
-    try:
-        with progress("cost", len(rows) * search.grid, "sample steps") as advance:
-            for start in range(rows.start, rows.stop, batch_size):
-                part = range(start, min(start + batch_size, rows.stop))
-                labels = None
-                if teacher.classes is not None:
-                    labels = sample_labels(part, teacher.classes, search.seed).to(device)
-                add_trajectories(
-                    total,
-                    teacher.velocity,
-                    sample_noise(part, teacher.shape, search.seed).to(device),
-                    batch_size=batch_size,
-                    labels=labels,
-                    on_step=advance,
-                )
-                if time.monotonic() - last > SAVE_INTERVAL:
-                    write_costs(folder, search, total)
-                    saved, last = total.samples, time.monotonic()
-    finally:  # what was measured is kept, whatever ends the search
-        if total.samples > saved:
-            write_costs(folder, search, total)
+    with (
+        Keeper(folder, search, total) as keeper,
+        progress("cost", len(rows) * search.grid, "sample steps") as advance,
+    ):
+        for start in range(rows.start, rows.stop, batch_size):
+            part = range(start, min(start + batch_size, rows.stop))
+            labels = None
+            if teacher.classes is not None:
+                labels = sample_labels(part, teacher.classes, search.seed).to(device)
+            add_trajectories(
+                total,
+                teacher.velocity,
+                sample_noise(part, teacher.shape, search.seed).to(device),
+                batch_size=batch_size,
+                labels=labels,
+                on_step=advance,
+            )
+            keeper.keep()
     return total.result()
 
 
-def announce(
-    total: CostSum, samples: int, batch_size: int, shape: Sequence[int], dtype: torch.dtype
-) -> None:
-    """Say what a search is about to take, before it takes it."""
+def announce(total: CostSum, samples: int, batch_size: int, held: int | None = None) -> None:
+    """Say what a search is about to take, before it takes it. ``held``: bytes of velocities."""
     steps = len(total.timesteps) - 1
     if total.samples:
         print(f"search: {total.samples} trajectories are in {COST} already")
     if samples:
-        held = rollout_bytes(steps, int(np.prod(shape)), batch_size, dtype)
+        memory = "" if held is None else f", holding {held / 2**20:,.1f} MiB of velocities"
         print(
-            f"search: {samples} trajectories of {steps} steps: {samples * steps:,} network"
-            f" evaluations of one sample, {batch_size} at a time, holding {held / 2**20:,.1f} MiB"
-            " of velocities",
+            f"search: {samples} trajectories of {steps} steps: {samples * steps:,} evaluations of"
+            f" the velocity for one sample, {batch_size} at a time{memory}",
             flush=True,
         )
+
+
+class Keeper:
+    """Keeps what a search has measured: now and then, and whatever ends it."""
+
+    def __init__(self, folder: Path, search: Search, total: CostSum) -> None:
+        self.folder, self.search, self.total = folder, search, total
+        self.saved, self.last = total.samples, time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def keep(self) -> None:
+        """To be called after each batch."""
+        if time.monotonic() - self.last > SAVE_INTERVAL:
+            self._write()
+
+    def __exit__(self, *_: object) -> None:
+        if self.total.samples > self.saved:
+            self._write()
+
+    def _write(self) -> None:
+        write_costs(self.folder, self.search, self.total)
+        self.saved, self.last = self.total.samples, time.monotonic()
 
 
 def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:

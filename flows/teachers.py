@@ -17,7 +17,7 @@ def choose_teacher(
 ) -> Teacher:
     """The teacher that is named by a checkpoint or as a callable, never by both."""
     if (checkpoint is None) == (velocity is None):
-        raise InputError("--checkpoint or --velocity needed, and not both")
+        raise InputError("--checkpoint, --velocity or --pipeline needed, and one of them only")
     if checkpoint is not None:
         return load_teacher(checkpoint, config, use_ema=not raw_weights)
     assert velocity is not None
@@ -26,11 +26,13 @@ def choose_teacher(
     return import_velocity(velocity, parse_shape(shape))
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """``3x32x32`` as a shape."""
+def parse_shape(text: str, length: int | None = None) -> tuple[int, ...]:
+    """``3x32x32`` as a shape; ``length``: how many numbers there must be, where it matters."""
     parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--shape: {text!r}; positive numbers joined by x, as 3x32x32, needed")
+    right = all(part.isdecimal() and int(part) > 0 for part in parts)
+    if not right or length not in (None, len(parts)):
+        option, example = ("--shape", "3x32x32") if length is None else ("--size", "512x512")
+        raise InputError(f"{option}: {text!r}; positive numbers joined by x, as {example}, needed")
     return tuple(int(part) for part in parts)
 
 

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,22 @@ class Linear(torch.nn.Module):
         """The exact state at t = 1: (x + b/a^2) e^a - b/a - b/a^2."""
         a, b = self.a, self.b
         return (x + b / a**2) * torch.tensor(a).double().exp() - b / a - b / a**2
+
+
+@pytest.fixture
+def boss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Run a command in an empty folder; its exit code, standard output and standard error."""
+    from flows import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["boss", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+    return run
 
 
 @pytest.fixture(scope="session")

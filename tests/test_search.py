@@ -17,7 +17,6 @@ from boss_core.sampling import sample_images
 from boss_core.schedules import Schedule
 from boss_core.timesteps import karras, nearest_indices, uniform
 from boss_core.velocity import sample_noise
-from flows import cli
 
 CONFIG = UNetConfig(
     image_size=8, channels=1, base_channels=8, channel_multipliers=(1, 2), blocks=1,
@@ -34,20 +33,6 @@ def velocity(x, t):
         raise KeyboardInterrupt
     return torch.sin(3 * x + 4 * t.view(-1, 1))
 """
-
-
-@pytest.fixture
-def boss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Run a command in an empty folder; its exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["boss", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
-
-    return run
 
 
 def teacher(folder: Path, seed: int = 0) -> UNet:
@@ -83,7 +68,7 @@ def test_schedules_are_those_of_the_library(boss) -> None:
         assert found.teacher_hash == json.loads(Path("net/card.json").read_text())["weights_sha256"]
         steps = path_cost(matrix.cost, nearest_indices(uniform(30), uniform(budget)))
         assert f"{steps:.4g}"[:4] in out
-    assert "25 trajectories of 30 steps: 750 network evaluations" in out
+    assert "25 trajectories of 30 steps: 750 evaluations" in out
     assert f"holding {30 * 8 * 64 * 4 / 2**20:.1f} MiB" in out
     with Image.open("schedules/cost.png") as picture:
         assert min(picture.size) > 300
@@ -97,7 +82,7 @@ def test_a_search_goes_on_where_it_stopped(boss) -> None:
     code, out, _ = boss("schedule", *flow("stopped"), *options, "--samples", 24)
     assert code == 0
     assert "12 trajectories are in cost.npz already" in out
-    assert "12 trajectories of 10 steps: 120 network evaluations" in out
+    assert "12 trajectories of 10 steps: 120 evaluations" in out
     assert sys.modules["stopped"].calls == 20
     first = np.load("schedules/cost.npz")["cost"]
     boss("schedule", *flow("whole"), *options, "--samples", 24, "--out", "whole")
@@ -174,7 +159,7 @@ def test_a_student_brings_its_steps_and_others_are_warned_of(boss) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["schedule", "--budget", 3], "--checkpoint or --velocity needed, and not both"),
+        (["schedule", "--budget", 3], "--checkpoint, --velocity or --pipeline needed"),
         (["schedule", "--checkpoint", "none", "--budget", 3], "none: no such file or folder"),
         (["schedule", "--checkpoint", "net", "--budget", 0], "--budget: 0; 1..100"),
         (["schedule", "--checkpoint", "net", "--budget", 9, "--grid", 8], "--budget: 9; 1..8"),

@@ -1,5 +1,8 @@
 """diffusers pipelines with small random networks and prompts that are embedded already."""
 
+import json
+import string
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,14 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 SIZE = 16  # pixels, of images whose autoencoder halves the side
 WORDS, WIDTH = 5, 32
@@ -69,6 +80,50 @@ def sd3(**scheduler: Any) -> StableDiffusion3Pipeline:
         tokenizer_3=None,
     )
     return _quiet(pipeline)
+
+
+def sd3_with_text(folder: Path) -> None:
+    """Written to a folder as published pipelines are: with text encoders that read letters."""
+    letters = string.ascii_lowercase
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    (folder / "words").mkdir(parents=True)
+    (folder / "words/vocab.json").write_text(json.dumps({w: k for k, w in enumerate(words)}))
+    (folder / "words/merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(
+        str(folder / "words/vocab.json"), str(folder / "words/merges.txt"), model_max_length=8
+    )
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
+    pieces += [(letter, -3.0) for letter in letters]
+    pipeline = sd3()
+    encoder = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=WIDTH // 2,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            projection_dim=32,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    ).eval()
+    StableDiffusion3Pipeline(
+        transformer=pipeline.transformer,
+        scheduler=pipeline.scheduler,
+        vae=pipeline.vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=encoder,
+        tokenizer_2=tokenizer,
+        text_encoder_3=T5EncoderModel(
+            T5Config(
+                vocab_size=len(pieces), d_model=WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+            )
+        ).eval(),
+        tokenizer_3=T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=8),
+    ).save_pretrained(folder)
 
 
 def sd3_prompts(samples: range, guidance_scale: float = 1.0) -> dict[str, Any]:
