@@ -73,9 +73,12 @@ def to_diffusers(schedule: Schedule) -> str:
 
 
 def to_diffusers_fixed(schedule: Schedule) -> str:
-    """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, ...): a
+    """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, Mochi): a
     scheduler with the values baked in."""
-    return _diffusers_scheduler(schedule) + (
+    # Mochi's network takes t in place of 1 - t: there the inversion is the model's, not the
+    # schedule's.
+    own = 'pipeline.scheduler.config.get("invert_sigmas", False)'
+    return _diffusers_scheduler(schedule, invert_sigmas=own) + (
         "\n\n"
         "def set_timesteps(\n"
         "    num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None\n"
@@ -217,15 +220,17 @@ def _same(used: Sequence[float], wanted: Sequence[float]) -> bool:
     return len(used) == len(wanted) and bool(np.allclose(used, wanted, rtol=0.0, atol=_TOLERANCE))
 
 
-def _diffusers_scheduler(schedule: Schedule) -> str:
-    settings = "".join(f"    {name}={value!r},\n" for name, value in DIFFUSERS_SETTINGS.items())
+def _diffusers_scheduler(schedule: Schedule, **changed: str) -> str:
+    """changed: settings as Python text, in place of ours."""
+    settings = {name: repr(value) for name, value in DIFFUSERS_SETTINGS.items()} | changed
+    lines = "".join(f"    {name}={value},\n" for name, value in settings.items())
     return (
         "from diffusers import FlowMatchEulerDiscreteScheduler\n"
         "\n"
         f"sigmas = {_rows(diffusers_sigmas(schedule))}\n"
         "scheduler = FlowMatchEulerDiscreteScheduler(\n"
         "    num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,\n"
-        f"{settings})\n"
+        f"{lines})\n"
     )
 
 
