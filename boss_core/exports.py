@@ -156,16 +156,21 @@ def check_scheduler(
     unchanged = deterministic and _same(used, schedule.sigmas)
     if unchanged:
         inverse = sigmas
+    reasons = _reasons(scheduler, schedule, mu)
+    if not unchanged and not reasons:
+        reasons = (f"{type(scheduler).__name__}: uses sigmas of its own",)
     return SchedulerReport(
         unchanged=unchanged,
         sigmas_used=tuple(used),
-        reasons=_reasons(scheduler, schedule, mu),
+        reasons=reasons,
         sigmas_to_pass=tuple(inverse) if unchanged or reachable else None,
     )
 
 
 def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str, ...]:
     """Each setting that matters to this schedule by itself, with what it does to it."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     found = []
     for name, neutral in DIFFUSERS_SETTINGS.items():
         # set_shift() changes the shift, but not in the configuration.
@@ -176,7 +181,7 @@ def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str,
         if name == "stochastic_sampling":
             found.append(f"{name}={value}: each step draws new noise, which is not an Euler step")
             continue
-        alone = type(scheduler)(
+        alone = FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=scheduler.config.num_train_timesteps,
             time_shift_type=scheduler.config.time_shift_type,
             **{**DIFFUSERS_SETTINGS, name: value},

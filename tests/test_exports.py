@@ -35,7 +35,7 @@ from boss_core.exports import (
 from boss_core.pipelines import fixed_scheduler, sample_generators
 from boss_core.schedules import Schedule
 from boss_core.solvers import euler
-from boss_core.timesteps import validate_timesteps
+from boss_core.timesteps import uniform, validate_timesteps
 from tests import tiny_pipelines as tiny
 from tests.conftest import ROOT, Linear
 
@@ -208,6 +208,15 @@ def test_what_is_said_of_other_schedulers_holds() -> None:
         for t in scheduler.timesteps:
             x[name] = scheduler.step(-1.3 * x[name] ** 2, t, x[name]).prev_sample
     assert (x["unipc"] - x["euler"]).abs().min() > 0.01
+
+
+def test_a_scheduler_with_other_steps_baked_in_is_named() -> None:
+    scheduler = fixed_scheduler(settings(), uniform(4))
+    report = check_scheduler(scheduler, STEPS)
+    assert report.reasons == ("FixedEulerScheduler: uses sigmas of its own",)
+    assert report.sigmas_used == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert report.sigmas_to_pass is None
+    assert check_scheduler(fixed_scheduler(settings(), STEPS.timesteps), STEPS).unchanged
 
 
 def test_dynamic_shifting_without_mu_is_refused() -> None:

@@ -159,13 +159,16 @@ def test_prompts_become_calls_with_a_generator_each() -> None:
 @pytest.mark.parametrize("inverted", [False, True])
 def test_a_fixed_scheduler_walks_its_times_whatever_it_is_asked(inverted: bool) -> None:
     own = FlowMatchEulerDiscreteScheduler(
-        shift=3.0, use_dynamic_shifting=True, invert_sigmas=inverted
+        shift=3.0, use_dynamic_shifting=True, invert_sigmas=inverted, stochastic_sampling=True
     )
     scheduler = fixed_scheduler(own, [0.0, 0.3, 1.0])
     scheduler.set_timesteps(50, sigmas=[1.0, 0.5], mu=1.0)
     levels = [0.0, 0.3, 1.0] if inverted else [1.0, 0.7, 0.0]
     np.testing.assert_allclose(scheduler.sigmas, levels, atol=1e-7)
     np.testing.assert_allclose(scheduler.timesteps, 1000 * np.array(levels[:-1]), atol=1e-4)
+    x, v = torch.randn(1, 4), torch.randn(1, 4)
+    found = scheduler.step(v, scheduler.timesteps[0], x).prev_sample
+    torch.testing.assert_close(found, x + (levels[1] - levels[0]) * v)
 
 
 def test_a_fixed_scheduler_gives_wan_the_steps_of_our_euler() -> None:
