@@ -73,9 +73,12 @@ def to_diffusers(schedule: Schedule) -> str:
 
 
 def to_diffusers_fixed(schedule: Schedule) -> str:
-    """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, ...): a
+    """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, Mochi): a
     scheduler with the values baked in."""
-    return _diffusers_scheduler(schedule) + (
+    # Mochi's network takes t in place of 1 - t: there the inversion is the model's, not the
+    # schedule's.
+    own = 'pipeline.scheduler.config.get("invert_sigmas", False)'
+    return _diffusers_scheduler(schedule, invert_sigmas=own) + (
         "\n\n"
         "def set_timesteps(\n"
         "    num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None\n"
@@ -153,16 +156,21 @@ def check_scheduler(
     unchanged = deterministic and _same(used, schedule.sigmas)
     if unchanged:
         inverse = sigmas
+    reasons = _reasons(scheduler, schedule, mu)
+    if not unchanged and not reasons:
+        reasons = (f"{type(scheduler).__name__}: uses sigmas of its own",)
     return SchedulerReport(
         unchanged=unchanged,
         sigmas_used=tuple(used),
-        reasons=_reasons(scheduler, schedule, mu),
+        reasons=reasons,
         sigmas_to_pass=tuple(inverse) if unchanged or reachable else None,
     )
 
 
 def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str, ...]:
     """Each setting that matters to this schedule by itself, with what it does to it."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     found = []
     for name, neutral in DIFFUSERS_SETTINGS.items():
         # set_shift() changes the shift, but not in the configuration.
@@ -173,7 +181,7 @@ def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str,
         if name == "stochastic_sampling":
             found.append(f"{name}={value}: each step draws new noise, which is not an Euler step")
             continue
-        alone = type(scheduler)(
+        alone = FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=scheduler.config.num_train_timesteps,
             time_shift_type=scheduler.config.time_shift_type,
             **{**DIFFUSERS_SETTINGS, name: value},
@@ -217,15 +225,17 @@ def _same(used: Sequence[float], wanted: Sequence[float]) -> bool:
     return len(used) == len(wanted) and bool(np.allclose(used, wanted, rtol=0.0, atol=_TOLERANCE))
 
 
-def _diffusers_scheduler(schedule: Schedule) -> str:
-    settings = "".join(f"    {name}={value!r},\n" for name, value in DIFFUSERS_SETTINGS.items())
+def _diffusers_scheduler(schedule: Schedule, **changed: str) -> str:
+    """changed: settings as Python text, in place of ours."""
+    settings = {name: repr(value) for name, value in DIFFUSERS_SETTINGS.items()} | changed
+    lines = "".join(f"    {name}={value},\n" for name, value in settings.items())
     return (
         "from diffusers import FlowMatchEulerDiscreteScheduler\n"
         "\n"
         f"sigmas = {_rows(diffusers_sigmas(schedule))}\n"
         "scheduler = FlowMatchEulerDiscreteScheduler(\n"
         "    num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,\n"
-        f"{settings})\n"
+        f"{lines})\n"
     )
 
 

@@ -171,13 +171,14 @@ def fixed_scheduler(scheduler: Any, timesteps: ArrayLike) -> Any:
 
 
 def _kept_config(scheduler: Any) -> dict[str, Any]:
-    """The settings that `FlowMatchEulerDiscreteScheduler` knows: one that it does not know, such
-    as UniPC's `use_flow_sigmas`, would stay visible and make some pipelines drop their sigmas."""
+    """The settings that `FlowMatchEulerDiscreteScheduler` knows. One that it does not know, as
+    UniPC's `use_flow_sigmas`, would stay visible and make some pipelines drop their sigmas."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     default = FlowMatchEulerDiscreteScheduler().config
     names = [name for name in default if not name.startswith("_")]
-    return {name: scheduler.config.get(name, default[name]) for name in names}
+    kept = {name: scheduler.config.get(name, default[name]) for name in names}
+    return kept | {"stochastic_sampling": False}  # the one that would change the steps
 
 
 def _fixed_class(times: Times) -> Any:

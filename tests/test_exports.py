@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ from boss_core.exports import (
     to_flow_matching,
     to_json,
 )
-from boss_core.pipelines import sample_generators
+from boss_core.pipelines import fixed_scheduler, sample_generators
 from boss_core.schedules import Schedule
 from boss_core.solvers import euler
-from boss_core.timesteps import validate_timesteps
+from boss_core.timesteps import uniform, validate_timesteps
 from tests import tiny_pipelines as tiny
-from tests.conftest import Linear
+from tests.conftest import ROOT, Linear
 
 
 def schedule(*indices: int) -> Schedule:
@@ -145,10 +146,16 @@ def test_what_cannot_be_undone_is_named(changed: dict[str, Any]) -> None:
     assert report.reasons[0].startswith(f"{name}={value}: ")
 
 
+@pytest.mark.parametrize("levels", ["karras", "exponential", "beta"])
+def test_two_levels_of_an_interpolation_are_the_two_given(levels: str) -> None:
+    changed = {f"use_{levels}_sigmas": True}
+    assert check_scheduler(settings(**changed), schedule(0, 60, 100)).unchanged
+    assert not check_scheduler(settings(**changed), schedule(0, 60, 70, 100)).unchanged
+
+
 def test_settings_are_judged_by_what_they_do_to_this_schedule() -> None:
-    """One step starts at sigma 1, which no shift moves; two Karras levels are the two given."""
+    """One step starts at sigma 1, which no shift moves."""
     assert check_scheduler(settings(shift=3.0), schedule(0, 100)).unchanged
-    assert check_scheduler(settings(use_karras_sigmas=True), schedule(0, 60, 100)).unchanged
     report = check_scheduler(settings(shift_terminal=0.1), schedule(0, 100))
     assert (report.unchanged, report.sigmas_to_pass) == (False, None)
 
@@ -201,6 +208,15 @@ def test_what_is_said_of_other_schedulers_holds() -> None:
         for t in scheduler.timesteps:
             x[name] = scheduler.step(-1.3 * x[name] ** 2, t, x[name]).prev_sample
     assert (x["unipc"] - x["euler"]).abs().min() > 0.01
+
+
+def test_a_scheduler_with_other_steps_baked_in_is_named() -> None:
+    scheduler = fixed_scheduler(settings(), uniform(4))
+    report = check_scheduler(scheduler, STEPS)
+    assert report.reasons == ("FixedEulerScheduler: uses sigmas of its own",)
+    assert report.sigmas_used == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert report.sigmas_to_pass is None
+    assert check_scheduler(fixed_scheduler(settings(), STEPS.timesteps), STEPS).unchanged
 
 
 def test_dynamic_shifting_without_mu_is_refused() -> None:
@@ -278,23 +294,23 @@ def test_flux_with_dynamic_shifting_takes_our_euler_steps() -> None:
     torch.testing.assert_close(pipeline(**call, sigmas=sigmas).images, wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("make", "prompts", "output"),
-    [
-        (tiny.sd3, tiny.sd3_prompts, "images"),
-        (tiny.flux, tiny.flux_prompts, "images"),
-        (tiny.sana, tiny.sana_prompts, "images"),
-        (tiny.wan, tiny.wan_prompts, "frames"),
-    ],
-)
-def test_the_fixed_snippet_serves_every_pipeline(make: Any, prompts: Any, output: str) -> None:
+@pytest.mark.parametrize(("make", "prompts"), tiny.PIPELINES)
+def test_the_fixed_snippet_serves_every_pipeline(make: Any, prompts: Any) -> None:
+    """Without the library it does what the library's `fixed_scheduler` does."""
     pipeline = make()
-    call = prompts(range(1)) | {"output_type": "latent"}
+    own = pipeline.scheduler
+
+    def sample() -> torch.Tensor:
+        call = prompts(range(1)) | {"generator": sample_generators(range(1), 0)}
+        call |= {"num_inference_steps": STEPS.nfe, "output_type": "latent"}
+        return pipeline(**call, return_dict=False)[0]
+
     run_snippet(to_diffusers_fixed(STEPS), pipeline=pipeline)
-    generator = sample_generators(range(1), 0)
-    found = pipeline(**call, num_inference_steps=STEPS.nfe, generator=generator)[output]
-    np.testing.assert_allclose(pipeline.scheduler.sigmas, STEPS.sigmas, atol=1e-6)
-    assert found.isfinite().all()
+    found = sample()
+    levels = STEPS.timesteps if own.config.get("invert_sigmas") else STEPS.sigmas
+    np.testing.assert_allclose(pipeline.scheduler.sigmas, levels, atol=1e-6)
+    pipeline.scheduler = fixed_scheduler(own, STEPS.timesteps)
+    torch.testing.assert_close(found, sample(), rtol=1e-5, atol=1e-4)
 
 
 def test_flow_matching_takes_our_euler_steps() -> None:
@@ -345,3 +361,16 @@ def test_the_inverse_of_a_shift_is_the_formula() -> None:
         settings(use_dynamic_shifting=True), schedule(0, 50, 100), mu=math.log(3.0)
     )
     assert report.sigmas_to_pass == pytest.approx((1.0, 0.25), abs=1e-12)
+
+
+def test_the_documented_blocks_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every block of docs/export.md, in order."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "schedule.json").write_text(STEPS.to_json())
+    text = (ROOT / "docs" / "export.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/export.md", "exec"), names)
+    np.testing.assert_allclose(names["scheduler"].sigmas, STEPS.sigmas, atol=1e-6)

@@ -1,5 +1,7 @@
 """The cost of steps, measured on diffusers pipelines with small random networks."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3Pipeline,
     UniPCMultistepScheduler,
 )
 
@@ -28,6 +31,7 @@ from boss_core.pipelines import (
 from boss_core.solvers import euler
 from boss_core.timesteps import quadratic, uniform
 from tests import tiny_pipelines as tiny
+from tests.conftest import ROOT
 
 # Times that float32 holds, so that the networks see the same ones by either way: the sinusoids of
 # their time, up to 1000, turn a rounding of it into 1e-5 of the velocity.
@@ -89,15 +93,7 @@ def test_wan_costs_are_those_of_its_network_though_it_takes_no_sigmas() -> None:
     assert found.nfe_per_step == 2.0  # two calls of the network, not one of both halves
 
 
-@pytest.mark.parametrize(
-    ("make", "prompts"),
-    [
-        (tiny.sd3, tiny.sd3_prompts),
-        (tiny.flux, tiny.flux_prompts),
-        (tiny.sana, tiny.sana_prompts),
-        (tiny.wan, tiny.wan_prompts),
-    ],
-)
+@pytest.mark.parametrize(("make", "prompts"), tiny.PIPELINES)
 def test_batches_do_not_change_the_costs(make: Any, prompts: Any) -> None:
     pipeline = make()
     own = pipeline.scheduler
@@ -126,9 +122,9 @@ def test_guidance_that_is_on_for_part_of_the_steps_counts_for_these() -> None:
 
 
 def test_states_are_carried_in_float32() -> None:
-    """A bfloat16 state that is rounded at each of 100 steps wanders off; here only what the
-    network sees and says is rounded."""
-    samples, grid = range(2), uniform(100)
+    """Only what the network sees and says is rounded to bfloat16, and this cost is 0.3 % off; with
+    states that are rounded at each of the 100 steps it is 4 % off."""
+    samples, grid = range(8), uniform(100)
     wanted = estimate_pipeline_cost(
         tiny.sd3(), grid, [call(tiny.sd3_prompts(samples), samples)]
     ).matrix
@@ -138,7 +134,7 @@ def test_states_are_carried_in_float32() -> None:
         for name, value in tiny.sd3_prompts(samples).items()
     }
     found = estimate_pipeline_cost(pipeline, grid, [call(prompts, samples)]).matrix
-    assert found.cost[0, 100] == pytest.approx(wanted.cost[0, 100], rel=0.02)
+    assert found.cost[0, 100] == pytest.approx(wanted.cost[0, 100], rel=0.01)
 
 
 def test_prompts_become_calls_with_a_generator_each() -> None:
@@ -163,13 +159,16 @@ def test_prompts_become_calls_with_a_generator_each() -> None:
 @pytest.mark.parametrize("inverted", [False, True])
 def test_a_fixed_scheduler_walks_its_times_whatever_it_is_asked(inverted: bool) -> None:
     own = FlowMatchEulerDiscreteScheduler(
-        shift=3.0, use_dynamic_shifting=True, invert_sigmas=inverted
+        shift=3.0, use_dynamic_shifting=True, invert_sigmas=inverted, stochastic_sampling=True
     )
     scheduler = fixed_scheduler(own, [0.0, 0.3, 1.0])
     scheduler.set_timesteps(50, sigmas=[1.0, 0.5], mu=1.0)
     levels = [0.0, 0.3, 1.0] if inverted else [1.0, 0.7, 0.0]
     np.testing.assert_allclose(scheduler.sigmas, levels, atol=1e-7)
     np.testing.assert_allclose(scheduler.timesteps, 1000 * np.array(levels[:-1]), atol=1e-4)
+    x, v = torch.randn(1, 4), torch.randn(1, 4)
+    found = scheduler.step(v, scheduler.timesteps[0], x).prev_sample
+    torch.testing.assert_close(found, x + (levels[1] - levels[0]) * v)
 
 
 def test_a_fixed_scheduler_gives_wan_the_steps_of_our_euler() -> None:
@@ -189,6 +188,25 @@ def test_a_fixed_scheduler_gives_wan_the_steps_of_our_euler() -> None:
 
     wanted = euler(velocity, noise(samples, 4, 2, 4, 4), times)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("make", "prompts"), tiny.PIPELINES)
+def test_a_fixed_scheduler_repeats_what_a_pipeline_does_by_itself(make: Any, prompts: Any) -> None:
+    """The noise levels that diffusers' own Euler scheduler chose, given back as times."""
+    pipeline, samples = make(), range(2)
+    if not isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    own = pipeline.scheduler
+
+    def sample() -> Tensor:
+        asked = call(prompts(samples), samples) | {"output_type": "latent"}
+        return pipeline(**asked, num_inference_steps=6, return_dict=False)[0]
+
+    wanted = sample()
+    levels = own.sigmas.double().numpy()
+    times = levels if own.config.invert_sigmas else 1.0 - levels
+    pipeline.scheduler = fixed_scheduler(own, times)
+    torch.testing.assert_close(sample(), wanted, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -253,3 +271,39 @@ def test_a_pipeline_that_starts_from_an_image_is_refused() -> None:
     image = torch.zeros(1, 3, tiny.SIZE, tiny.SIZE)
     with pytest.raises(InputError, match="took 8 of the 16 steps"):
         estimate_pipeline_cost(pipeline, GRID, [prompts | {"image": image, "strength": 0.5}])
+
+
+class Prompted(StableDiffusion3Pipeline):
+    """A small SD3 whose text encoders are replaced by numbers drawn for each prompt."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        pipeline = cls(**tiny.sd3().components)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        return self  # no GPU here
+
+    def encode_prompt(self, prompt: Any, **kwargs: Any) -> Any:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        drawn = [torch.Generator().manual_seed(sum(p.encode())) for p in prompts]
+        embeds = torch.stack([torch.randn(tiny.WORDS, tiny.WIDTH, generator=g) for g in drawn])
+        pooled = torch.stack([torch.randn(64, generator=g) for g in drawn])
+        return embeds, torch.zeros_like(embeds), pooled, torch.zeros_like(pooled)
+
+
+def test_the_walk_through_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every block of docs/teachers/diffusers.md, in order, on the small pipeline."""
+    monkeypatch.setattr("diffusers.StableDiffusion3Pipeline", Prompted)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "teachers" / "diffusers.md").read_text()
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(compile(block, "docs/teachers/diffusers.md", "exec"), names)
+    assert names["found"].nfe_per_step == 2.0
+    assert (tmp_path / "schedule.json").exists()
+    # More than luck: on this network, at 6 steps, Bellman's end nearer to the fine rollout's end.
+    assert names["errors"]["bellman"] < names["errors"]["uniform"]

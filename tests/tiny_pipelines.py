@@ -12,6 +12,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -274,3 +280,111 @@ def wan_prompts(samples: range, guidance_scale: float = 5.0) -> dict[str, Any]:
         "width": 32,
         "num_frames": 5,
     }
+
+
+def qwen_image() -> QwenImagePipeline:
+    """Its scheduler shifts by the number of tokens and stretches to a terminal value."""
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    ).eval()
+    pipeline = QwenImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+    )
+    return _quiet(pipeline)
+
+
+def qwen_image_prompts(samples: range) -> dict[str, Any]:
+    prompts = [torch.Generator().manual_seed(500 + i) for i in samples]
+    mask = torch.ones(len(samples), WORDS, dtype=torch.int64)
+    return {
+        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "prompt_embeds_mask": mask,
+        "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
+        "negative_prompt_embeds_mask": mask,
+        "true_cfg_scale": 2.0,
+        "height": 64,
+        "width": 64,
+    }
+
+
+def ltx() -> LTXPipeline:
+    """As Qwen-Image, but its call takes no ``sigmas``."""
+    torch.manual_seed(0)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=1,
+        caption_channels=WIDTH,
+    ).eval()
+    pipeline = LTXPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+    )
+    return _quiet(pipeline)
+
+
+def mochi() -> MochiPipeline:
+    """Its noise levels run from 0 to 1, and its call takes no ``sigmas``."""
+    torch.manual_seed(0)
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        pooled_projection_dim=16,
+        text_embed_dim=WIDTH,
+        time_embed_dim=4,
+        max_sequence_length=WORDS,
+    ).eval()
+    pipeline = MochiPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+    )
+    return _quiet(pipeline)
+
+
+def video_prompts(samples: range) -> dict[str, Any]:
+    """For LTX and Mochi."""
+    prompts = [torch.Generator().manual_seed(600 + i) for i in samples]
+    mask = torch.ones(len(samples), WORDS, dtype=torch.bool)
+    return {
+        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
+        "negative_prompt_attention_mask": mask,
+        "height": 64,
+        "width": 64,
+        "num_frames": 9,
+    }
+
+
+# How each is made, and what it is called with for the prompts of a range.
+PIPELINES = [
+    (sd3, sd3_prompts),
+    (flux, flux_prompts),
+    (qwen_image, qwen_image_prompts),
+    (sana, sana_prompts),
+    (wan, wan_prompts),
+    (ltx, video_prompts),
+    (mochi, video_prompts),
+]
