@@ -185,6 +185,24 @@ def test_an_unreadable_image_leaves_the_data_as_they_were(
     assert not list(tmp_path.glob(".*.part"))
 
 
+def test_a_full_disk_shows_before_any_image_is_read(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+
+    def stored() -> Iterator[StoredImage]:
+        raise AssertionError("read")
+
+    try:
+        splits = {"test": np.arange(10), "train": np.arange(10, 100)}
+        with pytest.raises(OSError, match="No space left") as caught:
+            prepare.write_splits(tmp_path, ImageSource(100, None, stored), (3, 64, 64), splits)
+        assert caught.value.filename == str(tmp_path / "train.npy")
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # still mapped
+
+
 @pytest.mark.parametrize(
     ("source", "most"),
     [("npy", 60e6), ("npz", 60e6), ("parquet", 100e6)],  # bytes; pyarrow's own code among them
