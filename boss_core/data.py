@@ -1,76 +1,139 @@
-"""Where images come from: a folder, or scikit-learn's digits."""
+"""Images where they lie: found first, then decoded in order, a few at a time."""
 
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from boss_core.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Shape = tuple[int, int, int]
+
+_BATCH = 16  # images that a thread decodes at a time
+_THREADS = 8  # at most; reading, not decoding, is the limit with more
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """Images of one size in a folder, found but not read.
+class StoredImage:
+    """One image, not decoded yet. name: its file, row or index, for messages."""
 
-    files: in sorted order. shape: (C, H, W); 1 channel when all are greyscale, else 3.
-    labels: (N,) when every image lies in a sub-folder, whose sorted names are the classes.
+    name: str
+    open: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images that were found but not read.
+
+    count: N. labels: (N,), not negative, or None. images: gives all of them in the order of
+    storage, as often as it is called. shape: (C, H, W) where the storage has one for all of
+    them; None where every image has its own.
     """
 
-    files: tuple[Path, ...]
-    shape: tuple[int, int, int]
+    count: int
     labels: NDArray[np.int64] | None
+    images: Callable[[], Iterator[StoredImage]]
+    shape: Shape | None = None
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """One image, (C, H, W); InputError when it is truncated or not an image."""
-        path = self.files[index]
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L" if self.shape[0] == 1 else "RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"{path}: truncated or not an image ({error})") from error
-        return np.ascontiguousarray(pixels.reshape(*self.shape[1:], -1).transpose(2, 0, 1))
+    def __len__(self) -> int:
+        return self.count
 
 
-def list_images(folder: Path) -> tuple[Path, ...]:
-    """The image files in a folder and its sub-folders, sorted; InputError when there is no such
-    folder or no image in it."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a folder of images needed")
-    files = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
-    if not files:
-        raise InputError(f"{folder}: no images in it; files ending in {', '.join(SUFFIXES)} needed")
-    return files
+def image_shape(
+    source: ImageSource,
+    image_size: int | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Shape:
+    """The (C, H, W) of all images of a source; it opens each but decodes none.
 
-
-def find_images(folder: Path) -> ImageFolder:
-    """Look through a folder and its sub-folders, reading only the header of each image.
-
-    Raises InputError when there is no such folder, no image in it, or images of mixed size.
+    C is 1 when all are greyscale, else 3. H and W are ``image_size`` where that is given. Calls
+    ``advance`` with the number of images looked at since. Raises InputError for an image that
+    cannot be opened and, without ``image_size``, for images of mixed size.
     """
-    files = list_images(folder)
-    sizes, modes = [], set()
-    for path in files:
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-                modes.add(image.mode)
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"{path}: truncated or not an image ({error})") from error
-        if sizes[-1] != sizes[0]:
+    if source.shape is not None:
+        channels, height, width = source.shape
+        return channels, image_size or height, image_size or width
+    modes: set[str] = set()
+    first: tuple[str, tuple[int, int]] | None = None
+    for stored in source.images():
+        with _opened(stored) as image:
+            size = image.size
+            modes.add(image.mode)
+        first = first or (stored.name, size)
+        if image_size is None and size != first[1]:
             raise InputError(
-                f"{path}: {sizes[-1][0]}x{sizes[-1][1]} pixels, but {files[0]} has"
-                f" {sizes[0][0]}x{sizes[0][1]}; images of one size needed"
+                f"{stored.name}: {size[0]}x{size[1]} pixels, but {first[0]} has"
+                f" {first[1][0]}x{first[1][1]}; images of one size, or image_size, needed"
             )
-    width, height = sizes[0]
-    labels = None
-    if all(path.parent != folder for path in files):
-        classes = sorted({path.relative_to(folder).parts[0] for path in files})
-        labels = np.array([classes.index(p.relative_to(folder).parts[0]) for p in files])
-    return ImageFolder(files, (1 if modes == {"L"} else 3, height, width), labels)
+        advance(1)
+    if first is None:
+        raise InputError("no images; at least one needed")
+    width, height = first[1]
+    return 1 if modes == {"L"} else 3, image_size or height, image_size or width
+
+
+def read_images(
+    source: ImageSource, shape: Shape, threads: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Every image of a source as (C, H, W), in the order of storage.
+
+    An image of another size is cut to the largest centred part of the right proportions, then
+    resized with Pillow's Lanczos filter, which averages over all pixels when it shrinks. Holds at
+    most ``16 (threads + 1)`` images; ``threads`` (default: one a core, at most 8) decode them.
+    Raises InputError for an image that is truncated or no image.
+    """
+    threads = threads or min(_THREADS, len(os.sched_getaffinity(0)))
+    stored = source.images()
+    pending: deque[Future[list[NDArray[np.uint8]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        while batch := list(islice(stored, _BATCH)):
+            pending.append(pool.submit(_decode, batch, shape))
+            if len(pending) > threads:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def check_labels(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64]:
+    """Labels as int64; InputError unless they are ``count`` whole numbers, none of them negative.
+
+    name: where they come from, for the message.
+    """
+    found = np.asarray(labels)
+    if found.shape != (count,):
+        raise InputError(
+            f"{name}: shape {found.shape} for {count} images; one label an image, ({count},),"
+            " needed"
+        )
+    if not np.issubdtype(found.dtype, np.integer):
+        raise InputError(f"{name}: dtype {found.dtype}; integer labels needed")
+    if count and found.min() < 0:
+        raise InputError(f"{name}: label {found.min()} found; labels from 0 needed")
+    return found.astype(np.int64)
+
+
+def array_source(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> ImageSource:
+    """Images in memory, (N, C, H, W) with C 1 or 3, as a source."""
+    channels, height, width = images.shape[1:]
+
+    def stored() -> Iterator[StoredImage]:
+        for index, image in enumerate(images):
+            yield StoredImage(f"image {index}", partial(to_pillow, image.transpose(1, 2, 0)))
+
+    return ImageSource(len(images), labels, stored, (channels, height, width))
+
+
+def to_pillow(image: NDArray[np.uint8]) -> Image.Image:
+    """An array (H, W, C), C 1 or 3, as Pillow's greyscale or RGB image."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -80,3 +143,37 @@ def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     return images, bunch.target.astype(np.int64)
+
+
+@contextmanager
+def _opened(stored: StoredImage) -> Iterator[Image.Image]:
+    try:
+        with stored.open() as image:
+            yield image
+    except InputError:
+        raise
+    # Pillow's formats have their own ways of failing on damaged files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{stored.name}: truncated or not an image ({error})") from error
+
+
+def _decode(batch: list[StoredImage], shape: Shape) -> list[NDArray[np.uint8]]:
+    channels, height, width = shape
+    decoded = []
+    for stored in batch:
+        with _opened(stored) as image:
+            pixels = image.convert("L" if channels == 1 else "RGB")
+        if pixels.size != (width, height):
+            pixels = _fit(pixels, width, height)
+        array = np.asarray(pixels).reshape(height, width, channels)
+        decoded.append(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return decoded
+
+
+def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(image.width / width, image.height / height)
+    wide, high = round(width * scale), round(height * scale)
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    # Cut first: resize's own `box` lets the filter see the pixels around it.
+    cut = image.crop((left, top, left + wide, top + high))
+    return cut.resize((width, height), Image.Resampling.LANCZOS)

@@ -15,9 +15,21 @@ Budget = Annotated[int, Field(ge=1)]
 
 
 class Data(Settings):
-    source: Literal["digits", "folder"]
-    path: str = Field(description="folder of images, used when source is folder")
+    source: Literal["digits", "folder", "npy", "npz", "parquet", "torchvision"]
+    path: str = Field(description="file or folder of the images, not used for digits")
+    image_column: str = Field(description="parquet: column of the images")
+    label_column: str | None = Field(description="parquet: column of the labels, null for none")
+    dataset: str | None = Field(description="torchvision: the data set's class")
+    image_size: int | None = Field(ge=1, description="side to crop and resize to, pixels")
     test_fraction: float = Field(gt=0, lt=1, description="share of images kept for testing")
+
+    @model_validator(mode="after")
+    def _dataset_named(self) -> Self:
+        if self.source == "torchvision" and self.dataset is None:
+            raise ValueError(
+                "dataset is null, but source torchvision needs a class of torchvision.datasets"
+            )
+        return self
 
 
 class Features(Settings):

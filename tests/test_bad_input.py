@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -44,11 +46,27 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
         ({"budgets": []}, "budgets: [] found"),
         ({"budgets": 4}, "budgets: 4 found; input should be a valid list"),
         ({"teacher.training.learning_rate": -1}, "teacher.training.learning_rate: -1 found"),
-        ({"data.source": "cifar"}, "data.source: 'cifar' found; input should be 'digits' or"),
+        (
+            {"data.source": "cifar"},
+            "data.source: 'cifar' found; input should be 'digits', 'folder', ",
+        ),
         ({"evaluate.samples": 20}, "evaluate: kid_subset_size 32 is above the number of samples"),
         ({"evaluate.reference_samples": 1600}, "evaluate.reference_samples: 1600, but 1527 of the"),
         ({"data.source": "folder", "data.path": "nowhere"}, "nowhere: no such folder"),
         ({"data.source": "folder"}, "inputs/images: no images in it"),
+        ({"data.source": "npy"}, "inputs/images/images.npy: no such file; a folder with"),
+        ({"data.source": "npz"}, "inputs/images: no such file; an .npz file needed"),
+        ({"data.source": "parquet"}, "inputs/images: no .parquet files in it"),
+        ({"data.source": "torchvision"}, "data: dataset is null, but source torchvision needs"),
+        (
+            {"data.source": "torchvision", "data.dataset": "cifar10"},
+            "cifar10: no data set of torchvision with a root; close to it: CIFAR10",
+        ),
+        (
+            {"data.source": "torchvision", "data.dataset": "MNIST", "data.path": "nowhere"},
+            "nowhere: no such folder; the root of torchvision's MNIST needed",
+        ),
+        ({"data.image_size": 0}, "data.image_size: 0 found; input should be greater than or"),
         ({"teacher.source": "checkpoint"}, "inputs/teacher/card.json: no such file"),
         ({"features.extractor": "inception"}, "inputs/inception: 0 .pth files; exactly one"),
     ],
@@ -92,6 +110,37 @@ def test_images_of_mixed_size(project: Project, finished: Project) -> None:
     done = project.run("boss", "repro", code=2)
     assert "odd.png: 9x8 pixels, but inputs/mine/class0/000.png has 8x8" in done.stderr
     assert project.outputs() == finished.outputs()
+
+
+def test_images_of_mixed_size_are_resized_when_asked(project: Project) -> None:
+    folder = images(project)
+    Image.new("RGB", (19, 13)).save(folder / "class1" / "odd.png")
+    project.set({"data.image_size": 4})
+    project.run("dvc", "repro", "prepare")
+    assert np.load(project.folder / "data" / "train.npy").shape == (111, 3, 4, 4)
+
+
+def test_arrays_that_cannot_serve_are_refused_before_any_work(
+    project: Project, finished: Project
+) -> None:
+    folder = project.folder / "inputs" / "mine"
+    folder.mkdir()
+    project.set({"data.source": "npy", "data.path": "inputs/mine"})
+    np.save(folder / "images.npy", np.zeros((200, 8, 8, 3)))
+    refused(project, finished, "inputs/mine/images.npy: dtype float64; uint8 (N, H, W), ")
+    np.save(folder / "images.npy", np.zeros((200, 8, 8, 3), np.uint8))
+    refused(project, finished, "classifier needs labels, and the images in inputs/mine (npy)")
+    np.save(folder / "labels.npy", np.zeros(199, np.int64))
+    refused(project, finished, "inputs/mine/labels.npy: shape (199,) for 200 images; one label an")
+
+
+def test_a_parquet_file_without_the_column(project: Project, finished: Project) -> None:
+    path = project.folder / "inputs" / "mine.parquet"
+    pq.write_table(pa.table({"img": [b""] * 200, "label": [0] * 200}), path)
+    project.set({"data.source": "parquet", "data.path": "inputs/mine.parquet"})
+    refused(project, finished, "inputs/mine.parquet: no column image; its columns: img, label")
+    path.write_bytes(path.read_bytes()[:-9])
+    refused(project, finished, "inputs/mine.parquet: truncated or not a Parquet file")
 
 
 def test_a_truncated_image(project: Project, finished: Project) -> None:

@@ -21,7 +21,7 @@ def check(params: Params) -> None:
     if params.features.extractor == "classifier" and not labelled:
         raise InputError(
             f"params.yaml: features.extractor: classifier needs labels, and the images in"
-            f" {params.data.path} are not in sub-folders named by class; inception needs none"
+            f" {params.data.path} ({params.data.source}) have none; inception needs none"
         )
     if params.teacher.source == "train" and params.teacher.conditional and not labelled:
         raise InputError(
@@ -51,11 +51,10 @@ def _count_images(params: Params) -> tuple[int, bool]:
     """How many images there are, and whether they have labels."""
     if params.data.source == "digits":
         return 1797, True
-    from boss_core.data import list_images
+    from flows.sources import open_source
 
-    folder = Path(params.data.path)
-    files = list_images(folder)
-    return len(files), all(path.parent != folder for path in files)
+    source = open_source(params.data)
+    return len(source), source.labels is not None
 
 
 def main(params: Params) -> None:

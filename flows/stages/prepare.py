@@ -1,55 +1,86 @@
 """Data source to ``data/{train,test}.npy`` (uint8, NCHW), labels, and a card."""
 
-from collections.abc import Callable
+import mmap
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boss_core.data import digits, find_images
+from boss_core.data import ImageSource, Shape, image_shape, read_images
 from boss_core.files import new_array, replacing_folder
 from flows import paths
 from flows.config import Params
 from flows.progress import progress
 from flows.records import write_json
 from flows.runtime import run_stage
+from flows.sources import open_source, source_name
+
+_UNMAP_EVERY = 16 << 20  # bytes written
 
 
 def main(params: Params) -> None:
-    read: Callable[[int], NDArray[np.uint8]]
-    labels: NDArray[np.int64] | None
-    source = params.data.path if params.data.source == "folder" else params.data.source
-    if source == "digits":
-        images, labels = digits()
-        shape, read, count = images.shape[1:], images.__getitem__, len(images)
+    source = open_source(params.data)
+    size, labels = params.data.image_size, source.labels
+    if source.shape is None:
+        with progress("prepare: sizes", len(source), "images") as advance:
+            shape = image_shape(source, size, advance)
     else:
-        folder = find_images(Path(source))
-        shape, labels, read, count = folder.shape, folder.labels, folder.read, len(folder.files)
+        shape = image_shape(source, size)
 
-    order = np.random.default_rng(params.seed).permutation(count)
-    held_out = max(1, round(count * params.data.test_fraction))
+    order = np.random.default_rng(params.seed).permutation(len(source))
+    held_out = max(1, round(len(source) * params.data.test_fraction))
     splits = {"test": order[:held_out], "train": order[held_out:]}
-    with (
-        replacing_folder(paths.DATA) as folder_out,
-        progress("prepare", count, "images") as advance,
-    ):
-        for split, indices in splits.items():
-            with new_array(folder_out / f"{split}.npy", (len(indices), *shape), np.uint8) as out:
-                for row, index in enumerate(indices):
-                    out[row] = read(int(index))
-                    advance(1)
-            if labels is not None:
-                np.save(folder_out / f"{split}_labels.npy", labels[indices])
+    with replacing_folder(paths.DATA) as folder:
+        write_splits(folder, source, shape, splits)
+        if labels is not None:
+            for split, indices in splits.items():
+                np.save(folder / f"{split}_labels.npy", labels[indices])
         write_json(
-            folder_out / "card.json",
+            folder / "card.json",
             {
-                "source": source,
+                "source": source_name(params.data),
                 "shape": list(shape),
                 "classes": None if labels is None else int(labels.max()) + 1,
                 "train": len(splits["train"]),
                 "test": len(splits["test"]),
             },
         )
+
+
+def write_splits(
+    folder: Path, source: ImageSource, shape: Shape, splits: dict[str, NDArray[np.int64]]
+) -> None:
+    """Each split's images to ``<split>.npy``, in the order of its indices.
+
+    They are read in the order of storage, once, and each written to its place.
+    """
+    place = np.empty((len(source), 2), np.int64)  # split and row of each image
+    for k, indices in enumerate(splits.values()):
+        place[indices] = np.stack([np.full(len(indices), k), np.arange(len(indices))], axis=1)
+    with ExitStack() as stack:
+        # All are allocated before any image is decoded, so a full disk shows at once.
+        arrays = [
+            stack.enter_context(new_array(folder / f"{name}.npy", (len(rows), *shape), np.uint8))
+            for name, rows in splits.items()
+        ]
+        advance = stack.enter_context(progress("prepare", len(source), "images"))
+        written = 0
+        for (split, row), pixels in zip(place, read_images(source, shape), strict=True):
+            arrays[split][row] = pixels
+            advance(1)
+            written += pixels.nbytes
+            if written >= _UNMAP_EVERY:
+                _unmap(arrays)
+                written = 0
+
+
+def _unmap(arrays: list[NDArray]) -> None:
+    # Written pages stay with the kernel, which puts them on disk in its own time; as long as
+    # they are mapped, they count as this process's memory.
+    for array in arrays:
+        if isinstance(array.base, mmap.mmap):
+            array.base.madvise(mmap.MADV_DONTNEED)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Kinds of storage that images are read from: a module each."""
