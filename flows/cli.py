@@ -14,7 +14,12 @@ from flows.errors import reported
 TARGETS = ("diffusers", "diffusers-fixed", "comfyui", "flow_matching", "json")
 SPACINGS = ("uniform", "karras", "quadratic", "shifted")
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 
 
 @app.callback()
@@ -133,24 +138,40 @@ def track(
             print(f"warning: {error}", file=sys.stderr)
 
 
+NETWORK, DIFFUSERS = "Network: one of three", "Of a diffusers pipeline"
 CHECKPOINT = typer.Option(
     None,
+    rich_help_panel=NETWORK,
     help="A folder with model.safetensors and card.json, or a Rectified Flow .pth (with --config).",
 )
 CONFIG = typer.Option(
     None,
+    rich_help_panel=NETWORK,
     help="Architecture of a .pth: a published name (cifar10, afhq_cat, celeba_hq, lsun_church,"
     " lsun_bedroom) or a JSON file.",
 )
-RAW = typer.Option(False, "--raw-weights", help="Of a .pth, the raw weights instead of the EMA's.")
+RAW = typer.Option(
+    False,
+    "--raw-weights",
+    rich_help_panel=NETWORK,
+    help="Of a .pth, the raw weights instead of the EMA's.",
+)
 VELOCITY = typer.Option(
     None,
     metavar="MODULE:NAME",
+    rich_help_panel=NETWORK,
     help="Instead of a checkpoint: a callable v(x, t) in Python, as my_code.flow:velocity.",
 )
-SHAPE = typer.Option(None, metavar="CxHxW", help="With --velocity: the shape of a sample.")
+SHAPE = typer.Option(
+    None,
+    metavar="CxHxW",
+    rich_help_panel=NETWORK,
+    help="With --velocity: the shape of a sample.",
+)
 PIPELINE = typer.Option(
-    None, help="Instead of a checkpoint: a diffusers pipeline, a folder or a name on the hub."
+    None,
+    rich_help_panel=NETWORK,
+    help="Instead of a checkpoint: a diffusers pipeline, a folder or a name on the hub.",
 )
 SEED = typer.Option(0, min=0, help="Seed of the noise; sample i depends on it and i alone.")
 DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
@@ -166,12 +187,18 @@ def schedule(
     shape: str | None = SHAPE,
     grid: int = typer.Option(100, min=1, help="Steps of the fine grid to choose from."),
     pipeline: str | None = PIPELINE,
-    prompts: Path | None = typer.Option(None, help="With --pipeline: a file, one prompt a line."),
-    guidance: float | None = typer.Option(None, help="With --pipeline: its guidance_scale."),
-    size: str | None = typer.Option(
-        None, metavar="HxW", help="With --pipeline: height and width of the images."
+    prompts: Path | None = typer.Option(
+        None, rich_help_panel=DIFFUSERS, help="A text file, one prompt a line; needed."
     ),
-    dtype: str = typer.Option("bfloat16", help="With --pipeline: float32, bfloat16 or float16."),
+    guidance: float | None = typer.Option(
+        None, rich_help_panel=DIFFUSERS, help="Its guidance_scale."
+    ),
+    size: str | None = typer.Option(
+        None, metavar="HxW", rich_help_panel=DIFFUSERS, help="Height and width of the images."
+    ),
+    dtype: str = typer.Option(
+        "bfloat16", rich_help_panel=DIFFUSERS, help="float32, bfloat16 or float16."
+    ),
     spacing: str = typer.Option("uniform", help=f"Fine grid: {', '.join(SPACINGS)}."),
     samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
     batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
@@ -184,6 +211,8 @@ def schedule(
     Rolls out Euler trajectories on the fine grid, measures what every possible step would cost,
     and finds the cheapest K. Stopped, it goes on from where it was; asked for other budgets, it
     need not measure again.
+
+    `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
     from boss_core.errors import InputError
     from flows.search import Search, check_request, report, search_costs, write_schedules
