@@ -138,8 +138,8 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
                 " checkpoint holds tensors only"
             ) from error
         raise InputError(
-            f"{path}: truncated or not a PyTorch checkpoint ({type(error).__name__}); a Rectified"
-            " Flow checkpoint needed"
+            f"{path}: truncated or not a PyTorch checkpoint of tensors ({type(error).__name__}); a"
+            " Rectified Flow checkpoint needed"
         ) from error
     if not isinstance(content, Mapping) or "model" not in content:
         found = _names(content, content) if isinstance(content, Mapping) else type(content).__name__

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from boss_core.checkpoints import load_checkpoint
 from boss_core.files import sha256
 from boss_core.frechet import image_hash
 from tests.project import Project
+from tests.test_rectified_flow import publish, settings, small
 
 VARIANTS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
 
@@ -167,6 +169,41 @@ def test_a_teacher_of_ones_own(finished: Project, tmp_path: Path) -> None:
         project.outputs()["models/teacher/model.safetensors"]
         == (before["models/teacher/model.safetensors"])
     )
+
+
+def test_a_teacher_of_rectified_flow(finished: Project, tmp_path: Path) -> None:
+    """From the published file to records: every stage with the other architecture."""
+    project = finished.copy(tmp_path / "rectified")
+    network = small("ncsnpp")
+    folder = project.folder / "inputs" / "mine"
+    folder.mkdir()
+    publish(folder / "checkpoint_0.pth", network)
+    (folder / "config.json").write_text(json.dumps(settings("ncsnpp")))
+    change = {
+        "teacher.source": "checkpoint",
+        "teacher.path": "inputs/mine/checkpoint_0.pth",
+        "teacher.config": "inputs/mine/config.json",
+        "budgets": [3],
+    }
+    project.set(change | {"teacher.config": "afhq_dog"})
+    refused = project.run("boss", "repro", code=2).stderr
+    assert "error: config: 'afhq_dog' is no file and no published network" in refused
+
+    project.set(change)
+    project.run("dvc", "repro", "evaluate@3")
+    teacher, card = load_checkpoint(project.folder / "models" / "teacher")
+    assert card.architecture == "ncsnpp"
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(teacher.state_dict()[name], tensor)
+    student, student_card = load_checkpoint(project.folder / "models/student/3/bellman")
+    assert student_card.architecture == "ncsnpp"
+    assert student_card.teacher_hash == card.weights_sha256 == record(project, 3)["teacher_hash"]
+    found, fixed = student.state_dict(), "all_modules.0.W"  # the frequencies of the embedding
+    assert torch.equal(found[fixed], teacher.state_dict()[fixed])
+    moved = [n for n, tensor in teacher.state_dict().items() if not torch.equal(found[n], tensor)]
+    assert len(moved) > 0.9 * len(found)
+    curve = pd.read_csv(project.folder / "results" / "curves" / "3.csv")
+    assert np.isfinite(curve["bellman_validation_loss"]).all()
 
 
 def test_every_stage_depends_on_the_code_that_makes_its_results() -> None:

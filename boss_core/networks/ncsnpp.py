@@ -168,7 +168,7 @@ class NCSNpp(nn.Module):
                 size *= 2
         assert output is not None  # the first level, the last to run, always gives one
         if config.scale_by_sigma:
-            output = output / label.to(x.dtype).view(-1, 1, 1, 1)
+            output = (output / label.view(-1, 1, 1, 1)).to(x.dtype)
         return output
 
 
