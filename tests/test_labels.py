@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from boss_core.checkpoints import CARD, load_checkpoint, save_checkpoint
 from boss_core.cost import estimate_cost_matrix
@@ -20,6 +22,7 @@ from boss_core.timesteps import quadratic, uniform
 from boss_core.velocity import CountedVelocity, sample_labels, sample_noise, with_labels
 from flows import paths
 from flows.config import load_params
+from flows.evaluation import image_grid
 from flows.labels import draw_labels, write_label_counts
 from flows.stages.check import check
 from tests.conftest import ROOT
@@ -242,8 +245,6 @@ def test_labels_are_drawn_as_often_as_in_the_data(
 
 def unlabelled(folder: Path) -> dict:
     """Images that are not in sub-folders by class, and what has to be set for them."""
-    from PIL import Image
-
     (folder / "images").mkdir(parents=True)
     for k, image in enumerate(digits()[0][:130]):
         Image.fromarray(image[0]).save(folder / "images" / f"{k:03}.png")
@@ -260,8 +261,6 @@ def unlabelled(folder: Path) -> dict:
 
 
 def test_a_conditional_teacher_needs_labels(tmp_path: Path) -> None:
-    import yaml
-
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     changes = unlabelled(tmp_path) | {
         "teacher.conditional": True,
@@ -355,6 +354,20 @@ def test_the_pipeline_keeps_labels(conditional: Project, monkeypatch: pytest.Mon
     noise = sample_noise(range(24), (1, 8, 8), seed)
     found = estimate_cost_matrix(network, noise, uniform(12), batch_size=24, labels=drawn).cost
     np.testing.assert_allclose(cost, found, rtol=1e-3)
+
+    # So are the samples: with the labels of others they would not be those of the grid.
+    with Image.open(paths.samples("teacher") / "fine.png") as picture:
+        shown = np.asarray(picture).astype(int)
+    seed = 3 << 32
+    drawn = sample_labels(range(70), 10, seed, frequencies=counts)
+    apart = []
+    for labels_of in (drawn, drawn.roll(1)):
+        images = sample_images(
+            network, uniform(12), samples=70, shape=(1, 8, 8), seed=seed, batch_size=70,
+            device=CPU, labels=labels_of,
+        )  # fmt: skip
+        apart.append(np.abs(shown - np.asarray(image_grid(images)).astype(int)).mean())
+    assert apart[0] < 0.1 * apart[1]
 
     for budget in (1, 3):
         _, student_card = load_checkpoint(paths.student(budget) / "bellman")
