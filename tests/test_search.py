@@ -16,7 +16,7 @@ from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.sampling import sample_images
 from boss_core.schedules import Schedule
 from boss_core.timesteps import karras, nearest_indices, uniform
-from boss_core.velocity import sample_noise
+from boss_core.velocity import sample_labels, sample_noise
 
 CONFIG = UNetConfig(
     image_size=8, channels=1, base_channels=8, channel_multipliers=(1, 2), blocks=1,
@@ -154,6 +154,32 @@ def test_a_student_brings_its_steps_and_others_are_warned_of(boss) -> None:
     assert code == 0
     assert err.startswith("warning: schedules/2.json: found for the network ")
     assert str(steps.teacher_hash)[:12] in err
+
+
+def test_a_conditional_network_has_its_labels(boss) -> None:
+    torch.manual_seed(0)
+    network = UNet(CONFIG.model_copy(update={"classes": 3})).eval()
+    torch.nn.init.normal_(network.last.weight, std=0.3)
+    save_checkpoint(Path("net"), network)
+    options = ["--budget", 2, "--grid", 6, "--samples", 5, "--batch-size", 2]
+    assert boss("schedule", "--checkpoint", "net", *options)[0] == 0
+    noise, labels = sample_noise(range(5), (1, 8, 8), 0), sample_labels(range(5), 3, 0)
+    assert len(set(labels.tolist())) > 1
+    expected = estimate_cost_matrix(network, noise, uniform(6), batch_size=5, labels=labels)
+    far = np.triu_indices(7, k=2)
+    np.testing.assert_allclose(
+        np.load("schedules/cost.npz")["cost"][far], expected.cost[far], rtol=1e-4
+    )
+
+    sample = ["sample", "--checkpoint", "net", "--schedule", "schedules/2.json", "-n", 4]
+    pictures = []
+    for label in (0, 2):
+        assert boss(*sample, "--label", label)[0] == 0
+        pictures.append(Path("samples.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    code, _, err = boss(*sample, "--label", 3)
+    assert code == 2
+    assert "--label: 3; 0..2 needed" in err
 
 
 @pytest.mark.parametrize(
