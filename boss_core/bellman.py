@@ -1,7 +1,7 @@
 """The Bellman recursion: the cheapest path with exactly K steps (paper, eqs. 6 to 8)."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,20 @@ def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
     if any(not 0 <= i < len(costs) for i in nodes) or any(np.diff(nodes) <= 0):
         raise InputError(f"indices: {nodes}; increasing grid indices in 0..{len(costs) - 1} needed")
     return float(sum(costs[i, j] for i, j in itertools.pairwise(nodes)))
+
+
+def path_standard_error(group_cost: ArrayLike, indices: Sequence[int]) -> float | None:
+    """The standard error of the summed cost of a path's steps; None where there is one group only.
+
+    group_cost: (G, n+1, n+1), the costs over G groups of trajectories (`CostMatrix.group_cost`).
+    The entries of one trajectory are not independent, so their own standard errors do not add up
+    to that of their sum; its spread between groups does.
+    """
+    groups = np.asarray(group_cost, dtype=np.float64)
+    if len(groups) < 2:
+        return None
+    sums = groups[:, list(indices[:-1]), list(indices[1:])].sum(axis=1)
+    return float(sums.std(ddof=1) / np.sqrt(len(sums)))
 
 
 def validate_cost(cost: ArrayLike) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ the largest, though they may be many orders of magnitude smaller.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -69,15 +69,6 @@ class CostMatrix:
     standard_error: NDArray[np.float64]
     samples: int
     group_cost: NDArray[np.float64]
-
-    def path_standard_error(self, indices: Sequence[int]) -> float:
-        """The standard error of the sum of the costs of a path's steps, from the spread of that
-        sum between groups (the entries of one trajectory are not independent, so their own
-        standard errors do not add up to it). NaN when there is one sample only."""
-        sums = self.group_cost[:, indices[:-1], indices[1:]].sum(axis=1)
-        if len(sums) < 2:
-            return float("nan")
-        return float(sums.std(ddof=1) / np.sqrt(len(sums)))
 
 
 class CostSum:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boss_core import timesteps
-from boss_core.bellman import optimal_paths, path_cost
+from boss_core.bellman import optimal_paths, path_cost, path_standard_error
 from boss_core.cost import CostMatrix, CostSum, add_trajectories, rollout_bytes
 from boss_core.errors import InputError
 from boss_core.files import replacing, write_bytes
@@ -183,13 +183,12 @@ def write_schedules(
     settings = json.dumps(asdict(search) | {"samples": matrix.samples}, sort_keys=True)
     schedules = {}
     for budget, path in optimal_paths(matrix.cost, budgets).items():
-        error = matrix.path_standard_error(path.indices)
         schedules[budget] = Schedule(
             timesteps=tuple(float(matrix.timesteps[i]) for i in path.indices),
             indices=path.indices,
             objective="l2_squared",
             predicted_error=path.cost,
-            standard_error=None if np.isnan(error) else error,
+            standard_error=path_standard_error(matrix.group_cost, path.indices),
             teacher_hash=search.teacher_hash,
             settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from boss_core.bellman import optimal_paths
+from boss_core.bellman import optimal_paths, path_standard_error
 from boss_core.cost import estimate_cost_matrix, rollout_bytes
 from boss_core.solvers import euler
 from boss_core.timesteps import karras, quadratic, uniform
@@ -60,7 +60,7 @@ def test_equals_the_definition_on_every_entry(velocity, grid) -> None:
     indices = [0, 7, 19, len(grid) - 1]
     sums = expected[:, indices[:-1], indices[1:]].sum(axis=1)
     error = sums.std(ddof=1) / np.sqrt(len(noise))
-    assert found.path_standard_error(indices) == pytest.approx(error, rel=1e-6)
+    assert path_standard_error(found.group_cost, indices) == pytest.approx(error, rel=1e-6)
     near = ~np.triu(np.ones_like(mean, dtype=bool), k=2)
     assert (found.cost[near] == 0).all()
     assert found.samples == 13
@@ -95,7 +95,7 @@ def test_costs_and_their_uncertainty_do_not_depend_on_how_samples_come() -> None
         groups = [expected[group::20, 0, 20].mean() for group in range(20)]
         np.testing.assert_allclose(matrix.group_cost[:, 0, 20], groups, rtol=1e-6)
         spread = np.std(groups, ddof=1) / np.sqrt(20)
-        assert matrix.path_standard_error([0, 20]) == pytest.approx(spread, rel=1e-6)
+        assert path_standard_error(matrix.group_cost, [0, 20]) == pytest.approx(spread, rel=1e-6)
 
 
 def test_bfloat16_velocities_are_measured_in_float64() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from boss_core.bellman import optimal_paths, path_cost
+from boss_core.bellman import optimal_paths, path_cost, path_standard_error
 from boss_core.checkpoints import save_checkpoint
 from boss_core.cost import estimate_cost_matrix
 from boss_core.networks.unet import UNet, UNetConfig
@@ -63,7 +63,7 @@ def test_schedules_are_those_of_the_library(boss) -> None:
         found = Schedule.from_json(Path(f"schedules/{budget}.json").read_text())
         assert found.indices == path.indices
         assert found.predicted_error == pytest.approx(path.cost, rel=1e-4)
-        error = matrix.path_standard_error(path.indices)
+        error = path_standard_error(matrix.group_cost, path.indices)
         assert found.standard_error == pytest.approx(error, rel=1e-3)
         assert found.teacher_hash == json.loads(Path("net/card.json").read_text())["weights_sha256"]
         steps = path_cost(matrix.cost, nearest_indices(uniform(30), uniform(budget)))

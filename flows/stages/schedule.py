@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from boss_core import timesteps
-from boss_core.bellman import optimal_paths, path_cost
+from boss_core.bellman import optimal_paths, path_cost, path_standard_error
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.schedules import Schedule
@@ -23,6 +23,7 @@ CURVE_BUDGETS = 20
 def main(params: Params) -> None:
     with np.load(paths.COST) as file:
         cost, grid, teacher_hash = file["cost"], file["timesteps"], str(file["teacher_hash"])
+        group_cost = file["group_cost"]
     settings = json.dumps(
         {"cost": params.cost.model_dump(), "schedule": params.schedule.model_dump()},
         sort_keys=True,
@@ -35,6 +36,7 @@ def main(params: Params) -> None:
             indices=indices,
             objective=objective,
             predicted_error=path_cost(cost, indices),
+            standard_error=path_standard_error(group_cost, indices),
             teacher_hash=teacher_hash,
             settings_hash=settings_hash,
         )
