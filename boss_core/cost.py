@@ -25,7 +25,7 @@ from torch import Tensor
 from boss_core.errors import InputError
 from boss_core.solvers import euler
 from boss_core.timesteps import Times, validate_timesteps
-from boss_core.velocity import VelocityField
+from boss_core.velocity import Velocity, VelocityField, check_labels, with_labels
 
 # Increments are widened to float64 this many bytes at a time, in a buffer that is used again:
 # small enough for a CPU's cache, large enough that a matrix product runs at full rate.
@@ -149,11 +149,12 @@ def rollout_bytes(
 
 
 def estimate_cost_matrix(
-    velocity: VelocityField,
+    velocity: Velocity,
     noise: Tensor,
     timesteps: ArrayLike,
     *,
     batch_size: int,
+    labels: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> CostMatrix:
     """Roll out Euler trajectories and return the cost of every step of their grid (eq. 5).
@@ -162,22 +163,24 @@ def estimate_cost_matrix(
     noise: (N, ...) start states at t = 0, on the device to compute on.
     timesteps: n + 1 increasing times from 0 to 1; they need not be uniform.
     batch_size: trajectories rolled out together; bounds the memory (see `rollout_bytes`).
+    labels: (N,) int64 on the device of the noise, when the velocity is conditional.
     on_step: called after each grid step of each batch with the number of trajectories in it.
 
-    Raises InputError when there is no noise, the batch size is below 1, or the velocity is not
-    finite or not of the shape of its input.
+    Raises InputError when there is no noise, the batch size is below 1, there is not one label a
+    sample, or the velocity is not finite or not of the shape of its input.
     """
     found = CostSum(timesteps, noise.device)
-    add_trajectories(found, velocity, noise, batch_size=batch_size, on_step=on_step)
+    add_trajectories(found, velocity, noise, batch_size=batch_size, labels=labels, on_step=on_step)
     return found.result()
 
 
 def add_trajectories(
     total: CostSum,
-    velocity: VelocityField,
+    velocity: Velocity,
     noise: Tensor,
     *,
     batch_size: int,
+    labels: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> None:
     """Roll out further trajectories into a sum of costs; arguments and errors are those of
@@ -186,9 +189,14 @@ def add_trajectories(
         raise InputError(
             f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
         )
+    check_labels(labels, len(noise))
     held: Tensor | None = None
-    for x in noise.split(batch_size):
-        held = _rollout_velocities(velocity, x, total.timesteps, held, on_step)
+    for start in range(0, len(noise), batch_size):
+        x = noise[start : start + batch_size]
+        of_batch = with_labels(
+            velocity, None if labels is None else labels[start : start + batch_size]
+        )
+        held = _rollout_velocities(of_batch, x, total.timesteps, held, on_step)
         total.add(held[:, : len(x)])
 
 

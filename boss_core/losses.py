@@ -1,4 +1,7 @@
-"""The losses of teacher and student. Means over samples and elements."""
+"""The losses of teacher and student. Means over samples and elements.
+
+A conditional network comes bound to the labels of its batch (`boss_core.velocity.with_labels`).
+"""
 
 import torch
 from torch import Tensor

@@ -5,14 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from boss_core.pixels import to_uint8
 from boss_core.solvers import euler
-from boss_core.velocity import VelocityField, sample_noise
+from boss_core.velocity import Velocity, check_labels, sample_noise, with_labels
 
 
 def sample_images(
-    velocity: VelocityField,
+    velocity: Velocity,
     timesteps: ArrayLike,
     *,
     samples: int,
@@ -20,15 +21,21 @@ def sample_images(
     seed: int,
     batch_size: int,
     device: torch.device,
+    labels: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Exactly ``samples`` images by Euler, (samples, *shape) uint8. Image ``i`` starts from
     noise ``i`` of ``seed``, so variants of a schedule or a network are compared on the same
-    noise. ``on_step`` is called with the size of each batch when it is done."""
+    noise. ``labels``: (samples,) int64, one for each image, when the velocity is conditional;
+    InputError when they are not as many. ``on_step`` is called with the size of each batch when
+    it is done."""
+    check_labels(labels, samples)
     images = np.empty((samples, *shape), dtype=np.uint8)
     for start in range(0, samples, batch_size):
         rows = range(start, min(start + batch_size, samples))
-        x = euler(velocity, sample_noise(rows, shape, seed).to(device), timesteps)
+        of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
+        noise = sample_noise(rows, shape, seed).to(device)
+        x = euler(with_labels(velocity, of_batch), noise, timesteps)
         images[rows.start : rows.stop] = to_uint8(x).cpu().numpy()
         if on_step is not None:
             on_step(len(rows))

@@ -31,6 +31,9 @@ class Features(Settings):
 class Teacher(Settings):
     source: Literal["train", "checkpoint"]
     path: str = Field(description="checkpoint folder, used when source is checkpoint")
+    conditional: bool = Field(
+        description="learn the classes of the data; a checkpoint's card says it of itself"
+    )
     base_channels: int = Field(ge=8, multiple_of=8, description="channels, first level")
     channel_multipliers: list[int] = Field(min_length=1, description="width of each level")
     blocks: int = Field(ge=1, description="residual blocks a level")

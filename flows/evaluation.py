@@ -12,6 +12,7 @@ from boss_core.sampling import sample_images
 from flows import paths
 from flows.config import Params
 from flows.grids import write_grid
+from flows.labels import draw_labels
 from flows.progress import progress
 from flows.records import read_images, read_json
 from flows.seeds import EVALUATE
@@ -49,15 +50,17 @@ class Evaluation:
     ) -> dict[str, float]:
         """Sample, write ``samples/NAME/VARIANT.png``, and return the metrics."""
         settings = self.params.evaluate
+        seed = self.params.seed + EVALUATE
         with progress(label, settings.samples, "samples") as advance:
             images = sample_images(
                 network.to(self.on),
                 timesteps,
                 samples=settings.samples,
                 shape=self.reference.shape[1:],
-                seed=self.params.seed + EVALUATE,
+                seed=seed,
                 batch_size=settings.batch_size,
                 device=self.on,
+                labels=draw_labels(network.config.classes, settings.samples, seed),
                 on_step=advance,
             )
         write_grid(paths.samples(name) / f"{variant}.png", images)

@@ -6,6 +6,7 @@ CHECKED = Path("results/params.ok")
 DATA = Path("data")
 FEATURES = Path("models/features")
 TEACHER = Path("models/teacher")
+LABEL_COUNTS = TEACHER / "labels.json"
 COST = Path("results/cost.npz")
 SCHEDULES = Path("results/schedules.json")
 PREDICTED_ERROR = Path("results/predicted_error.csv")

@@ -30,7 +30,7 @@ from boss_core.velocity import sample_labels, sample_noise
 from flows.progress import progress
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
-SAVE_INTERVAL = 30.0  # seconds between two looks of a long search at the disk
+SAVE_INTERVAL = 30.0  # seconds of a long search that a power cut may cost
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,28 @@ def search_costs(
     announce(total, len(rows), batch_size, teacher.shape, torch.float32)
     if isinstance(teacher.velocity, torch.nn.Module):
         teacher.velocity.to(device)
-    with progress("cost", len(rows) * search.grid, "sample steps") as advance:
-        saved = time.monotonic()
-        for start in range(rows.start, rows.stop, batch_size):
-            part = range(start, min(start + batch_size, rows.stop))
-            labels = None
-            if teacher.classes is not None:
-                labels = sample_labels(part, teacher.classes, search.seed).to(device)
-            add_trajectories(
-                total,
-                teacher.velocity,
-                sample_noise(part, teacher.shape, search.seed).to(device),
-                batch_size=batch_size,
-                labels=labels,
-                on_step=advance,
-            )
-            if time.monotonic() - saved > SAVE_INTERVAL or part.stop == rows.stop:
-                write_costs(folder, search, total)
-                saved = time.monotonic()
+    saved, last = total.samples, time.monotonic()
+    try:
+        with progress("cost", len(rows) * search.grid, "sample steps") as advance:
+            for start in range(rows.start, rows.stop, batch_size):
+                part = range(start, min(start + batch_size, rows.stop))
+                labels = None
+                if teacher.classes is not None:
+                    labels = sample_labels(part, teacher.classes, search.seed).to(device)
+                add_trajectories(
+                    total,
+                    teacher.velocity,
+                    sample_noise(part, teacher.shape, search.seed).to(device),
+                    batch_size=batch_size,
+                    labels=labels,
+                    on_step=advance,
+                )
+                if time.monotonic() - last > SAVE_INTERVAL:
+                    write_costs(folder, search, total)
+                    saved, last = total.samples, time.monotonic()
+    finally:  # what was measured is kept, whatever ends the search
+        if total.samples > saved:
+            write_costs(folder, search, total)
     return total.result()
 
 

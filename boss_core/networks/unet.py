@@ -1,13 +1,21 @@
 """A small U-Net for images: the default velocity network.
 
 The block is that of Dhariwal and Nichol (2021): group normalisation, SiLU, 3x3 convolution,
-the time embedding as a scale and shift of the second normalisation, a residual connection.
+the time embedding as a scale and shift of the second normalisation, a residual connection. A
+conditional network adds an embedding of the label to that of the time.
 """
 
 import math
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,10 +35,21 @@ class UNetConfig(BaseModel):
     channel_multipliers: tuple[int, ...] = Field(min_length=1, description="width of each level")
     blocks: int = Field(ge=1, description="residual blocks a level")
     attention_sizes: tuple[int, ...] = Field(description="image sizes with self-attention")
+    classes: int | None = Field(
+        default=None, ge=1, description="labels of a conditional network; None for one without"
+    )
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A card without labels reads as cards did before there were any.
+        return {k: v for k, v in handler(self).items() if k != "classes" or v is not None}
 
 
 class UNet(nn.Module):
-    """The velocity ``v(x, t)``: x (B, C, H, W) in [-1, 1] at the data end, t (B,) in [0, 1]."""
+    """The velocity ``v(x, t)``: x (B, C, H, W) in [-1, 1] at the data end, t (B,) in [0, 1].
+
+    With ``config.classes`` it is ``v(x, t, labels)``, labels (B,) int64 in 0..classes-1.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -78,12 +97,25 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(width, config.channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self.label = None if config.classes is None else nn.Embedding(config.classes, base)
         # Convolutions follow the layout of their weights: on a CPU a training step of the default
         # network takes a fifth less time this way, and on a GPU its kernels want it.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        embedding = self.embed(time_embedding(t, self.config.base_channels).to(x.dtype))
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """InputError when there are labels and the network takes none, or the reverse."""
+        condition = time_embedding(t, self.config.base_channels).to(x.dtype)
+        if self.label is None and labels is not None:
+            raise InputError("labels: given to a network that has no classes; none needed")
+        if self.label is not None and (labels is None or labels.shape != t.shape):
+            found = "none" if labels is None else f"shape {tuple(labels.shape)}"
+            raise InputError(
+                f"labels: {found} given to a network of {self.config.classes} classes; one for"
+                f" each of {len(x)} states needed"
+            )
+        if self.label is not None:
+            condition = condition + self.label(labels)
+        embedding = self.embed(condition)
         h = self.first(x)
         skips = [h]
         for layer in self.down:

@@ -23,6 +23,11 @@ def check(params: Params) -> None:
             f"params.yaml: features.extractor: classifier needs labels, and the images in"
             f" {params.data.path} are not in sub-folders named by class; inception needs none"
         )
+    if params.teacher.source == "train" and params.teacher.conditional and not labelled:
+        raise InputError(
+            f"params.yaml: teacher.conditional: true needs labels, and the images in"
+            f" {params.data.path} are not in sub-folders named by class; false needs none"
+        )
     if params.features.extractor == "inception":
         inception_weights(Path(params.features.path))
     if params.teacher.source == "checkpoint":

@@ -9,6 +9,7 @@ from boss_core.timesteps import uniform
 from boss_core.velocity import CountedVelocity, sample_noise
 from flows import paths
 from flows.config import Params
+from flows.labels import draw_labels
 from flows.progress import progress
 from flows.runtime import device, run_stage
 from flows.seeds import COST
@@ -27,12 +28,14 @@ def main(params: Params) -> None:
         f"cost: {settings.samples} trajectories of {settings.grid} steps in batches of {batch},"
         f" holding {held / 2**20:.1f} MiB of velocities"
     )
+    labels = draw_labels(network.config.classes, settings.samples, params.seed + COST)
     with progress("cost", settings.samples * settings.grid, "sample steps") as advance:
         matrix = estimate_cost_matrix(
             velocity,
             sample_noise(range(settings.samples), shape, params.seed + COST).to(on),
             uniform(settings.grid),
             batch_size=batch,
+            labels=None if labels is None else labels.to(on),
             on_step=advance,
         )
     with replacing(paths.COST) as temporary, open(temporary, "wb") as file:

@@ -24,6 +24,8 @@ def main(params: Params, budget: int) -> None:
     on = device(params)
     states = np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r")
     knots = read_json(paths.TRAJECTORIES / "card.json")["knots"]
+    path = paths.TRAJECTORIES / "labels.npy"
+    labels = np.load(path) if path.exists() else None  # of a conditional network
     schedules = read_schedules()[budget]
     curves: dict[str, list[Row]] = {}
     done: dict[tuple[int, ...], Trained[UNet]] = {}
@@ -34,9 +36,8 @@ def main(params: Params, budget: int) -> None:
         trained = done.get(schedule.indices)
         if trained is None:
             label = f"finetune@{budget} {name}"
-            trained = _straighten(
-                params, teacher.to(on), Segments.of(states, knots, schedule), label, on
-            )
+            segments = Segments.of(states, knots, schedule, labels)
+            trained = _straighten(params, teacher.to(on), segments, label, on)
             done[schedule.indices] = trained
         curves[name] = trained.curve
         save_checkpoint(

@@ -17,37 +17,48 @@ from boss_core.losses import flow_matching_loss
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.pixels import from_uint8
 from boss_core.training import Row, step_generator, train
-from boss_core.velocity import sample_noise
+from boss_core.velocity import sample_noise, with_labels
 from flows import paths
 from flows.config import Params
+from flows.labels import write_label_counts
 from flows.progress import progress
-from flows.records import read_images
+from flows.records import Images, read_images, read_json
 from flows.runtime import device, run_stage
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 
 
 def main(params: Params) -> None:
-    images = read_images("train").images
+    data = read_images("train")
+    data_classes = read_json(paths.DATA / "card.json")["classes"]
     curve: list[Row] = []
     if params.teacher.source == "checkpoint":
         network, _ = load_checkpoint(Path(params.teacher.path))
         size, channels = network.config.image_size, network.config.channels
-        if images.shape[1:] != (channels, size, size):
+        if data.images.shape[1:] != (channels, size, size):
             raise InputError(
                 f"{params.teacher.path}: a network for images {channels}x{size}x{size}, but the"
-                f" data has {'x'.join(map(str, images.shape[1:]))}"
+                f" data has {'x'.join(map(str, data.images.shape[1:]))}"
             )
     else:
-        network, curve = _train(params, images, device(params))
+        classes = data_classes if params.teacher.conditional else None
+        network, curve = _train(params, data, classes, device(params))
     save_checkpoint(paths.TEACHER, network.cpu())
+    write_label_counts(network.config.classes, data.labels, data_classes)
     table = pd.DataFrame(curve, columns=CURVE)
     write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
 
 
-def _train(params: Params, images: np.ndarray, on: torch.device) -> tuple[UNet, list[Row]]:
+def _train(
+    params: Params, data: Images, classes: int | None, on: torch.device
+) -> tuple[UNet, list[Row]]:
     teacher = params.teacher
-    channels, height, width = images.shape[1:]
+    if teacher.conditional and classes is None:
+        raise InputError(
+            "params.yaml: teacher.conditional: true needs labels, and the data has none; false"
+            " needs none"
+        )
+    channels, height, width = data.images.shape[1:]
     if height != width:
         raise InputError(f"data: images are {width}x{height}; the U-Net needs square images")
     torch.manual_seed(params.seed)
@@ -59,29 +70,41 @@ def _train(params: Params, images: np.ndarray, on: torch.device) -> tuple[UNet, 
             channel_multipliers=tuple(teacher.channel_multipliers),
             blocks=teacher.blocks,
             attention_sizes=tuple(teacher.attention_sizes),
+            classes=classes,
         )
     ).to(on)
 
-    def pixels(rows: np.ndarray, of: np.ndarray) -> Tensor:
-        return from_uint8(torch.from_numpy(np.ascontiguousarray(of[rows])).to(on))
+    def pixels(rows: np.ndarray, of: Images) -> Tensor:
+        return from_uint8(torch.from_numpy(np.ascontiguousarray(of.images[rows])).to(on))
+
+    def labels(rows: np.ndarray, of: Images) -> Tensor | None:
+        if classes is None or of.labels is None:
+            return None
+        return torch.from_numpy(of.labels[rows]).to(on)
 
     def loss(network: UNet, step: int) -> Tensor:
         draw = step_generator(params.seed, step)
-        data = pixels(draw.integers(len(images), size=teacher.training.batch_size), images)
-        noise = draw.standard_normal(data.shape, dtype=np.float32)
-        t = draw.random(len(data), dtype=np.float32)
+        rows = draw.integers(len(data.images), size=teacher.training.batch_size)
+        batch = pixels(rows, data)
+        noise = draw.standard_normal(batch.shape, dtype=np.float32)
+        t = draw.random(len(batch), dtype=np.float32)
         return flow_matching_loss(
-            network, data, torch.from_numpy(noise).to(on), torch.from_numpy(t).to(on)
+            with_labels(network, labels(rows, data)),
+            batch,
+            torch.from_numpy(noise).to(on),
+            torch.from_numpy(t).to(on),
         )
 
     # The same held-out images, noise and times at every look, so that the curve is smooth.
-    test = read_images("test").images
-    held_out = pixels(np.arange(min(len(test), 512)), test)
+    test = read_images("test")
+    held_out_rows = np.arange(min(len(test.images), 512))
+    held_out, held_out_labels = pixels(held_out_rows, test), labels(held_out_rows, test)
     held_out_noise = sample_noise(range(len(held_out)), tuple(held_out.shape[1:]), params.seed)
     held_out_t = (torch.arange(len(held_out), device=on) + 0.5) / len(held_out)
 
     def validate(network: UNet) -> Row:
-        value = flow_matching_loss(network, held_out, held_out_noise.to(on), held_out_t)
+        velocity = with_labels(network, held_out_labels)
+        value = flow_matching_loss(velocity, held_out, held_out_noise.to(on), held_out_t)
         return {"validation_loss": float(value)}
 
     with progress("teacher", teacher.training.iterations, "steps") as advance:

@@ -8,6 +8,7 @@ from boss_core.straighten import knot_states
 from boss_core.timesteps import uniform, union
 from flows import paths
 from flows.config import Params
+from flows.labels import draw_labels
 from flows.progress import progress
 from flows.records import write_json
 from flows.runtime import device, run_stage
@@ -26,6 +27,8 @@ def main(params: Params) -> None:
     size = network.config.image_size
     shape = (settings.samples, len(knots), network.config.channels, size, size)
     print(f"trajectories: {len(knots)} of {params.cost.grid + 1} grid points kept")
+    seed = params.seed + TRAJECTORIES
+    labels = draw_labels(network.config.classes, settings.samples, seed)
     steps = settings.samples * params.cost.grid
     with replacing_folder(paths.TRAJECTORIES) as folder:
         with (
@@ -37,11 +40,14 @@ def main(params: Params) -> None:
                 uniform(params.cost.grid),
                 knots,
                 states,
-                seed=params.seed + TRAJECTORIES,
+                seed=seed,
                 batch_size=settings.batch_size,
                 device=on,
+                labels=labels,
                 on_step=advance,
             )
+        if labels is not None:
+            np.save(folder / "labels.npy", labels.numpy())
         write_json(
             folder / "card.json", {"knots": list(knots), "teacher_hash": card.weights_sha256}
         )

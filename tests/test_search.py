@@ -1,0 +1,217 @@
+"""``boss schedule`` and ``boss sample``, as a user types them."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boss_core.bellman import optimal_paths, path_cost
+from boss_core.checkpoints import save_checkpoint
+from boss_core.cost import estimate_cost_matrix
+from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.sampling import sample_images
+from boss_core.schedules import Schedule
+from boss_core.timesteps import karras, nearest_indices, uniform
+from boss_core.velocity import sample_noise
+from flows import cli
+
+CONFIG = UNetConfig(
+    image_size=8, channels=1, base_channels=8, channel_multipliers=(1, 2), blocks=1,
+    attention_sizes=(),
+)  # fmt: skip
+MODULE = """
+import torch
+calls = 0
+
+def velocity(x, t):
+    global calls
+    calls += 1
+    if STOP and calls > STOP:
+        raise KeyboardInterrupt
+    return torch.sin(3 * x + 4 * t.view(-1, 1))
+"""
+
+
+@pytest.fixture
+def boss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Run a command in an empty folder; its exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["boss", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
+
+    return run
+
+
+def teacher(folder: Path, seed: int = 0) -> UNet:
+    torch.manual_seed(seed)
+    network = UNet(CONFIG)
+    torch.nn.init.normal_(network.last.weight, std=0.3)
+    save_checkpoint(folder, network)
+    return network.eval()
+
+
+def flow(name: str, stop: int = 0) -> list[str]:
+    """A module of the user's with a velocity that can be stopped and counts its calls."""
+    sys.modules.pop(name, None)
+    Path(f"{name}.py").write_text(MODULE.replace("STOP", str(stop)))
+    return ["--velocity", f"{name}:velocity", "--shape", "5"]
+
+
+def test_schedules_are_those_of_the_library(boss) -> None:
+    network = teacher(Path("net"))
+    code, out, err = boss(
+        "schedule", "--checkpoint", "net", "--budget", 4, "--budget", 2, "--grid", 30,
+        "--samples", 25, "--batch-size", 8, "--seed", 3,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    noise = sample_noise(range(25), (1, 8, 8), seed=3)
+    matrix = estimate_cost_matrix(network, noise, uniform(30), batch_size=25)
+    for budget, path in optimal_paths(matrix.cost, [2, 4]).items():
+        found = Schedule.from_json(Path(f"schedules/{budget}.json").read_text())
+        assert found.indices == path.indices
+        assert found.predicted_error == pytest.approx(path.cost, rel=1e-4)
+        error = matrix.path_standard_error(path.indices)
+        assert found.standard_error == pytest.approx(error, rel=1e-3)
+        assert found.teacher_hash == json.loads(Path("net/card.json").read_text())["weights_sha256"]
+        steps = path_cost(matrix.cost, nearest_indices(uniform(30), uniform(budget)))
+        assert f"{steps:.4g}"[:4] in out
+    assert "25 trajectories of 30 steps: 750 network evaluations" in out
+    assert f"holding {30 * 8 * 64 * 4 / 2**20:.1f} MiB" in out
+    with Image.open("schedules/cost.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_a_search_goes_on_where_it_stopped(boss) -> None:
+    options = ["--grid", 10, "--batch-size", 6, "--budget", 3]
+    # The third batch is cut off; two are kept.
+    code, *_ = boss("schedule", *flow("stopped", stop=25), *options, "--samples", 24)
+    assert code == 130
+    code, out, _ = boss("schedule", *flow("stopped"), *options, "--samples", 24)
+    assert code == 0
+    assert "12 trajectories are in cost.npz already" in out
+    assert "12 trajectories of 10 steps: 120 network evaluations" in out
+    assert sys.modules["stopped"].calls == 20
+    first = np.load("schedules/cost.npz")["cost"]
+    boss("schedule", *flow("whole"), *options, "--samples", 24, "--out", "whole")
+    np.testing.assert_allclose(first, np.load("whole/cost.npz")["cost"], rtol=1e-6)
+
+    # Other budgets need no further evaluation; more samples only those.
+    code, out, _ = boss("schedule", *flow("again"), "--grid", 10, "--budget", 5, "--samples", 24)
+    assert code == 0
+    assert sys.modules["again"].calls == 0
+    assert Path("schedules/5.json").exists()
+    boss("schedule", *flow("more"), *options, "--samples", 30)
+    assert sys.modules["more"].calls == 10
+
+
+def test_other_grids_to_choose_from(boss) -> None:
+    code, *_ = boss("schedule", *flow("edm"), "--grid", 20, "--spacing", "karras", "--budget", 4)
+    assert code == 0
+    found = Schedule.from_json(Path("schedules/4.json").read_text())
+    assert found.timesteps == tuple(karras(20)[list(found.indices)])
+
+
+def test_the_costs_of_another_search_are_not_overwritten(boss) -> None:
+    teacher(Path("net"))
+    teacher(Path("other"), seed=1)
+    options = ["--budget", 2, "--grid", 5, "--samples", 2]
+    assert boss("schedule", "--checkpoint", "net", *options)[0] == 0
+    before = Path("schedules/cost.npz").read_bytes()
+    code, _, err = boss("schedule", "--checkpoint", "other", *options)
+    assert code == 2
+    assert err.startswith("error: schedules/cost.npz: the costs of another search: teacher_hash is")
+    code, _, err = boss("schedule", "--checkpoint", "net", *options, "--seed", 1)
+    assert code == 2
+    assert "seed is 0 there and 1 now" in err
+    assert Path("schedules/cost.npz").read_bytes() == before
+
+
+def test_samples_are_those_of_the_library(boss) -> None:
+    network = teacher(Path("net"))
+    boss("schedule", "--checkpoint", "net", "--budget", 3, "--grid", 10, "--samples", 4)
+    code, out, err = boss(
+        "sample", "--schedule", "schedules/3.json", "--checkpoint", "net", "-n", 9, "--seed", 5
+    )
+    assert (code, err) == (0, "")
+    assert "9 images, 3 network evaluations each" in out
+    found = Schedule.from_json(Path("schedules/3.json").read_text())
+    images = sample_images(
+        network, found.timesteps, samples=9, shape=(1, 8, 8), seed=5, batch_size=9,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    with Image.open("samples.png") as picture:  # three by three, enlarged fourfold
+        assert picture.size == (4 * 26, 4 * 26)
+        pixels = np.asarray(picture)[::4, ::4]
+    for k, image in enumerate(images):
+        y, x = divmod(k, 3)
+        np.testing.assert_array_equal(pixels[9 * y : 9 * y + 8, 9 * x : 9 * x + 8], image[0])
+
+
+def test_a_student_brings_its_steps_and_others_are_warned_of(boss) -> None:
+    network = teacher(Path("net"))
+    boss("schedule", "--checkpoint", "net", "--budget", 2, "--grid", 5, "--samples", 2)
+    steps = Schedule.from_json(Path("schedules/2.json").read_text())
+    save_checkpoint(Path("student"), network, teacher_hash=steps.teacher_hash, schedule=steps)
+    code, out, err = boss("sample", "--checkpoint", "student", "-n", 1)
+    assert (code, err) == (0, "")
+    assert "2 network evaluations" in out
+
+    teacher(Path("other"), seed=1)
+    code, _, err = boss("sample", "--checkpoint", "other", "--schedule", "schedules/2.json")
+    assert code == 0
+    assert err.startswith("warning: schedules/2.json: found for the network ")
+    assert str(steps.teacher_hash)[:12] in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["schedule", "--budget", 3], "--checkpoint or --velocity needed, and not both"),
+        (["schedule", "--checkpoint", "none", "--budget", 3], "none: no such file or folder"),
+        (["schedule", "--checkpoint", "net", "--budget", 0], "--budget: 0; 1..100"),
+        (["schedule", "--checkpoint", "net", "--budget", 9, "--grid", 8], "--budget: 9; 1..8"),
+        (["schedule", "--checkpoint", "net", "--budget", 2, "--spacing", "log"], "'log'; uniform"),
+        (["schedule", "--checkpoint", "net", "--budget", 2, "--device", "tpu"], "--device: 'tpu'"),
+        (["schedule", "--velocity", "nowhere:v", "--shape", "3", "--budget", 2], "No module named"),
+        (["schedule", "--velocity", "json:v", "--shape", "3", "--budget", 2], "no attribute 'v'"),
+        (["schedule", "--velocity", "json", "--shape", "3", "--budget", 2], "package.module:attr"),
+        (["schedule", "--velocity", "json:dumps", "--budget", 2], "--shape: missing"),
+        (["schedule", "--velocity", "json:dumps", "--shape", "3,8", "--budget", 2], "joined by x"),
+        (["sample", "--checkpoint", "net"], "--schedule: missing"),
+        (["sample", "--checkpoint", "net", "--schedule", "s.json"], "s.json: no such file"),
+        (["sample", "--checkpoint", "net", "--schedule", "bad.json"], "bad.json: timesteps"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_a_line(boss, arguments, message) -> None:
+    teacher(Path("net"))
+    Path("bad.json").write_text("{}")
+    code, _, err = boss(*arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("schedules").exists()
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("x * float('nan')", "velocity: not finite at t = 0 (step 0 of 5)"),
+        ("x[:, :3]", "velocity: returned shape (2, 3) for states of shape (2, 5)"),
+        ("x.double()", "velocity: returned float64 for states of float32"),
+    ],
+)
+def test_a_velocity_that_breaks_its_promise_is_named(boss, returned: str, message: str) -> None:
+    sys.modules.pop("broken", None)
+    Path("broken.py").write_text(f"def velocity(x, t):\n    return {returned}\n")
+    options = ["--grid", 5, "--budget", 2, "--samples", 2]
+    code, _, err = boss("schedule", "--velocity", "broken:velocity", "--shape", "5", *options)
+    assert code == 2
+    assert message in err
