@@ -14,7 +14,9 @@ from tests.conftest import Linear
 @pytest.mark.parametrize("grid", [uniform, quadratic])
 def test_convergence_order(solver, order: int, grid) -> None:
     ode, x = Linear(), torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
-    errors = [float((solver(ode, x, grid(n)) - ode.solution(x)).abs().max()) for n in (80, 160, 320)]
+    errors = [
+        float((solver(ode, x, grid(n)) - ode.solution(x)).abs().max()) for n in (80, 160, 320)
+    ]
     slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     assert slopes == pytest.approx([order, order], abs=0.1)
 
