@@ -63,6 +63,53 @@ def optimal_paths(cost: ArrayLike, budgets: Iterable[int]) -> dict[int, Path]:
     return paths
 
 
+def optimal_two_step_paths(
+    first: ArrayLike, cost: ArrayLike, budgets: Iterable[int]
+) -> dict[int, Path]:
+    """As `optimal_paths` for a solver whose step depends on the step before: the states of the
+    recursion are pairs of knots.
+
+    first: (n+1,); entry j is the cost of the first step, from 0 to j.
+    cost: (n+1, n+1, n+1); entry (i, j, k), i < j < k, is the cost of the step from j to k after
+        one from i to j. Nothing else is read.
+
+    V_1(i, j) = c_ijn and V_m(i, j) = min_{k>j} c_ijk + V_{m-1}(j, k); the budget K is worth
+    min_j first_j + V_{K-1}(0, j). Ties and errors as for `optimal_paths`.
+    """
+    start, costs = np.asarray(first, dtype=np.float64), np.asarray(cost, dtype=np.float64)
+    n = len(start) - 1
+    if start.ndim != 1 or n < 1 or costs.shape != (n + 1, n + 1, n + 1):
+        raise InputError(
+            f"cost: shapes {start.shape} and {costs.shape}; (n+1,) and (n+1, n+1, n+1) needed"
+        )
+    node = np.arange(n + 1)
+    allowed = (node[:, None, None] < node[None, :, None]) & (node[None, :, None] < node)
+    if not np.isfinite(start[1:]).all() or not np.isfinite(costs[allowed]).all():
+        raise InputError("cost: an entry is not finite; finite costs needed")
+    budgets = [_validate_budget(budget, n) for budget in budgets]
+
+    forward = np.where(allowed, costs, np.inf)
+    values = forward[:, :, n].copy()
+    choices = [np.full((n + 1, n + 1), n)]  # choices[m - 1][i, j]: where the first of m steps leads
+    begun = np.where(node > 0, start, np.inf)
+    best = {1: (n, float(start[n]))}
+    for k in range(2, max(budgets, default=0) + 1):
+        total = begun + values[0]
+        best[k] = (int(total.argmin()), float(total.min()))
+        candidates = forward + values[None, :, :]
+        choices.append(candidates.argmin(axis=2))
+        values = candidates.min(axis=2)
+
+    paths = {}
+    for budget in budgets:
+        second, value = best[budget]
+        indices = [0, second]
+        for m in range(budget - 1, 0, -1):
+            indices.append(int(choices[m - 1][indices[-2], indices[-1]]))
+        paths[budget] = Path(tuple(indices), value)
+    return paths
+
+
 def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
     """The summed cost of the steps of a path given by its grid indices."""
     costs = validate_cost(cost)

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -60,15 +61,30 @@ class CostMatrix:
     timesteps: (n+1,) float64, from 0 to 1.
     standard_error: (n+1, n+1) float64, of each mean; NaN when there is one sample only.
     samples: the number of trajectories behind the mean.
-    group_cost: (G, n+1, n+1) float64, the mean over each of G disjoint groups of trajectories:
-        trajectory m is in group m modulo G, and G = min(samples, GROUPS).
+    group_gram: (G, n+1, n+1) float64, the mean Gram matrix of the velocity increments d_1 to
+        d_{n-1}, on and above the diagonal, over each of G disjoint groups of trajectories:
+        trajectory m is in group m modulo G, and G = min(samples, GROUPS). Costs are linear in it.
     """
 
     cost: NDArray[np.float64]
     timesteps: Times
     standard_error: NDArray[np.float64]
     samples: int
-    group_cost: NDArray[np.float64]
+    group_gram: NDArray[np.float64]
+
+    @cached_property
+    def group_cost(self) -> NDArray[np.float64]:
+        """(G, n+1, n+1): the cost over each group, from its Gram matrix."""
+        gram = torch.from_numpy(self.group_gram.copy())
+        return _cost_from_gram(gram, _weights(self.timesteps)).numpy()
+
+    @cached_property
+    def gram(self) -> NDArray[np.float64]:
+        """(n+1, n+1): the mean Gram matrix over all trajectories, both halves."""
+        groups = len(self.group_gram)
+        sizes = [len(range(group, self.samples, groups)) for group in range(groups)]
+        upper = np.tensordot(sizes, self.group_gram, axes=1) / self.samples
+        return np.triu(upper) + np.triu(upper, k=1).T
 
 
 class CostSum:
@@ -79,20 +95,23 @@ class CostSum:
         self.timesteps = validate_timesteps(timesteps)
         self.samples = 0
         nodes = len(self.timesteps)
-        self.sums = torch.zeros(GROUPS, nodes, nodes, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(nodes, nodes, dtype=torch.float64, device=device)
+        self.grams = torch.zeros(GROUPS, nodes, nodes, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(nodes, nodes, dtype=torch.float64, device=device)
+        self.squares = torch.zeros_like(self.sums)
         self._weights = _weights(self.timesteps).to(device)
 
     def add(self, velocities: Tensor) -> None:
         """velocities: (n, B, elements), those of B Euler trajectories at all grid points but the
         last, on the device given. InputError, and nothing added, when they are not finite."""
         per_group = max(1, _GRAM_BYTES // self.squares.nbytes)
-        sums, squares = self.sums.clone(), self.squares.clone()
+        grams, sums, squares = self.grams.clone(), self.sums.clone(), self.squares.clone()
         samples = self.samples
         for part in velocities.split(per_group, dim=1):
-            cost = _cost_from_gram(_increment_grams(part), self._weights)
-            group = torch.arange(samples, samples + part.shape[1], device=cost.device) % GROUPS
-            sums.index_add_(0, group, cost)
+            gram = _increment_grams(part)
+            group = torch.arange(samples, samples + part.shape[1], device=gram.device) % GROUPS
+            grams.index_add_(0, group, gram)
+            cost = _cost_from_gram(gram, self._weights)
+            sums += cost.sum(dim=0)
             squares += cost.square_().sum(dim=0)
             samples += part.shape[1]
         if not sums.isfinite().all():  # the only synchronisation of a batch
@@ -101,13 +120,14 @@ class CostSum:
                 f"velocity: not finite at t = {self.timesteps[where]:g} (step {where} of"
                 f" {len(self.timesteps) - 1}); a network with finite outputs needed"
             )
-        self.sums, self.squares, self.samples = sums, squares, samples
+        self.grams, self.sums, self.squares, self.samples = grams, sums, squares, samples
 
     def state(self) -> dict[str, NDArray]:
         """All that `from_state` needs to go on, as arrays for an ``.npz`` file."""
         return {
             "timesteps": self.timesteps,
             "samples": np.array(self.samples),
+            "grams": self.grams.cpu().numpy(),
             "sums": self.sums.cpu().numpy(),
             "squares": self.squares.cpu().numpy(),
         }
@@ -119,6 +139,7 @@ class CostSum:
         """The sum that `state` described."""
         total = cls(state["timesteps"], device)
         total.samples = int(state["samples"])
+        total.grams = torch.from_numpy(state["grams"]).to(device)
         total.sums = torch.from_numpy(state["sums"]).to(device)
         total.squares = torch.from_numpy(state["squares"]).to(device)
         return total
@@ -126,14 +147,14 @@ class CostSum:
     def result(self) -> CostMatrix:
         """The mean over all trajectories so far; at least one is needed."""
         samples = self.samples
-        mean = self.sums.sum(dim=0) / samples
+        mean = self.sums / samples
         variance = (self.squares / samples - mean**2).clamp_min(0.0)
         error = (variance / (samples - 1)).sqrt() if samples > 1 else mean * torch.nan
         groups = min(samples, GROUPS)
         sizes = [len(range(group, samples, GROUPS)) for group in range(groups)]
-        group_cost = self.sums[:groups].cpu().numpy() / np.array(sizes)[:, None, None]
+        group_gram = self.grams[:groups].cpu().numpy() / np.array(sizes)[:, None, None]
         return CostMatrix(
-            mean.cpu().numpy(), self.timesteps, error.cpu().numpy(), samples, group_cost
+            mean.cpu().numpy(), self.timesteps, error.cpu().numpy(), samples, group_gram
         )
 
 

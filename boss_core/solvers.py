@@ -63,6 +63,35 @@ def heun(
 
 
 @torch.no_grad()
+def ab2(
+    velocity: VelocityField,
+    x: Tensor,
+    timesteps: ArrayLike,
+    *,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Two-step Adams-Bashforth with unequal steps, the first by Euler: order 2 for one
+    evaluation a step (Hairer, Norsett and Wanner, Solving ODEs I, III.5)."""
+    times = validate_timesteps(timesteps).tolist()
+    before: Tensor | None = None
+    for k in range(len(times) - 1):
+        h = times[k + 1] - times[k]
+        v = velocity(x, _batch_time(x, times[k]))
+        if observer is not None:
+            observer(k, x, v)
+        if before is None:
+            x = x + h * v
+        else:
+            half = 0.5 * h / (times[k] - times[k - 1])
+            x = x + (h * (1.0 + half)) * v - (h * half) * before
+        # A network may return the same buffer each time.
+        before = v.clone()
+    if observer is not None:
+        observer(len(times) - 1, x, None)
+    return x
+
+
+@torch.no_grad()
 def rk45(
     velocity: VelocityField,
     x: Tensor,

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from boss_core.bellman import optimal_paths, path_cost
+from boss_core.bellman import optimal_paths, optimal_two_step_paths, path_cost
 from tests.conftest import SHARED, needs_shared
 
 
@@ -35,6 +35,33 @@ def test_equals_enumeration_of_all_paths(seed: int) -> None:
         best = min(((0, *middle, n) for middle in inner), key=lambda p: path_cost(cost, p))
         assert found[budget].indices == best
         assert found[budget].cost == pytest.approx(path_cost(cost, best))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_step_paths_equal_enumeration(seed: int) -> None:
+    n = 8
+    random = np.random.default_rng(seed)
+    first, cost = random.normal(size=n + 1), random.normal(size=(n + 1,) * 3)
+
+    def total(path: tuple[int, ...]) -> float:
+        steps = zip(path, path[1:], path[2:], strict=False)
+        return first[path[1]] + sum(cost[step] for step in steps)
+
+    found = optimal_two_step_paths(first, cost, range(1, n + 1))
+    for budget in range(1, n + 1):
+        inner = itertools.combinations(range(1, n), budget - 1)
+        best = min(((0, *middle, n) for middle in inner), key=total)
+        assert found[budget].indices == best
+        assert found[budget].cost == pytest.approx(total(best))
+
+
+def test_two_step_paths_are_the_ordinary_ones_where_the_step_before_does_not_matter() -> None:
+    cost = np.random.default_rng(0).random((41, 41))
+    tiled = np.broadcast_to(cost, (41, 41, 41))
+    found = optimal_two_step_paths(cost[0], tiled, range(1, 12))
+    for budget, path in optimal_paths(cost, range(1, 12)).items():
+        assert found[budget].indices == path.indices
+        assert found[budget].cost == pytest.approx(path.cost)
 
 
 def test_ties_go_to_the_smallest_index() -> None:

@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from boss_core.solvers import euler, heun, rk45
+from boss_core.solvers import ab2, euler, heun, rk45
 from boss_core.timesteps import karras, quadratic, uniform
 from boss_core.velocity import CountedVelocity, sample_noise
 from tests.conftest import Linear
 
 
-@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2), (ab2, 2)])
 @pytest.mark.parametrize("grid", [uniform, quadratic])
 def test_convergence_order(solver, order: int, grid) -> None:
     ode, x = Linear(), torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
-    errors = [float((solver(ode, x, grid(n)) - ode.solution(x)).abs().max()) for n in (40, 80, 160)]
+    errors = [
+        float((solver(ode, x, grid(n)) - ode.solution(x)).abs().max()) for n in (80, 160, 320)
+    ]
     slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     assert slopes == pytest.approx([order, order], abs=0.1)
 
@@ -25,6 +27,24 @@ def test_euler_by_hand() -> None:
     x1 = 2.0 + 0.25 * -1.3 * 2.0
     expected = x1 + 0.75 * (-1.3 * x1 + 0.7 * 0.25)
     assert float(euler(ode, x, [0, 0.25, 1])) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ab2_by_hand() -> None:
+    ode, x = Linear(), torch.tensor([[2.0]], dtype=torch.float64)
+    v0 = -1.3 * 2.0
+    x1 = 2.0 + 0.25 * v0
+    v1 = -1.3 * x1 + 0.7 * 0.25
+    # The integral from 0.25 to 1 of the line through (0, v0) and (0.25, v1).
+    expected = x1 + 0.75 * v1 + 0.75**2 / 2 * (v1 - v0) / 0.25
+    assert float(ab2(ode, x, [0, 0.25, 1])) == pytest.approx(expected, abs=1e-12)
+    assert torch.equal(ab2(ode, x, [0, 1]), euler(ode, x, [0, 1]))
+
+
+def test_ab2_with_a_network_that_returns_one_buffer() -> None:
+    ode, buffer = Linear(), torch.empty(2, 3, dtype=torch.float64)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    found = ab2(lambda x, t: buffer.copy_(ode(x, t)), x, uniform(5))
+    assert torch.equal(found, ab2(ode, x, uniform(5)))
 
 
 def test_rk45_keeps_its_tolerance_and_tighter_costs_more() -> None:
@@ -38,7 +58,7 @@ def test_rk45_keeps_its_tolerance_and_tighter_costs_more() -> None:
     assert evaluations[0] < evaluations[1]
 
 
-@pytest.mark.parametrize(("solver", "each"), [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize(("solver", "each"), [(euler, 1), (ab2, 1), (heun, 2)])
 def test_evaluations_are_counted_at_the_call(solver, each: int) -> None:
     counted = CountedVelocity(Linear())
     solver(counted, torch.zeros(5, 3), uniform(7))
@@ -48,7 +68,7 @@ def test_evaluations_are_counted_at_the_call(solver, each: int) -> None:
     assert guided.nfe == 14 * each
 
 
-@pytest.mark.parametrize("solver", [euler, heun, rk45])
+@pytest.mark.parametrize("solver", [euler, ab2, heun, rk45])
 def test_observer_sees_every_knot_once(solver) -> None:
     seen = {}
     x = torch.ones(2, 3, dtype=torch.float64)
