@@ -44,7 +44,7 @@ def main(params: Params) -> None:
             timesteps=matrix.timesteps,
             standard_error=matrix.standard_error,
             samples=matrix.samples,
-            group_gram=matrix.group_gram,
+            group_cost=matrix.group_cost,
             teacher_hash=card.weights_sha256,
         )
 
