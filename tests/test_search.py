@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 
 from boss_core.bellman import optimal_paths, path_cost, path_standard_error
-from boss_core.checkpoints import save_checkpoint
+from boss_core.checkpoints import load_rectified_flow, save_checkpoint
 from boss_core.cost import estimate_cost_matrix
+from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.sampling import sample_images
 from boss_core.schedules import Schedule
 from boss_core.timesteps import karras, nearest_indices, uniform
 from boss_core.velocity import sample_labels, sample_noise
+from tests.conftest import SHARED, needs_shared
+from tests.test_edm import NCSNPP
 
 CONFIG = UNetConfig(
     image_size=8, channels=1, base_channels=8, channel_multipliers=(1, 2), blocks=1,
@@ -154,6 +157,34 @@ def test_a_student_brings_its_steps_and_others_are_warned_of(boss) -> None:
     assert code == 0
     assert err.startswith("warning: schedules/2.json: found for the network ")
     assert str(steps.teacher_hash)[:12] in err
+
+
+def test_a_denoiser_of_edm_on_its_own_grid(boss) -> None:
+    torch.manual_seed(0)
+    network = EDM(EDMConfig.model_validate(NCSNPP))
+    save_checkpoint(Path("edm"), network)
+    options = ["--spacing", "karras", "--grid", 9, "--samples", 2, "--budget", 3]
+    assert boss("schedule", "--checkpoint", "edm", *options)[0] == 0
+    noise = sample_noise(range(2), network.config.sample_shape, 0)
+    matrix = estimate_cost_matrix(network.eval(), noise, karras(9), batch_size=2)
+    found = Schedule.from_json(Path("schedules/3.json").read_text())
+    assert found.indices == optimal_paths(matrix.cost, [3])[3].indices
+    assert boss("sample", "--checkpoint", "edm", "--schedule", "schedules/3.json", "-n", 2)[0] == 0
+
+
+@needs_shared
+def test_a_rectified_flow_checkpoint_has_the_hash_that_it_has_when_imported(boss) -> None:
+    folder = SHARED / "reference" / "rf_256"
+    network = ["--checkpoint", folder / "checkpoint_0.pth", "--config", folder / "config.json"]
+    options = ["--grid", 6, "--samples", 1, "--budget", 2]
+    assert boss("schedule", *network, *options)[0] == 0
+    averaged = load_rectified_flow(folder / "checkpoint_0.pth", folder / "config.json")
+    card = save_checkpoint(Path("imported"), averaged)
+    found = Schedule.from_json(Path("schedules/2.json").read_text())
+    assert found.teacher_hash == card.weights_sha256
+    code, _, err = boss("schedule", *network, "--raw-weights", *options)
+    assert code == 2
+    assert "teacher_hash is" in err
 
 
 def test_a_conditional_network_has_its_labels(boss) -> None:
