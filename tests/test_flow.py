@@ -198,7 +198,7 @@ def test_a_flow_ended_half_way_loses_no_finished_stage(
     process = project.start("boss", "run", env=prefect_server)
     wait_for_line(process, "> python -m flows.stages.trajectories")
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     if how != signal.SIGKILL:  # whoever can still act ends what it started
         time.sleep(1)
         assert not running_in(project.folder)
@@ -307,12 +307,21 @@ def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
 ) -> None:
     project = flowed[0].copy(tmp_path / "project")
     project.set({"finetune.training.iterations": 13})
-    holder = subprocess.Popen(["sleep", "12"])
+    holder = subprocess.Popen(["sleep", "600"])
     threading.Thread(target=holder.wait, daemon=True).start()  # or it would stay as a zombie
     lock = project.folder / ".dvc" / "tmp" / "rwlock"
     path = str(project.folder / "models" / "student" / "3")
     lock.write_text(json.dumps({"write": {path: {"pid": holder.pid, "cmd": "sleep"}}}))
-    shown = run(project, prefect_server, "--target", "finetune@3")
+    flow = project.start("boss", "run", "--target", "finetune@3", env=prefect_server)
+    assert flow.stdout is not None
+    lines = []
+    for line in flow.stdout:  # the holder goes as soon as it was seen, however slow the machine is
+        lines.append(line)
+        if "is busy" in line:
+            holder.kill()
+    shown = "".join(lines)
+    holder.kill()
+    assert flow.wait() == 0, shown
     assert "is busy" in shown
     found = tasks(prefect_server, shown)["finetune@3"]
     assert found["state_name"] == "Ran"
@@ -356,7 +365,7 @@ def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect
     assert "error: " in shown
     assert "another run is at work in this folder; wait for it, or give --set" in shown
     first.terminate()
-    first.communicate(timeout=60)
+    first.communicate(timeout=300)
 
 
 def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> None:
