@@ -38,7 +38,8 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
     except (OSError, ValueError) as error:
         raise InputError(f"--pipeline: {source}: {' '.join(str(error).split())}") from error
     pipeline.set_progress_bar_config(disable=True)  # the search has one of its own
-    return pipeline.to(device), pipeline_hash(pipeline)
+    weights = pipeline_hash(pipeline)  # before they are on a GPU, to be copied back
+    return pipeline.to(device), weights
 
 
 def read_prompts(path: Path | None) -> list[str]:
