@@ -1,20 +1,25 @@
 """A schedule: which timesteps to sample at, and where they come from."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from boss_core.errors import InputError
 from boss_core.timesteps import validate_timesteps
 
+# Network evaluations in one step of each solver (`boss_core.solvers.SOLVERS`).
+EVALUATIONS = {"euler": 1, "ab2": 1, "heun": 2}
+
 
 class Schedule(BaseModel):
-    """K steps on a grid, with their provenance. Immutable; equal when every field is.
+    """Steps on a grid, the solver for them, and where they come from. Immutable; equal when every
+    field is.
 
     timesteps: K + 1 times from 0 (noise) to 1 (data).
     indices: the same as indices of the search grid, so that states and costs are looked up by
         index and never by comparing floats.
+    solver: the fixed-step solver that these steps are for (`boss_core.solvers.SOLVERS`).
     objective: what the steps minimise (``l2_squared``), or the name of a fixed grid
         (``uniform``).
     predicted_error: the sum of the costs of the steps (eq. 5), or None when unknown.
@@ -27,6 +32,7 @@ class Schedule(BaseModel):
 
     timesteps: tuple[float, ...]
     indices: tuple[int, ...]
+    solver: Literal["euler", "ab2", "heun"] = "euler"
     objective: str
     predicted_error: float | None = None
     standard_error: float | None = None
@@ -46,7 +52,12 @@ class Schedule(BaseModel):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations for one sample with Euler: K."""
+        """Network evaluations for one sample."""
+        return self.steps * EVALUATIONS[self.solver]
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, K for solvers that evaluate once a step."""
         return len(self.timesteps) - 1
 
     @property
@@ -66,3 +77,17 @@ class Schedule(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{source}: {where or 'schedule'}: {first['msg']}") from error
+
+
+def steps_of(budget: int, solver: str) -> int:
+    """The number of steps that a budget of network evaluations pays for. InputError for an
+    unknown solver, and when evaluations would be left over."""
+    if solver not in EVALUATIONS:
+        raise InputError(f"solver: {solver!r}; {', '.join(EVALUATIONS)} known")
+    each = EVALUATIONS[solver]
+    if budget < 1 or budget % each:
+        raise InputError(
+            f"budget: {budget} evaluations; a positive multiple of {each}, what a step of {solver}"
+            " takes, needed"
+        )
+    return budget // each

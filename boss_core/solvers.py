@@ -9,12 +9,14 @@ the last knot). It must copy what it keeps.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from boss_core.timesteps import validate_timesteps
+from boss_core.timesteps import Times, validate_timesteps
 from boss_core.velocity import VelocityField
 
 Observer = Callable[[int, Tensor, Tensor | None], None]
@@ -73,6 +75,7 @@ def ab2(
     """Two-step Adams-Bashforth with unequal steps, the first by Euler: order 2 for one
     evaluation a step (Hairer, Norsett and Wanner, Solving ODEs I, III.5)."""
     times = validate_timesteps(timesteps).tolist()
+    weights = extrapolation_weights(timesteps).tolist()
     before: Tensor | None = None
     for k in range(len(times) - 1):
         h = times[k + 1] - times[k]
@@ -82,13 +85,21 @@ def ab2(
         if before is None:
             x = x + h * v
         else:
-            half = 0.5 * h / (times[k] - times[k - 1])
-            x = x + (h * (1.0 + half)) * v - (h * half) * before
+            x = x + (h * (1.0 + weights[k])) * v - (h * weights[k]) * before
         # A network may return the same buffer each time.
         before = v.clone()
     if observer is not None:
         observer(len(times) - 1, x, None)
     return x
+
+
+def extrapolation_weights(timesteps: ArrayLike) -> Times:
+    """(K,): w_k, by which a step of `ab2` extrapolates the velocity of the knot before:
+
+    x_{k+1} = x_k + h_k ((1 + w_k) v_k - w_k v_{k-1}),  w_k = h_k / (2 h_{k-1}),  w_0 = 0.
+    """
+    steps = np.diff(validate_timesteps(timesteps))
+    return np.append(0.0, steps[1:] / (2.0 * steps[:-1]))
 
 
 @torch.no_grad()
@@ -121,6 +132,23 @@ def rk45(
         for k, state in enumerate(states):
             observer(k, state, None)
     return states[-1]
+
+
+class Solver(Protocol):
+    """A solver of fixed steps."""
+
+    def __call__(
+        self,
+        velocity: VelocityField,
+        x: Tensor,
+        timesteps: ArrayLike,
+        *,
+        observer: Observer | None = None,
+    ) -> Tensor: ...
+
+
+# The solvers of fixed steps by the name that a schedule carries.
+SOLVERS: dict[str, Solver] = {"euler": euler, "ab2": ab2, "heun": heun}
 
 
 def _batch_time(x: Tensor, t: float | Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from boss_core.errors import InputError
-from boss_core.schedules import Schedule
+from boss_core.schedules import Schedule, steps_of
 
 
 @pytest.fixture
@@ -45,3 +45,13 @@ def test_what_is_not_a_schedule_is_refused(schedule: Schedule, change, says: str
     text = json.dumps(json.loads(schedule.to_json()) | change)
     with pytest.raises(InputError, match=f"my.json.*{says}"):
         Schedule.from_json(text, "my.json")
+
+
+def test_evaluations_of_each_solver() -> None:
+    times = {"timesteps": (0.0, 0.5, 1.0), "indices": (0, 1, 2), "objective": "uniform"}
+    assert [Schedule(**times, solver=s).nfe for s in ("euler", "ab2", "heun")] == [2, 2, 4]
+    assert (steps_of(4, "ab2"), steps_of(4, "heun")) == (4, 2)
+    with pytest.raises(ValueError, match="budget: 3 evaluations; a positive multiple of 2"):
+        steps_of(3, "heun")
+    with pytest.raises(ValueError, match="solver: 'rk4'; euler, ab2, heun known"):
+        steps_of(4, "rk4")
