@@ -190,7 +190,7 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
     if known:
         return Completed(name=Outcome.CACHED, message="nothing changed")
     logger = get_run_logger()
-    cores = threads(run.workers, side_by_side=stage.side_by_side)
+    cores = threads(run.workers)
     try:
         with gpu_slot(run.gpus if stage.computes else []) as gpu:
             outcome = run.runner.run(

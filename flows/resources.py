@@ -65,7 +65,9 @@ def gpu_slot(gpus: list[str]) -> Iterator[dict[str, str]]:
         raise RuntimeError(f"every GPU of {', '.join(gpus)} is in use, though {GPU_LIMIT} is not")
 
 
-def threads(workers: int, *, side_by_side: bool) -> int:
-    """Threads for one stage: its share where others like it run at the same time, else all."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // workers) if side_by_side else cores
+def threads(workers: int) -> int:
+    """Threads for one stage: its share of the cores, whatever runs beside it at the time.
+
+    Two stages with a thread for each core wait for one another at every operation, and take some
+    fifty times as long; and a stage's last bits depend on its threads, so on nothing but this."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)

@@ -60,11 +60,6 @@ class Stage:
     needs: frozenset[str]
     computes: bool
 
-    @property
-    def side_by_side(self) -> bool:
-        """One of a matrix: others like it may run at the same time."""
-        return "@" in self.name
-
 
 def read_stages(root: Path, targets: Sequence[str] = ()) -> list[Stage]:
     """The stages that the targets need, themselves included, each after those it needs.

@@ -269,14 +269,15 @@ def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
     project = flowed[0].copy(tmp_path / "project")
     path = project.folder / "dvc.yaml"
     told = "cmd: echo sees gpu=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS; sleep 3; python"
-    path.write_text(
-        path.read_text().replace(
-            "cmd: python -m flows.stages.finetune", f"{told} -m flows.stages.finetune"
+    text = path.read_text()
+    for stage in ("cost", "floor", "finetune"):  # of no matrix, but side by side all the same
+        text = text.replace(
+            f"cmd: python -m flows.stages.{stage}", f"{told} -m flows.stages.{stage}"
         )
-    )
+    path.write_text(text)
     cores = len(os.sched_getaffinity(0))
-    shown = run(project, prefect_server, "--target", "finetune")
-    assert shown.count(f"sees gpu= threads={max(1, cores // 2)}") == 2
+    shown = run(project, prefect_server, "--target", "finetune", "--target", "floor")
+    assert shown.count(f"sees gpu= threads={max(1, cores // 2)}") == 4
 
     project.set({"finetune.training.iterations": 13})
     shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
