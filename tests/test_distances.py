@@ -97,6 +97,11 @@ def test_frechet_distance_with_more_features_than_samples() -> None:
     assert float(found) == pytest.approx(30 * 0.25, rel=1e-5)
 
 
+def test_features_of_a_network_in_training_carry_no_gradient() -> None:
+    x = sample_noise(range(10), (3,), seed=0)
+    assert not feature_frechet(x, torch.nn.Linear(3, 2))(x[None]).requires_grad
+
+
 def test_endpoint_error_by_hand() -> None:
     reference = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     samples = torch.tensor([[[3.0, 4.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]])
