@@ -109,6 +109,39 @@ def estimate_pipeline_cost(
     return PipelineCost(found.result(), evaluations / (samples * (len(times) - 1)))
 
 
+@torch.no_grad()
+def sample_latents(
+    pipeline: Any,
+    timesteps: ArrayLike,
+    calls: Iterable[Mapping[str, Any]],
+    *,
+    solver: str = "euler",
+) -> Tensor:
+    """Where the steps of a schedule take a pipeline: final latents of all calls, (N, ...) float32,
+    as the pipeline hands them out, on its device.
+
+    pipeline, calls: as for `estimate_pipeline_cost`. timesteps: K + 1 times. solver: ``euler`` or
+    ``ab2``.
+    """
+    times = validate_timesteps(timesteps)
+    _require_flow(pipeline)
+    own = pipeline.scheduler
+    found = []
+    try:
+        pipeline.scheduler = fixed_scheduler(own, times, solver)
+        for number, call in enumerate(calls):
+            _check_call(call, number)
+            latents = pipeline(
+                **call, num_inference_steps=len(times) - 1, output_type="latent", return_dict=False
+            )[0]
+            found.append(latents.float())
+    finally:
+        pipeline.scheduler = own
+    if not found:
+        raise InputError("calls: none; the arguments of at least one call of the pipeline needed")
+    return torch.cat(found)
+
+
 def prompt_calls(
     prompts: Sequence[str],
     *,

@@ -32,13 +32,18 @@ class Reference:
     """Noise, and where the teacher takes it: the same for every budget, so rolled out once
     (`roll_out`, or any finer solver).
 
-    noise, ends: (N, ...) states at t = 0 and t = 1, in the same order and on one device.
+    noise, ends: (N, ...) states at t = 0 and t = 1, in the same order and on one device. For
+        `choose_sampled`, noise is whatever its samples start from, N of them.
     labels: (N,) int64 there, when the velocity is conditional.
     """
 
     noise: Tensor
     ends: Tensor
     labels: Tensor | None = None
+
+
+# From candidates and a reference to the final states of each from the reference's noise.
+Sampler = Callable[[dict[str, Indices], Reference], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,26 @@ def choose(
     Raises InputError when the baseline is not among the candidates, for an unknown solver, steps
     that cannot be, and fewer than two test samples a block.
     """
-    grid, steps = _validate(timesteps, candidates, test, solver)
-    sample = partial(_sample, velocity, grid, solver, batch_size)
+    grid = validate_timesteps(timesteps)
+    sample = _sampler(velocity, grid, solver, batch_size)
+    return choose_sampled(sample, len(grid) - 1, candidates, selection, test, distance=distance)
+
+
+def choose_sampled(
+    sample: Sampler,
+    n: int,
+    candidates: Mapping[str, Sequence[int]],
+    selection: Reference,
+    test: Reference,
+    *,
+    distance: Callable[[Tensor], Distance],
+) -> Choice:
+    """As `choose`, for a teacher that is no velocity, such as a diffusers pipeline.
+
+    sample: to the final states, (N, ...), of every candidate from a reference's noise.
+    n: the steps of the grid that the candidates are on.
+    """
+    steps = _validate(n, candidates, test)
     nearest = _distances(sample(steps, selection), distance(selection.ends))
     return _confirm(sample, steps, nearest, test, distance)
 
@@ -138,8 +161,9 @@ def search_steps(
     Arguments and errors are those of `choose`, and of `boss_core.refine.refine`, which takes
     solvers of one evaluation a step only. on_evaluations: as there.
     """
-    grid, steps = _validate(timesteps, candidates, test, solver)
-    sample = partial(_sample, velocity, grid, solver, batch_size)
+    grid = validate_timesteps(timesteps)
+    steps = _validate(len(grid) - 1, candidates, test)
+    sample = _sampler(velocity, grid, solver, batch_size)
     to_selection = distance(selection.ends)
     nearest = _distances(sample(steps, selection), to_selection)
     # Even steps of the index: on a grid that is not uniform, its own spacing.
@@ -162,7 +186,7 @@ def search_steps(
 
 
 def _confirm(
-    sample: Callable[[dict[str, Indices], Reference], dict[str, Tensor]],
+    sample: Sampler,
     candidates: dict[str, Indices],
     nearest: dict[str, float],
     test: Reference,
@@ -196,6 +220,12 @@ def _confirm(
 
 def _distances(ends: dict[str, Tensor], distance: Distance) -> dict[str, float]:
     return {name: float(distance(x[None])) for name, x in ends.items()}
+
+
+def _sampler(velocity: Velocity, grid: Times, solver: str, batch_size: int) -> Sampler:
+    if solver not in SOLVERS:
+        raise InputError(f"solver: {solver!r}; {', '.join(SOLVERS)} known")
+    return partial(_sample, velocity, grid, solver, batch_size)
 
 
 def _sample(
@@ -235,27 +265,24 @@ def _ends(
 
 
 def _validate(
-    timesteps: ArrayLike, candidates: Mapping[str, Sequence[int]], test: Reference, solver: str
-) -> tuple[Times, dict[str, Indices]]:
-    """The grid and the candidates; InputError when they cannot be."""
-    grid = validate_timesteps(timesteps)
+    n: int, candidates: Mapping[str, Sequence[int]], test: Reference
+) -> dict[str, Indices]:
+    """The candidates as tuples; InputError when they cannot be."""
     if BASELINE not in candidates:
         raise InputError(
             f"candidates: {', '.join(candidates) or 'none'}; {BASELINE}, which the others have to"
             " beat, needed"
         )
-    if solver not in SOLVERS:
-        raise InputError(f"solver: {solver!r}; {', '.join(SOLVERS)} known")
     if len(test.noise) < 2 * BLOCKS:
         raise InputError(
             f"test noise: {len(test.noise)} samples; {2 * BLOCKS} or more, two for each of"
             f" {BLOCKS} blocks, needed"
         )
     steps = {
-        name: validate_steps(indices, len(grid) - 1, f"candidates: {name}")
+        name: validate_steps(indices, n, f"candidates: {name}")
         for name, indices in candidates.items()
     }
     counts = sorted({len(path) - 1 for path in steps.values()})
     if len(counts) > 1:
         raise InputError(f"candidates: of {counts} steps; as many in all needed")
-    return grid, steps
+    return steps

@@ -200,6 +200,21 @@ def schedule(
         "bfloat16", rich_help_panel=DIFFUSERS, help="float32, bfloat16 or float16."
     ),
     spacing: str = typer.Option("uniform", help=f"Fine grid: {', '.join(SPACINGS)}."),
+    solver: str = typer.Option(
+        "euler",
+        help="euler, or ab2: two-step Adams-Bashforth, better samples from as many evaluations.",
+    ),
+    objective: str = typer.Option(
+        "l2_squared",
+        help="What the steps are best for: l2_squared (the paper), l2, minimax, gits, oss, refine,"
+        " or auto, which compares the samples of all but oss.",
+    ),
+    gamma: float = typer.Option(1.15, min=0, help="Of --objective gits."),
+    noises: int = typer.Option(
+        256,
+        min=20,
+        help="Samples that oss, refine and auto search on; auto tests on twice as many others.",
+    ),
     samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
     batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
     seed: int = SEED,
@@ -215,14 +230,32 @@ def schedule(
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
     from boss_core.errors import InputError
-    from flows.search import Search, check_request, report, search_costs, write_schedules
+    from flows.search import (
+        Objective,
+        Search,
+        check_request,
+        find_steps,
+        report,
+        search_costs,
+        write_schedules,
+    )
     from flows.teachers import choose_device, choose_teacher, parse_shape
 
-    check_request(budget, grid, spacing)
+    wanted = Objective(solver, objective, gamma, noises)
+    check_request(budget, grid, spacing, wanted)
+    budgets = sorted(set(budget))
     on = choose_device(device)
     if pipeline is not None:
-        from flows.diffusers_search import conditions, load_pipeline, pipeline_costs, read_prompts
+        from flows.diffusers_search import (
+            check_objective,
+            conditions,
+            find_pipeline_steps,
+            load_pipeline,
+            pipeline_costs,
+            read_prompts,
+        )
 
+        check_objective(wanted)
         if checkpoint is not None or velocity is not None:
             raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
         texts = read_prompts(prompts)
@@ -235,13 +268,20 @@ def schedule(
             pipe, search, out, prompts=texts, shared=shared, samples=samples,
             batch_size=batch_size, device=on,
         )  # fmt: skip
+        found = find_pipeline_steps(
+            pipe, search, matrix, budgets, wanted, prompts=texts, shared=shared,
+            batch_size=batch_size,
+        )  # fmt: skip
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
         search = Search(teacher.hash, grid, spacing, seed)
         matrix = search_costs(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )
-    report(out, matrix, write_schedules(out, search, matrix, sorted(budget)))
+        found = find_steps(
+            teacher, search, matrix, budgets, wanted, batch_size=batch_size, device=on
+        )
+    report(out, matrix, write_schedules(out, search, matrix, found, wanted), wanted)
 
 
 @app.command()

@@ -9,10 +9,30 @@ from typing import Any
 import torch
 
 from boss_core.cost import CostMatrix
+from boss_core.distances import sliced_wasserstein
 from boss_core.errors import InputError
-from boss_core.pipelines import estimate_pipeline_cost, pipeline_hash, prompt_calls
+from boss_core.pipelines import (
+    estimate_pipeline_cost,
+    pipeline_hash,
+    prompt_calls,
+    sample_latents,
+)
+from boss_core.selection import Reference, choose_sampled
+from boss_core.timesteps import Times
 from flows.progress import progress
-from flows.search import Keeper, Search, announce, read_costs
+from flows.search import (
+    SELECTION,
+    TEST,
+    Found,
+    Keeper,
+    Objective,
+    Search,
+    announce,
+    candidates,
+    describe,
+    from_costs,
+    read_costs,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -104,3 +124,67 @@ def pipeline_costs(
                 print(f"search: {found.nfe_per_step:g} network evaluations in a step", flush=True)
             keeper.keep()
     return total.result()
+
+
+def check_objective(objective: Objective) -> None:
+    """InputError for objectives that need the network at states of their own, which a pipeline,
+    a sampler from noise, does not give."""
+    if objective.name in ("oss", "refine"):
+        raise InputError(
+            f"--objective: {objective.name}; with --pipeline one of the costs, or auto, which"
+            " compares samples of their steps, needed"
+        )
+
+
+def find_pipeline_steps(
+    pipeline: Any,
+    search: Search,
+    matrix: CostMatrix,
+    budgets: Sequence[int],
+    objective: Objective,
+    *,
+    prompts: Sequence[str],
+    shared: Mapping[str, Any],
+    batch_size: int,
+) -> dict[int, Found]:
+    """As `find_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
+    if objective.name != "auto":
+        return from_costs(matrix, budgets, objective)
+
+    def sample(rows: Sequence[int], times: Times, solver: str) -> torch.Tensor:
+        calls = (
+            call
+            for start in range(0, len(rows), batch_size)
+            for part in [rows[start : start + batch_size]]
+            for call in prompt_calls(
+                [prompts[i % len(prompts)] for i in part], batch_size=len(part),
+                seed=search.seed, first=part[0], **shared,
+            )
+        )  # fmt: skip
+        return sample_latents(pipeline, times, calls, solver=solver)
+
+    def reference(first: int, count: int) -> Reference:
+        rows = range(first, first + count)
+        return Reference(torch.tensor(rows), sample(rows, matrix.timesteps, "euler"))
+
+    def sampler(steps: dict[str, tuple[int, ...]], to: Reference) -> dict[str, torch.Tensor]:
+        ends = {
+            path: sample(to.noise.tolist(), matrix.timesteps[list(path)], objective.solver)
+            for path in set(steps.values())
+        }
+        return {name: ends[path] for name, path in steps.items()}
+
+    print(
+        f"auto: the pipeline's {search.grid} steps from {3 * objective.noises} noises", flush=True
+    )
+    selection = reference(SELECTION, objective.noises)
+    test = reference(TEST, 2 * objective.noises)
+    found = {}
+    for budget in budgets:
+        choice = choose_sampled(
+            sampler, search.grid, candidates(matrix, budget, objective), selection, test,
+            distance=sliced_wasserstein,
+        )  # fmt: skip
+        found[budget] = Found(choice.indices, choice.objective, choice)
+        print(describe(budget, choice), flush=True)
+    return found

@@ -2,7 +2,8 @@
 
 The folder of a search holds ``cost.npz``, the sum of costs so far, from which a search that
 stopped goes on and one for other budgets starts finished; ``K.json``, a schedule for each budget;
-and ``cost.png``, the heat map.
+and ``cost.png``, the heat map. What compares samples (``refine``, ``auto``) or the student's own
+states (``oss``) evaluates the network once more each time.
 """
 
 import hashlib
@@ -21,17 +22,34 @@ from rich.console import Console
 from rich.table import Table
 
 from boss_core import timesteps
-from boss_core.bellman import optimal_paths, path_cost, path_standard_error
 from boss_core.cost import CostMatrix, CostSum, add_trajectories, rollout_bytes
+from boss_core.distances import sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.files import replacing, write_bytes
+from boss_core.objectives import (
+    GITS_GAMMA,
+    OBJECTIVES,
+    group_step_costs,
+    optimal_steps,
+    path_values,
+    step_costs,
+)
+from boss_core.oss import oss_paths
+from boss_core.refine import refine
 from boss_core.schedules import Schedule
+from boss_core.selection import Choice, roll_out, search_steps
 from boss_core.teachers import Teacher
 from boss_core.timesteps import Times
+from boss_core.two_step import LARGEST_GRID
+from boss_core.uncertainty import bootstrap
 from boss_core.velocity import sample_labels, sample_noise
 from flows.progress import progress
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
+SOLVERS = ("euler", "ab2")
+SAMPLED = ("oss", "refine", "auto")  # objectives that evaluate the network again
+# The first samples of the noise that steps are compared on: no cost matrix gets that far.
+SELECTION, TEST = 1 << 40, 1 << 41
 SAVE_INTERVAL = 30.0  # seconds of a long search that a power cut may cost
 
 
@@ -54,8 +72,39 @@ class Search:
         return timesteps.GRIDS[self.spacing](self.grid)
 
 
-def check_request(budgets: Sequence[int], grid: int, spacing: str) -> None:
+@dataclass(frozen=True)
+class Objective:
+    """What the steps are to be best for.
+
+    solver: ``euler`` or ``ab2``. name: of `OBJECTIVES` or `SAMPLED`. gamma: of ``gits``.
+    noises: samples that ``oss``, ``refine`` and ``auto`` search on; ``auto`` then compares on
+        twice as many others.
+    """
+
+    solver: str = "euler"
+    name: str = "l2_squared"
+    gamma: float = GITS_GAMMA
+    noises: int = 256
+
+
+@dataclass(frozen=True)
+class Found:
+    """The indices of a budget's steps, whose they are, and how ``auto`` came to them."""
+
+    indices: tuple[int, ...]
+    objective: str
+    choice: Choice | None = None
+
+
+def check_request(budgets: Sequence[int], grid: int, spacing: str, objective: Objective) -> None:
     """InputError before any work for what cannot be searched."""
+    if objective.solver not in SOLVERS:
+        raise InputError(f"--solver: {objective.solver!r}; {' or '.join(SOLVERS)} needed")
+    if objective.name not in (*OBJECTIVES, *SAMPLED):
+        known = ", ".join((*OBJECTIVES, *SAMPLED))
+        raise InputError(f"--objective: {objective.name!r}; {known} known")
+    if objective.solver == "ab2" and grid > LARGEST_GRID:
+        raise InputError(f"--grid: {grid}; at most {LARGEST_GRID} needed with --solver ab2")
     if spacing not in timesteps.GRIDS:
         raise InputError(f"--spacing: {spacing!r}; {', '.join(timesteps.GRIDS)} known")
     for budget in budgets:
@@ -177,19 +226,124 @@ def write_costs(folder: Path, search: Search, total: CostSum) -> None:
         )
 
 
+def find_steps(
+    teacher: Teacher,
+    search: Search,
+    matrix: CostMatrix,
+    budgets: Sequence[int],
+    objective: Objective,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> dict[int, Found]:
+    """The best steps of every budget; for `SAMPLED` objectives by further evaluations."""
+    if objective.name not in SAMPLED:
+        return from_costs(matrix, budgets, objective)
+
+    def noise(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows = range(first, first + count)
+        labels = None
+        if teacher.classes is not None:
+            labels = sample_labels(rows, teacher.classes, search.seed).to(device)
+        return sample_noise(rows, teacher.shape, search.seed).to(device), labels
+
+    count, grid = objective.noises, matrix.timesteps
+    start, labels = noise(SELECTION, count)
+    if objective.name == "oss":
+        total = count * len(grid) * max(budgets)  # a little more than it takes
+        with progress("oss", total, "sample steps") as advance:
+            paths = oss_paths(
+                teacher.velocity, start, grid, budgets, solver=objective.solver, labels=labels,
+                batch_size=batch_size, on_step=advance,
+            )  # fmt: skip
+        return {k: Found(path.indices, "oss") for k, path in paths.items()}
+
+    print(
+        f"{objective.name}: the teacher's {len(grid) - 1} steps from {3 * count} noises", flush=True
+    )
+    selection = roll_out(teacher.velocity, start, grid, labels=labels, batch_size=batch_size)
+    test = None
+    if objective.name == "auto":
+        held_out, labels = noise(TEST, 2 * count)
+        test = roll_out(teacher.velocity, held_out, grid, labels=labels, batch_size=batch_size)
+    found = {}
+    for budget in budgets:
+        steps = candidates(matrix, budget, objective)
+        if test is None:
+            refined = refine(
+                teacher.velocity, selection.noise, grid, list(steps.values()),
+                sliced_wasserstein(selection.ends), solver=objective.solver,
+                batch_size=batch_size, labels=selection.labels,
+            )  # fmt: skip
+            found[budget] = Found(refined.indices, "refine")
+            print(f"refine: K = {budget}: {refined.evaluations} evaluations a sample", flush=True)
+            continue
+        choice = search_steps(
+            teacher.velocity, grid, steps, selection, test, distance=sliced_wasserstein,
+            solver=objective.solver, batch_size=batch_size,
+        )  # fmt: skip
+        found[budget] = Found(choice.indices, choice.objective, choice)
+        print(describe(budget, choice), flush=True)
+    return found
+
+
+def from_costs(
+    matrix: CostMatrix, budgets: Sequence[int], objective: Objective
+) -> dict[int, Found]:
+    """The best steps of every budget by the cost matrix alone."""
+    paths = optimal_steps(
+        matrix, budgets, objective=objective.name, solver=objective.solver, gamma=objective.gamma
+    )
+    return {k: Found(path.indices, objective.name) for k, path in paths.items()}
+
+
+def candidates(matrix: CostMatrix, budget: int, objective: Objective) -> dict[str, tuple[int, ...]]:
+    """What ``auto`` chooses from: the steps of every objective of the costs, and uniform ones."""
+    found = {}
+    for name in OBJECTIVES:
+        paths = optimal_steps(
+            matrix, [budget], objective=name, solver=objective.solver, gamma=objective.gamma
+        )
+        found[name] = paths[budget].indices
+    even = uniform_indices(matrix, budget)
+    return found if even is None else found | {"uniform": even}
+
+
+def describe(budget: int, choice: Choice) -> str:
+    """One line on how the steps of a budget were chosen."""
+    if choice.winner == "l2_squared":
+        return f"auto: K = {budget}: l2_squared is nearest to the teacher's samples"
+    verdict = "" if choice.objective == choice.winner else ", which may be chance: l2_squared kept"
+    return (
+        f"auto: K = {budget}: {choice.winner} is {choice.gain:.1%} nearer to the teacher's samples"
+        f" than l2_squared (standard error {choice.standard_error:.1%}){verdict}"
+    )
+
+
 def write_schedules(
-    folder: Path, search: Search, matrix: CostMatrix, budgets: Sequence[int]
+    folder: Path,
+    search: Search,
+    matrix: CostMatrix,
+    found: Mapping[int, Found],
+    objective: Objective,
 ) -> dict[int, Schedule]:
     """The best schedule of every budget, in ``K.json``; and the heat map."""
-    settings = json.dumps(asdict(search) | {"samples": matrix.samples}, sort_keys=True)
+    settings = json.dumps(
+        asdict(search) | asdict(objective) | {"samples": matrix.samples}, sort_keys=True
+    )
+    costs = step_costs(matrix, solver=objective.solver)
+    groups = group_step_costs(matrix, solver=objective.solver)
     schedules = {}
-    for budget, path in optimal_paths(matrix.cost, budgets).items():
+    for budget, steps in found.items():
+        of_groups = path_values(groups, steps.indices)
+        error = of_groups.std(ddof=1) / np.sqrt(len(of_groups)) if len(of_groups) > 1 else None
         schedules[budget] = Schedule(
-            timesteps=tuple(float(matrix.timesteps[i]) for i in path.indices),
-            indices=path.indices,
-            objective="l2_squared",
-            predicted_error=path.cost,
-            standard_error=path_standard_error(matrix.group_cost, path.indices),
+            timesteps=tuple(float(matrix.timesteps[i]) for i in steps.indices),
+            indices=steps.indices,
+            solver=objective.solver,  # type: ignore[arg-type]
+            objective=steps.objective,
+            predicted_error=float(path_values(costs, steps.indices)[0]),
+            standard_error=None if error is None else float(error),
             teacher_hash=search.teacher_hash,
             settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
         )
@@ -201,36 +355,57 @@ def write_schedules(
     return schedules
 
 
-def report(folder: Path, matrix: CostMatrix, schedules: Mapping[int, Schedule]) -> None:
+def report(
+    folder: Path, matrix: CostMatrix, schedules: Mapping[int, Schedule], objective: Objective
+) -> None:
     """Print the schedules with their predicted errors, and where they are."""
-    table = Table(title=f"predicted error (sum of eq. 5), {matrix.samples} trajectories")
-    for title in ("K (NFE)", "Bellman steps", "95 % interval", "uniform steps"):
+    table = Table(
+        title=f"{objective.solver}, {objective.name}; predicted error (sum of squared one-step"
+        f" errors, eq. 5), {matrix.samples} trajectories"
+    )
+    auto = ("steps of",) if objective.name == "auto" else ()
+    for title in ("K (NFE)", *auto, "predicted error", "95 % interval", "uniform steps"):
         table.add_column(title, justify="right")
     table.add_column("timesteps, 0 noise to 1 data")
+    costs = step_costs(matrix, solver=objective.solver)
     for budget, schedule in schedules.items():
         error, half = schedule.predicted_error, interval(schedule, matrix.samples)
         assert error is not None
-        uniform = uniform_error(matrix, budget)
+        even = uniform_indices(matrix, budget)
         table.add_row(
             str(budget),
+            *((schedule.objective,) if auto else ()),
             f"{error:.4g}",
             f"{max(0.0, error - half):.4g} to {error + half:.4g}",
-            "" if uniform is None else f"{uniform:.4g}",
+            "" if even is None else f"{path_values(costs, even)[0]:.4g}",
             " ".join(f"{t:.4g}" for t in schedule.timesteps),
         )
     Console(width=None if sys.stdout.isatty() else 110).print(table)
+    if objective.name in OBJECTIVES:
+        print(knots_line(matrix, list(schedules), objective))
     names = ", ".join(f"{budget}.json" for budget in schedules)
     print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
 
 
-def uniform_error(matrix: CostMatrix, budget: int) -> float | None:
-    """The predicted error of uniform steps, on the grid points nearest to them; None where the
-    grid is too coarse for them."""
+def knots_line(matrix: CostMatrix, budgets: Sequence[int], objective: Objective) -> str:
+    """How sure the knots are: the share of bootstrap resamples that agree on the least sure."""
+    found = bootstrap(
+        matrix, budgets, objective=objective.name, solver=objective.solver, gamma=objective.gamma
+    )
+    shares = [min(of.knots) for of in found.values() if of.knots is not None]
+    if not shares:
+        return "knots: one trajectory cannot say how sure they are"
+    unsure = [str(k) for k, of in found.items() if of.knots is not None and min(of.knots) < 0.95]
+    more = f"; K = {', '.join(unsure)}: more --samples may move them" if unsure else ""
+    return f"knots: each within a grid step of here in {min(shares):.0%} or more of resamples{more}"
+
+
+def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
+    """The grid points nearest to uniform steps; None where the grid is too coarse for them."""
     try:
-        indices = timesteps.nearest_indices(matrix.timesteps, timesteps.uniform(budget))
+        return timesteps.nearest_indices(matrix.timesteps, timesteps.uniform(budget))
     except InputError:
         return None
-    return path_cost(matrix.cost, indices)
 
 
 def interval(schedule: Schedule, samples: int) -> float:

@@ -12,12 +12,17 @@ from PIL import Image
 from boss_core.bellman import optimal_paths, path_cost, path_standard_error
 from boss_core.checkpoints import load_rectified_flow, save_checkpoint
 from boss_core.cost import estimate_cost_matrix
+from boss_core.distances import sliced_wasserstein
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.objectives import OBJECTIVES, optimal_steps
+from boss_core.oss import oss_paths
 from boss_core.sampling import sample_images
 from boss_core.schedules import Schedule
+from boss_core.solvers import SOLVERS, euler
 from boss_core.timesteps import karras, nearest_indices, uniform
 from boss_core.velocity import sample_labels, sample_noise
+from flows.search import SELECTION
 from tests.conftest import SHARED, needs_shared
 from tests.test_edm import NCSNPP
 
@@ -272,3 +277,82 @@ def test_a_velocity_that_breaks_its_promise_is_named(boss, returned: str, messag
     code, _, err = boss("schedule", "--velocity", "broken:velocity", "--shape", "5", *options)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2"])
+@pytest.mark.parametrize("objective", ["l2_squared", "l2", "minimax", "gits"])
+def test_objectives_are_those_of_the_library(boss, solver: str, objective: str) -> None:
+    network = teacher(Path("net"))
+    code, out, err = boss(
+        "schedule", "--checkpoint", "net", "--budget", 3, "--grid", 12, "--samples", 8,
+        "--solver", solver, "--objective", objective, "--gamma", 2,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "knots: each within a grid step of here in " in out
+    noise = sample_noise(range(8), (1, 8, 8), seed=0)
+    matrix = estimate_cost_matrix(network, noise, uniform(12), batch_size=8)
+    path = optimal_steps(matrix, [3], objective=objective, solver=solver, gamma=2)[3]
+    found = Schedule.from_json(Path("schedules/3.json").read_text())
+    assert (found.indices, found.solver, found.objective) == (path.indices, solver, objective)
+    if objective == "l2_squared":
+        assert found.predicted_error == pytest.approx(path.cost, rel=1e-4)
+
+
+def test_steps_forward_are_those_of_the_library(boss) -> None:
+    network = teacher(Path("net"))
+    arguments = ["--grid", 8, "--samples", 4, "--noises", 20, "--solver", "ab2"]
+    code, _, err = boss(
+        "schedule", "--checkpoint", "net", "--budget", 3, *arguments, "--objective", "oss"
+    )
+    assert (code, err) == (0, "")
+    noise = sample_noise(range(SELECTION, SELECTION + 20), (1, 8, 8), seed=0)
+    path = oss_paths(network, noise, uniform(8), [3], solver="ab2", batch_size=20)[3]
+    assert Schedule.from_json(Path("schedules/3.json").read_text()).indices == path.indices
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2"])
+def test_refined_steps_sample_nearer_to_the_teacher(boss, solver: str) -> None:
+    network = teacher(Path("net"))
+    arguments = ["--checkpoint", "net", "--budget", 3, "--grid", 20, "--samples", 4]
+    arguments += ["--solver", solver, "--noises", 40]
+    noise = sample_noise(range(SELECTION, SELECTION + 40), (1, 8, 8), seed=0)
+    distance = sliced_wasserstein(euler(network, noise, uniform(20)))
+    found = {}
+    for objective in ("l2_squared", "refine"):
+        assert boss("schedule", *arguments, "--objective", objective)[0] == 0
+        times = Schedule.from_json(Path("schedules/3.json").read_text()).timesteps
+        found[objective] = float(distance(SOLVERS[solver](network, noise, times)[None]))
+    assert found["refine"] < found["l2_squared"]
+
+
+def test_auto_says_whose_steps_it_took_and_how_sure_it_is(boss) -> None:
+    teacher(Path("net"))
+    code, out, err = boss(
+        "schedule", "--checkpoint", "net", "--budget", 3, "--budget", 2, "--grid", 12,
+        "--samples", 4, "--solver", "ab2", "--objective", "auto", "--noises", 40,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "auto: the teacher's 12 steps from 120 noises" in out
+    for budget in (2, 3):
+        found = Schedule.from_json(Path(f"schedules/{budget}.json").read_text())
+        assert f"auto: K = {budget}: " in out
+        assert found.solver == "ab2"
+        assert found.objective in (*OBJECTIVES, "uniform", "refine")
+        assert f"│ {found.objective} │" in out.replace("  ", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--solver", "heun"], "--solver: 'heun'; euler or ab2 needed"),
+        (["--objective", "best"], "--objective: 'best'; l2_squared, l2, minimax, gits, oss"),
+        (["--solver", "ab2", "--grid", 400], "--grid: 400; at most 300 needed with --solver ab2"),
+        (["--noises", 3], "--noises"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_before_any_work(boss, options, message) -> None:
+    teacher(Path("net"))
+    code, _, err = boss("schedule", "--checkpoint", "net", "--budget", 2, *options)
+    assert code == 2
+    assert message in err
+    assert not Path("schedules").exists()

@@ -7,7 +7,11 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from boss_core.pipelines import estimate_pipeline_cost, prompt_calls
+from boss_core.pipelines import (
+    estimate_pipeline_cost,
+    prompt_calls,
+    sample_latents,
+)
 from boss_core.schedules import Schedule
 from boss_core.timesteps import uniform
 from tests import tiny_pipelines
@@ -52,6 +56,31 @@ def test_costs_are_those_of_the_library_and_the_search_goes_on(boss, pipe: Path)
     assert "conditions is" in err
 
 
+def test_auto_compares_samples_of_the_pipeline(boss, pipe: Path) -> None:
+    options = ["--samples", 4, "--budget", 2, "--noises", 20, "--batch-size", 20]
+    code, out, _ = boss("schedule", *OPTIONS, *options, "--solver", "ab2", "--objective", "auto")
+    assert code == 0
+    assert "auto: the pipeline's 8 steps from 60 noises" in out
+    assert "auto: K = 2: " in out
+    found = Schedule.from_json(Path("schedules/2.json").read_text())
+    assert found.solver == "ab2"
+
+    # What is compared does not depend on the batch, and leaves the pipeline as it was.
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipe)
+    pipeline.set_progress_bar_config(disable=True)
+    shared = {"guidance_scale": 3.0, "height": 16, "width": 16}
+    prompts = [PROMPTS[i % 2] for i in range(5)]
+    own = pipeline.scheduler
+    batches = [
+        sample_latents(
+            pipeline, found.timesteps, prompt_calls(prompts, batch_size=n, **shared), solver="ab2"
+        )
+        for n in (5, 2)
+    ]
+    torch.testing.assert_close(*batches, rtol=1e-4, atol=1e-4)
+    assert pipeline.scheduler is own
+
+
 def test_an_exported_schedule_is_what_the_pipeline_walks(boss, pipe: Path) -> None:
     boss("schedule", *OPTIONS, "--samples", 2, "--budget", 3)
     code, snippet, err = boss(
@@ -82,6 +111,7 @@ def test_an_exported_schedule_is_what_the_pipeline_walks(boss, pipe: Path) -> No
         (["schedule", *OPTIONS, "--dtype", "int8", "--budget", 2], "--dtype: 'int8'; float32"),
         (["schedule", *OPTIONS, "--size", "16", "--budget", 2], "joined by x, as 512x512"),
         (["schedule", *OPTIONS, "--checkpoint", "pipe", "--budget", 2], "one of them needed"),
+        (["schedule", *OPTIONS, "--objective", "refine", "--budget", 2], "--objective: refine; "),
         (["export", "none.json", "--to", "json"], "none.json: no such file"),
         (["export", "s.json", "--to", "onnx"], "--to: 'onnx'; diffusers, "),
         (["export", "s.json", "--to", "json", "--scheduler", "empty"], "of a scheduler ("),
