@@ -30,7 +30,7 @@ FIXED_AND_COSTED = ("uniform", "l2_squared", "l2", "minimax", "gits", "oss", "re
 OBJECTIVES = {
     "euler": FIXED_AND_COSTED,
     "ab2": FIXED_AND_COSTED,
-    "heun": ("uniform", "refine"),
+    "heun": ("uniform", "l2_squared"),
 }
 FLOORS = ("euler", "ab2", "rk45")
 # What is straightened, solver and objective.
@@ -69,7 +69,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, default=Path("models/teacher"), help="a network's folder")
     add("--reference", type=Path, default=Path("data/train.npy"), help="real images, uint8 NCHW")
     add("--features", type=Path, default=Path("models/features"),
-        help="the extractor of Frechet distance and KID; without it, other distances only")  # fmt: skip
+        help="extractor of Frechet distance and KID; without it, other distances only")  # fmt: skip
     add("--budgets", type=int, nargs="+", default=list(range(2, 11)), metavar="K")
     add("--solvers", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
     add("--objectives", nargs="+", default=list(FIXED_AND_COSTED), choices=FIXED_AND_COSTED)

@@ -20,7 +20,14 @@ from boss_core.cost import CostMatrix, estimate_cost_matrix
 from boss_core.distances import Distance, energy, sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.files import sha256
-from boss_core.objectives import GITS_GAMMA, optimal_steps
+from boss_core.heun_cost import HeunCosts, estimate_heun_costs
+from boss_core.objectives import (
+    OBJECTIVES,
+    StepCosts,
+    optimal_steps,
+    path_values,
+    step_costs,
+)
 from boss_core.oss import oss_paths
 from boss_core.pixels import from_uint8, to_uint8
 from boss_core.refine import refine
@@ -29,7 +36,6 @@ from boss_core.solvers import SOLVERS, rk45
 from boss_core.straighten import Segments, knot_states
 from boss_core.timesteps import Times, nearest_indices, uniform, union
 from boss_core.training import step_generator, train
-from boss_core.two_step import ab2_costs
 from boss_core.velocity import Velocity, sample_labels, sample_noise, with_labels
 from flows.seeds import COST, EVALUATE, TRAJECTORIES
 
@@ -41,8 +47,11 @@ Row = dict[str, Any]
 Indices = tuple[int, ...]
 
 KID_SUBSET = 400  # images in each of KID's subsets, or all where there are fewer
-# Sweeps over all knots that a refinement takes, and candidates for a knot: for the estimate only.
-REFINE_SWEEPS, REFINE_CANDIDATES = 6, 2
+# Heun's costs take 50 times the evaluations of Euler's: they are measured on fewer noises.
+HEUN_SAMPLES = 64
+REFINE_STARTS = ("l2_squared", "uniform")
+# For the estimate: passes over all knots that a refinement takes from a start.
+REFINE_SWEEPS = 4
 
 
 class Counted:
@@ -114,6 +123,7 @@ class Bench:
     def evaluations(self, cells: Sequence["Cell"]) -> int:
         """About how many evaluations on one sample these measurements and their searches take."""
         n, total = len(self.grid) - 1, 0
+        budget = max((cell.budget for cell in cells if cell.objective == "oss"), default=0)
         for _, of_seed in itertools.groupby(cells, key=lambda cell: cell.seed):
             total += n * (2 * self.search_samples + self.samples)
             searched: set[tuple[str, str]] = set()
@@ -127,11 +137,14 @@ class Bench:
                         total += n * self.params.trajectories.samples
                         searched.add(("student", ""))
                 elif cell.objective == "refine":
-                    tried = 2 * REFINE_SWEEPS * (steps - 1) * REFINE_CANDIDATES
-                    total += tried * steps // 2 * self.search_samples
+                    # Two moves of each knot, each with half of the steps to do again.
+                    total += len(REFINE_STARTS) * REFINE_SWEEPS * steps**2 * self.search_samples
                 elif cell.objective == "oss" and (cell.solver, "oss") not in searched:
-                    total += 2 * n * self.search_samples
+                    total += budget * n * self.search_samples
                     searched.add((cell.solver, "oss"))
+                elif cell.solver == "heun" and ("heun", "") not in searched:
+                    total += n * n // 2 * min(HEUN_SAMPLES, self.search_samples)
+                    searched.add(("heun", ""))
         return total
 
     def quality(self, ends: Tensor, fine: Tensor, seed: int) -> Row:
@@ -158,7 +171,7 @@ class Seed:
         self.searched: dict[tuple[str, str, int], Row] = {}
         self.measured: dict[tuple[str, Indices], Row] = {}
         self.students: dict[tuple[str, Indices], Network] = {}
-        self.found: dict[tuple[str, str], dict[int, Row]] = {}
+        self.step_costs: dict[tuple[str, str], StepCosts] = {}
         for row in known:
             if row["network"] == "teacher" and not row["floor"]:
                 self.searched[row["solver"], row["objective"], row["budget"]] = row
@@ -207,8 +220,24 @@ class Seed:
         )
 
     @cached_property
-    def two_step(self) -> np.ndarray:
-        return ab2_costs(self.matrix.gram, self.bench.grid)
+    def heun_costs(self) -> HeunCosts:
+        bench, (noise, labels) = self.bench, self.search_noise
+        return estimate_heun_costs(
+            bench.velocity,
+            noise[:HEUN_SAMPLES],
+            bench.grid,
+            batch_size=bench.batch_size,
+            labels=None if labels is None else labels[:HEUN_SAMPLES],
+        )
+
+    def costs(self, solver: str, objective: str) -> StepCosts:
+        """The costs of all steps of a solver in the measure of an objective."""
+        if (solver, objective) not in self.step_costs:
+            heun = self.heun_costs if solver == "heun" else None
+            self.step_costs[solver, objective] = step_costs(
+                self.matrix, objective=objective, solver=solver, heun_costs=heun
+            )
+        return self.step_costs[solver, objective]
 
     @cached_property
     def to_ends(self) -> dict[str, Distance]:
@@ -233,75 +262,69 @@ class Seed:
     # Searches.
 
     def search(self, solver: str, objective: str, budget: int) -> Row:
-        """``indices`` of a schedule and what the search cost: ``search_evaluations`` for a sample
-        of the search noise, of all budgets where the search is ``search_shared``."""
+        """``indices`` of a schedule, and what its search cost for each of ``search_samples``
+        noises: ``search_path`` evaluations once for all budgets and ``search_evaluations`` beyond
+        that, for all budgets together where it is ``search_shared``."""
         key = (solver, objective, budget)
         if key not in self.searched:
             self.searched |= self._search(solver, objective, budget)
         return self.searched[key]
 
-    def _search(
-        self, solver: str, objective: str, budget: int
-    ) -> dict[tuple[str, str, int], Row]:
-        bench, (noise, labels) = self.bench, self.search_noise
+    def _search(self, solver: str, objective: str, budget: int) -> dict[tuple[str, str, int], Row]:
+        bench, (noise, labels), n = self.bench, self.search_noise, len(self.bench.grid) - 1
         on = {"solver": solver, "batch_size": bench.batch_size, "labels": labels}
-        matrix, to_ends = self.matrix, self.to_ends  # not in the seconds of this search
+        samples, shared = len(noise), True
+        # Made before the clock starts: searches share it.
+        matrix, distance = self.matrix, self.to_ends["sliced_wasserstein"]
         starts = [] if objective != "refine" else [
-            self.search(solver, name, budget)["indices"] for name in ("l2_squared", "uniform")
+            self.search(solver, name, budget)["indices"] for name in REFINE_STARTS
         ]  # fmt: skip
-        # The reference path is rolled out whatever the search; it is counted where it is used.
+        budgets = sorted({
+            cell.budget for cell in self.cells
+            if (cell.solver, cell.objective) == (solver, objective)
+        } | {budget})  # fmt: skip
         before, start = bench.velocity.samples, time.perf_counter()
-        shared, path = True, len(bench.grid) - 1
+        path = n  # evaluations of the reference path, which most searches have to know
         if objective == "uniform":
             steps = uniform(steps_of(budget, solver))
             found = {budget: nearest_indices(bench.grid, steps)}
             shared, path = False, 0
         elif objective == "refine":
-            distance = to_ends["sliced_wasserstein"]
             best = refine(bench.velocity, noise, bench.grid, starts, distance, **on)
             found, shared = {budget: best.indices}, False
+        elif objective == "oss":
+            paths = oss_paths(bench.velocity, noise, bench.grid, budgets, **on)
+            found, path = {k: paths[k].indices for k in budgets}, 0  # it rolls out its own
         else:
-            budgets = sorted({
-                cell.budget for cell in self.cells
-                if (cell.solver, cell.objective) == (solver, objective)
-            } | {budget})  # fmt: skip
-            if objective == "oss":
-                paths = oss_paths(bench.velocity, noise, bench.grid, budgets, **on)
-            else:
-                paths = optimal_steps(matrix, budgets, objective=objective, solver=solver)
-            found = {budget: path.indices for budget, path in paths.items()}
+            heun = self.heun_costs if solver == "heun" else None
+            if heun is not None:
+                samples, path = heun.samples, n * (n + 1) // 2 + 1
+                before = bench.velocity.samples
+            paths = optimal_steps(
+                matrix, budgets, objective=objective, solver=solver, heun_costs=heun
+            )
+            found = {k: paths[k].indices for k in budgets}
         seconds = time.perf_counter() - start
-        evaluations = (bench.velocity.samples - before) / bench.search_samples
         return {
-            (solver, objective, of): {
+            (solver, objective, k): {
                 "indices": list(indices),
-                "search_evaluations": round(evaluations),
+                "search_samples": 0 if objective == "uniform" else samples,
                 "search_path": path,
-                "search_seconds": round(seconds / len(found), 3),
+                "search_evaluations": round((bench.velocity.samples - before) / samples),
                 "search_shared": shared,
+                "search_seconds": round(seconds / len(found), 3),
             }
-            for of, indices in found.items()
+            for k, indices in found.items()
         }
 
     # Measurements.
 
     def predict(self, solver: str, indices: Indices) -> Row:
         """What each objective says of a schedule, on the search noise."""
-        found: Row = {}
-        if solver != "heun":
-            steps = list(itertools.pairwise(indices))
-            costs = np.array([self.matrix.cost[i, j] for i, j in steps])
-            if solver == "ab2":
-                costs[1:] = [
-                    self.two_step[before, i, j]
-                    for before, (i, j) in zip(indices, steps[1:], strict=False)
-                ]
-            found = {
-                "l2_squared": costs.sum(),
-                "l2": np.sqrt(costs).sum(),
-                "minimax": costs.max(),
-                "gits": (GITS_GAMMA ** np.arange(len(costs)) * costs).sum(),
-            }
+        found: Row = {
+            name: path_values(self.costs(solver, name), indices, objective=name)[0]
+            for name in OBJECTIVES
+        }
         ends = self.ends(solver, self.bench.grid[list(indices)], self.search_noise)
         found["endpoint_error"] = (ends - self.search_ends).double().square().mean().sqrt()
         found |= {name: apart(ends[None]) for name, apart in self.to_ends.items()}

@@ -58,7 +58,7 @@ def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path) -> No
         *cost_table(few),
     ]
     path = docs / "results/samplers.md"
-    made = "\n\n".join([BEGIN, *parts, END])
+    made = "\n\n".join([BEGIN, "## What was measured", *parts, END])
     before, after = "# Samplers and schedules compared\n\n## What it says\n\n", "\n"
     if path.exists():
         text = path.read_text()
@@ -343,13 +343,19 @@ def cost_table(rows: pd.DataFrame) -> list[str]:
         )  # fmt: skip
         evaluations = (own + seeds["search_path"].max()).mean()
         seconds = seeds["search_seconds"].sum().mean()
-        lines.append([SOLVERS[solver], f"`{objective}`", f"{evaluations:,.0f}", f"{seconds:.1f}"])
+        noises = int(part["search_samples"].max())
+        lines.append([
+            SOLVERS[solver], f"`{objective}`", f"{evaluations:,.0f}", str(noises),
+            f"{evaluations * noises:,.0f}", f"{seconds:.1f}",
+        ])  # fmt: skip
     return [
         "### What the search costs",
         "Evaluations of the network for each sample of the search noise, for all budgets of this"
-        " study together, the reference path included. Seconds: beyond that path and the cost"
-        " matrix, which searches share. Means over seeds.",
-        markdown(["solver", "objective", "evaluations a sample", "seconds"], lines),
+        " study together, the reference path included, and the number of those noises. Seconds:"
+        " beyond that path and Euler's cost matrix, which searches share. Means over seeds.",
+        markdown(
+            ["solver", "objective", "evaluations a sample", "noises", "in all", "seconds"], lines
+        ),
     ]
 
 
@@ -397,7 +403,7 @@ def plot_ranks(path: Path, ranks: pd.DataFrame, score: str) -> tuple[str, str]:
         ax.set_yticks(range(len(names)), names)
         ax.axvline(0, color="black", lw=0.5)
         ax.set(xlabel=f"rank correlation with {score}", xlim=(None, 1.05))
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return path.name, f"Rank correlation of predictors with {score}"
 
 
@@ -415,10 +421,14 @@ def value(values: ArrayLike, decimals: int | None = None) -> str:
 
 
 def percent(mean: float, error: float) -> str:
-    """A change in percent with its sign."""
+    """A change in percent with its sign, with a decimal where the error is below 1."""
     if not np.isfinite(mean):
         return ""
-    return f"{mean:+.0f}" + (f" ± {error:.0f}" if np.isfinite(error) else "")
+    decimals = 1 if error < 1 else 0
+    shown = f"{mean:+.{decimals}f}"
+    if not float(shown):
+        shown = shown[1:]
+    return shown + (f" ± {error:.{decimals}f}" if np.isfinite(error) else "")
 
 
 def grid_table(
