@@ -276,6 +276,7 @@ class Seed:
         samples, shared = len(noise), True
         # Made before the clock starts: searches share it.
         matrix, distance = self.matrix, self.to_ends["sliced_wasserstein"]
+        heun = self.heun_costs if solver == "heun" else None
         starts = [] if objective != "refine" else [
             self.search(solver, name, budget)["indices"] for name in REFINE_STARTS
         ]  # fmt: skip
@@ -296,10 +297,8 @@ class Seed:
             paths = oss_paths(bench.velocity, noise, bench.grid, budgets, **on)
             found, path = {k: paths[k].indices for k in budgets}, 0  # it rolls out its own
         else:
-            heun = self.heun_costs if solver == "heun" else None
             if heun is not None:
                 samples, path = heun.samples, n * (n + 1) // 2 + 1
-                before = bench.velocity.samples
             paths = optimal_steps(
                 matrix, budgets, objective=objective, solver=solver, heun_costs=heun
             )

@@ -352,7 +352,7 @@ def cost_table(rows: pd.DataFrame) -> list[str]:
         "### What the search costs",
         "Evaluations of the network for each sample of the search noise, for all budgets of this"
         " study together, the reference path included, and the number of those noises. Seconds:"
-        " beyond that path and Euler's cost matrix, which searches share. Means over seeds.",
+        " beyond that path and the costs of steps, which searches share. Means over seeds.",
         markdown(
             ["solver", "objective", "evaluations a sample", "noises", "in all", "seconds"], lines
         ),
