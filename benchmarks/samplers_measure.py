@@ -48,7 +48,7 @@ Indices = tuple[int, ...]
 
 KID_SUBSET = 400  # images in each of KID's subsets, or all where there are fewer
 # Heun's costs take 50 times the evaluations of Euler's: they are measured on fewer noises.
-HEUN_SAMPLES = 64
+HEUN_SAMPLES = 32
 REFINE_STARTS = ("l2_squared", "uniform")
 # For the estimate: passes over all knots that a refinement takes from a start.
 REFINE_SWEEPS = 4
@@ -255,9 +255,8 @@ class Seed:
         velocity: Velocity | None = None,
     ) -> Tensor:
         """Final states of the teacher, or of another velocity."""
-        return self.bench.ends(
-            lambda v, x: SOLVERS[solver](v, x, timesteps), velocity or self.bench.velocity, start
-        )
+        velocity = self.bench.velocity if velocity is None else velocity
+        return self.bench.ends(lambda v, x: SOLVERS[solver](v, x, timesteps), velocity, start)
 
     # Searches.
 
@@ -272,7 +271,7 @@ class Seed:
 
     def _search(self, solver: str, objective: str, budget: int) -> dict[tuple[str, str, int], Row]:
         bench, (noise, labels), n = self.bench, self.search_noise, len(self.bench.grid) - 1
-        on = {"solver": solver, "batch_size": bench.batch_size, "labels": labels}
+        on: Row = {"solver": solver, "batch_size": bench.batch_size, "labels": labels}
         samples, shared = len(noise), True
         # Made before the clock starts: searches share it.
         matrix, distance = self.matrix, self.to_ends["sliced_wasserstein"]
@@ -367,6 +366,7 @@ class Seed:
     def trajectories(self) -> tuple[np.ndarray, Indices, np.ndarray | None]:
         """The teacher's states at the knots of every schedule that is straightened for."""
         bench, params = self.bench, self.bench.params
+        assert params is not None
         knots = union([
             self.search(cell.solver, cell.objective, cell.budget)["indices"]
             for cell in self.cells if cell.network == "student"
@@ -392,6 +392,7 @@ class Seed:
 
     def _straighten(self, schedule: Schedule) -> Network:
         params, device = self.bench.params, self.bench.device
+        assert params is not None
         states, knots, labels = self.trajectories
         segments = Segments.of(states, knots, schedule, labels)
         settings, training = params.finetune.training, params.trajectories.training_samples
