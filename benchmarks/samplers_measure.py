@@ -1,0 +1,493 @@
+"""The searches and measurements of `benchmarks/samplers.py`. Knows no files but its inputs."""
+
+import copy
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from boss_core.checkpoints import Network, load_checkpoint
+from boss_core.cost import CostMatrix, estimate_cost_matrix
+from boss_core.distances import Distance, energy, sliced_wasserstein
+from boss_core.errors import InputError
+from boss_core.files import sha256
+from boss_core.heun_cost import HeunCosts, estimate_heun_costs
+from boss_core.objectives import (
+    OBJECTIVES,
+    StepCosts,
+    optimal_steps,
+    path_values,
+    step_costs,
+)
+from boss_core.oss import oss_paths
+from boss_core.pixels import from_uint8, to_uint8
+from boss_core.refine import refine
+from boss_core.schedules import Schedule, steps_of
+from boss_core.solvers import SOLVERS, rk45
+from boss_core.straighten import Segments, knot_states
+from boss_core.timesteps import Times, nearest_indices, uniform, union
+from boss_core.training import step_generator, train
+from boss_core.velocity import Velocity, sample_labels, sample_noise, with_labels
+from flows.seeds import COST, EVALUATE, TRAJECTORIES
+
+if TYPE_CHECKING:
+    from benchmarks.samplers import Cell
+    from flows.config import Params
+
+Row = dict[str, Any]
+Indices = tuple[int, ...]
+
+KID_SUBSET = 400  # images in each of KID's subsets, or all where there are fewer
+# Heun's costs take 50 times the evaluations of Euler's: they are measured on fewer noises.
+HEUN_SAMPLES = 32
+REFINE_STARTS = ("l2_squared", "uniform")
+# For the estimate: passes over all knots that a refinement takes from a start.
+REFINE_SWEEPS = 4
+
+
+class Counted:
+    """A network that counts the samples it is evaluated on, over all its calls."""
+
+    def __init__(self, velocity: Velocity) -> None:
+        self.velocity, self.samples = velocity, 0
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, /) -> Tensor:
+        self.samples += len(x)
+        return with_labels(self.velocity, labels)(x, t)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all seeds share.
+
+    real: (R, C, H, W) uint8, on the device.
+    frequencies: of the labels of a conditional network, None for one without.
+    features: from images, (N, C, H, W) uint8, and a seed to the metrics of an extractor.
+    params: how students are trained; None where there are none.
+    setting: what every row depends on.
+    """
+
+    network: Network
+    velocity: Counted
+    frequencies: Sequence[float] | None
+    real: Tensor
+    features: Callable[[Tensor, int], Row]
+    params: "Params | None"
+    grid: Times
+    samples: int
+    search_samples: int
+    batch_size: int
+    device: torch.device
+    setting: Row
+
+    def noise(self, seed: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """(count, C, H, W) start states and their labels, on the device."""
+        shape = tuple(self.real.shape[1:])
+        noise = sample_noise(range(count), shape, seed).to(self.device)
+        if self.frequencies is None:
+            return noise, None
+        labels = sample_labels(
+            range(count), len(self.frequencies), seed, frequencies=self.frequencies
+        )
+        return noise, labels.to(self.device)
+
+    def ends(
+        self, sample: Callable[..., Tensor], velocity: Velocity, start: tuple[Tensor, Tensor | None]
+    ) -> Tensor:
+        """The final states of ``sample(velocity, x)``, batch by batch."""
+        noise, labels = start
+        parts = []
+        for first in range(0, len(noise), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            of_batch = with_labels(velocity, None if labels is None else labels[rows])
+            parts.append(sample(of_batch, noise[rows]))
+        return torch.cat(parts)
+
+    @cached_property
+    def apart(self) -> dict[str, Distance]:
+        """Distances to the real images. Sliced Wasserstein takes as many of them as samples."""
+        count = min(len(self.real), self.samples)
+        rows = np.linspace(0, len(self.real) - 1, count).round().astype(int)
+        real = from_uint8(self.real[torch.from_numpy(rows).to(self.device)])
+        return {"sliced_wasserstein": sliced_wasserstein(real), "energy": energy(real)}
+
+    def evaluations(self, cells: Sequence["Cell"]) -> int:
+        """About how many evaluations on one sample these measurements and their searches take."""
+        n, total = len(self.grid) - 1, 0
+        budget = max((cell.budget for cell in cells if cell.objective == "oss"), default=0)
+        for _, of_seed in itertools.groupby(cells, key=lambda cell: cell.seed):
+            total += n * (2 * self.search_samples + self.samples)
+            searched: set[tuple[str, str]] = set()
+            for cell in of_seed:
+                steps = cell.budget or n
+                total += steps * (self.samples + self.search_samples)
+                if cell.network == "student" and self.params is not None:
+                    training = self.params.finetune.training
+                    total += 3 * training.iterations * training.batch_size
+                    if ("student", "") not in searched:
+                        total += n * self.params.trajectories.samples
+                        searched.add(("student", ""))
+                elif cell.objective == "refine":
+                    # Two moves of each knot, each with half of the steps to do again.
+                    total += len(REFINE_STARTS) * REFINE_SWEEPS * steps**2 * self.search_samples
+                elif cell.objective == "oss" and (cell.solver, "oss") not in searched:
+                    total += budget * n * self.search_samples
+                    searched.add((cell.solver, "oss"))
+                elif cell.solver == "heun" and ("heun", "") not in searched:
+                    total += n * n // 2 * min(HEUN_SAMPLES, self.search_samples)
+                    searched.add(("heun", ""))
+        return total
+
+    def quality(self, ends: Tensor, fine: Tensor, seed: int) -> Row:
+        """The metrics of final states, as the images that they are shown as."""
+        images = to_uint8(ends)
+        found = self.features(images, seed)
+        shown = from_uint8(images)
+        count = min(len(self.real), self.samples)
+        found |= {name: float(apart(shown[None, :count])) for name, apart in self.apart.items()}
+        found["endpoint_error"] = float((ends - fine).double().square().mean().sqrt())
+        return found
+
+
+class Seed:
+    """The measurements of one seed. What they share is made when first needed: costs and the
+    reference path's ends on the search noise, its ends on the evaluation noise, and searches."""
+
+    def __init__(
+        self, bench: Bench, seed: int, known: Iterable[Row], cells: Sequence["Cell"]
+    ) -> None:
+        """``known``: rows of this seed, whose schedules are not searched again; ``cells``: all
+        measurements planned for it."""
+        self.bench, self.seed, self.cells = bench, seed, cells
+        self.searched: dict[tuple[str, str, int], Row] = {}
+        self.measured: dict[tuple[str, Indices], Row] = {}
+        self.students: dict[tuple[str, Indices], Network] = {}
+        self.step_costs: dict[tuple[str, str], StepCosts] = {}
+        for row in known:
+            if row["network"] == "teacher" and not row["floor"]:
+                self.searched[row["solver"], row["objective"], row["budget"]] = row
+
+    def measure(self, cell: "Cell") -> Row:
+        """The row of a cell, without its names."""
+        if cell.objective == "floor":
+            return self.floor(cell.solver)
+        found = self.search(cell.solver, cell.objective, cell.budget)
+        indices = tuple(found["indices"])
+        search = {name: found[name] for name in found if name.startswith("search_")}
+        row: Row = {"floor": False, "evaluations": cell.budget, "indices": list(indices), **search}
+        if cell.network == "student":
+            network = self.student(cell.solver, indices)
+            return row | self.quality(network, cell.solver, indices)
+        key = (cell.solver, indices)
+        if key not in self.measured:  # objectives may agree
+            self.measured[key] = self.predict(*key) | self.quality(self.bench.velocity, *key)
+        return row | self.measured[key]
+
+    # What is shared.
+
+    @cached_property
+    def search_noise(self) -> tuple[Tensor, Tensor | None]:
+        return self.bench.noise(self.seed + COST, self.bench.search_samples)
+
+    @cached_property
+    def search_ends(self) -> Tensor:
+        """The reference path's ends on the search noise."""
+        return self.ends("euler", self.bench.grid, self.search_noise)
+
+    @cached_property
+    def noise(self) -> tuple[Tensor, Tensor | None]:
+        return self.bench.noise(self.seed + EVALUATE, self.bench.samples)
+
+    @cached_property
+    def fine(self) -> Tensor:
+        """The reference path's ends on the evaluation noise."""
+        return self.ends("euler", self.bench.grid, self.noise)
+
+    @cached_property
+    def matrix(self) -> CostMatrix:
+        bench, (noise, labels) = self.bench, self.search_noise
+        return estimate_cost_matrix(
+            bench.velocity, noise, bench.grid, batch_size=bench.batch_size, labels=labels
+        )
+
+    @cached_property
+    def heun_costs(self) -> HeunCosts:
+        bench, (noise, labels) = self.bench, self.search_noise
+        return estimate_heun_costs(
+            bench.velocity,
+            noise[:HEUN_SAMPLES],
+            bench.grid,
+            batch_size=bench.batch_size,
+            labels=None if labels is None else labels[:HEUN_SAMPLES],
+        )
+
+    def costs(self, solver: str, objective: str) -> StepCosts:
+        """The costs of all steps of a solver in the measure of an objective."""
+        if (solver, objective) not in self.step_costs:
+            heun = self.heun_costs if solver == "heun" else None
+            self.step_costs[solver, objective] = step_costs(
+                self.matrix, objective=objective, solver=solver, heun_costs=heun
+            )
+        return self.step_costs[solver, objective]
+
+    @cached_property
+    def to_ends(self) -> dict[str, Distance]:
+        """Distances to the reference path's ends on the search noise."""
+        return {
+            "sliced_wasserstein": sliced_wasserstein(self.search_ends),
+            "energy": energy(self.search_ends),
+        }
+
+    def ends(
+        self,
+        solver: str,
+        timesteps: ArrayLike,
+        start: tuple[Tensor, Tensor | None],
+        velocity: Velocity | None = None,
+    ) -> Tensor:
+        """Final states of the teacher, or of another velocity."""
+        velocity = self.bench.velocity if velocity is None else velocity
+        return self.bench.ends(lambda v, x: SOLVERS[solver](v, x, timesteps), velocity, start)
+
+    # Searches.
+
+    def search(self, solver: str, objective: str, budget: int) -> Row:
+        """``indices`` of a schedule, and what its search cost for each of ``search_samples``
+        noises: ``search_path`` evaluations once for all budgets and ``search_evaluations`` beyond
+        that, for all budgets together where it is ``search_shared``."""
+        key = (solver, objective, budget)
+        if key not in self.searched:
+            self.searched |= self._search(solver, objective, budget)
+        return self.searched[key]
+
+    def _search(self, solver: str, objective: str, budget: int) -> dict[tuple[str, str, int], Row]:
+        bench, (noise, labels), n = self.bench, self.search_noise, len(self.bench.grid) - 1
+        on: Row = {"solver": solver, "batch_size": bench.batch_size, "labels": labels}
+        samples, shared = len(noise), True
+        # Made before the clock starts: searches share it.
+        matrix, distance = self.matrix, self.to_ends["sliced_wasserstein"]
+        heun = self.heun_costs if solver == "heun" else None
+        starts = [] if objective != "refine" else [
+            self.search(solver, name, budget)["indices"] for name in REFINE_STARTS
+        ]  # fmt: skip
+        budgets = sorted({
+            cell.budget for cell in self.cells
+            if (cell.solver, cell.objective) == (solver, objective)
+        } | {budget})  # fmt: skip
+        before, start = bench.velocity.samples, time.perf_counter()
+        path = n  # evaluations of the reference path, which most searches have to know
+        if objective == "uniform":
+            steps = uniform(steps_of(budget, solver))
+            found = {budget: nearest_indices(bench.grid, steps)}
+            shared, path = False, 0
+        elif objective == "refine":
+            best = refine(bench.velocity, noise, bench.grid, starts, distance, **on)
+            found, shared = {budget: best.indices}, False
+        elif objective == "oss":
+            paths = oss_paths(bench.velocity, noise, bench.grid, budgets, **on)
+            found, path = {k: paths[k].indices for k in budgets}, 0  # it rolls out its own
+        else:
+            if heun is not None:
+                samples, path = heun.samples, n * (n + 1) // 2 + 1
+            paths = optimal_steps(
+                matrix, budgets, objective=objective, solver=solver, heun_costs=heun
+            )
+            found = {k: paths[k].indices for k in budgets}
+        seconds = time.perf_counter() - start
+        return {
+            (solver, objective, k): {
+                "indices": list(indices),
+                "search_samples": 0 if objective == "uniform" else samples,
+                "search_path": path,
+                "search_evaluations": round((bench.velocity.samples - before) / samples),
+                "search_shared": shared,
+                "search_seconds": round(seconds / len(found), 3),
+            }
+            for k, indices in found.items()
+        }
+
+    # Measurements.
+
+    def predict(self, solver: str, indices: Indices) -> Row:
+        """What each objective says of a schedule, on the search noise."""
+        found: Row = {
+            name: path_values(self.costs(solver, name), indices, objective=name)[0]
+            for name in OBJECTIVES
+        }
+        ends = self.ends(solver, self.bench.grid[list(indices)], self.search_noise)
+        found["endpoint_error"] = (ends - self.search_ends).double().square().mean().sqrt()
+        found |= {name: apart(ends[None]) for name, apart in self.to_ends.items()}
+        return {f"predicted_{name}": float(value) for name, value in found.items()}
+
+    def quality(self, velocity: Velocity, solver: str, indices: Indices) -> Row:
+        """The metrics of a network with a schedule, on the evaluation noise."""
+        ends = self.ends(solver, self.bench.grid[list(indices)], self.noise, velocity)
+        return self.bench.quality(ends, self.fine, self.seed)
+
+    def floor(self, solver: str) -> Row:
+        """The metrics of the teacher with many evaluations."""
+        bench = self.bench
+        if solver == "euler":
+            ends, evaluations = self.fine, len(bench.grid) - 1
+        else:
+            before = bench.velocity.samples
+            if solver == "rk45":
+                ends = bench.ends(rk45, bench.velocity, self.noise)
+            else:
+                ends = self.ends(solver, bench.grid, self.noise)
+            evaluations = round((bench.velocity.samples - before) / bench.samples)
+        metrics = bench.quality(ends, self.fine, self.seed)
+        return {"floor": True, "indices": [], "evaluations": evaluations, **metrics}
+
+    # Students.
+
+    def student(self, solver: str, indices: Indices) -> Network:
+        """The teacher straightened for a schedule, as `flows.stages.finetune` does it."""
+        if (solver, indices) not in self.students:
+            schedule = Schedule(
+                timesteps=tuple(float(t) for t in self.bench.grid[list(indices)]),
+                indices=indices,
+                solver=solver,
+                objective="study",
+            )
+            self.students[solver, indices] = self._straighten(schedule)
+        return self.students[solver, indices]
+
+    @cached_property
+    def trajectories(self) -> tuple[np.ndarray, Indices, np.ndarray | None]:
+        """The teacher's states at the knots of every schedule that is straightened for."""
+        bench, params = self.bench, self.bench.params
+        assert params is not None
+        knots = union([
+            self.search(cell.solver, cell.objective, cell.budget)["indices"]
+            for cell in self.cells if cell.network == "student"
+        ])  # fmt: skip
+        count, seed = params.trajectories.samples, self.seed + TRAJECTORIES
+        states = np.empty((count, len(knots), *bench.real.shape[1:]), dtype=np.float32)
+        labels = None
+        if bench.frequencies is not None:
+            labels = sample_labels(
+                range(count), len(bench.frequencies), seed, frequencies=bench.frequencies
+            )
+        knot_states(
+            bench.velocity,
+            bench.grid,
+            knots,
+            states,
+            seed=seed,
+            batch_size=params.trajectories.batch_size,
+            device=bench.device,
+            labels=labels,
+        )
+        return states, knots, None if labels is None else labels.numpy()
+
+    def _straighten(self, schedule: Schedule) -> Network:
+        params, device = self.bench.params, self.bench.device
+        assert params is not None
+        states, knots, labels = self.trajectories
+        segments = Segments.of(states, knots, schedule, labels)
+        settings, training = params.finetune.training, params.trajectories.training_samples
+
+        def loss(network: Network, step: int) -> Tensor:
+            draw = step_generator(self.seed, step)
+            return segments.random_loss(network, draw, training, settings.batch_size, device)
+
+        network = copy.deepcopy(self.bench.network).requires_grad_(True)
+        return train(network, loss, settings).network
+
+
+def load_bench(
+    *,
+    checkpoint: Path,
+    reference: Path,
+    features: Path | None,
+    params: "Params | None",
+    cache: Path,
+    grid: int,
+    samples: int,
+    search_samples: int,
+    batch_size: int,
+    device: str,
+) -> Bench:
+    """The network and the real images. ``cache``: a folder for the features of the latter.
+
+    Without ``features`` nothing of torch-fidelity is imported."""
+    on = torch.device(device)
+    network, card = load_checkpoint(checkpoint)
+    if not reference.is_file():
+        raise InputError(f"{reference}: no such file; real images, uint8 (N, C, H, W), needed")
+    real = np.load(reference)
+    shape = network.config.sample_shape
+    if real.dtype != np.uint8 or real.shape[1:] != shape:
+        raise InputError(
+            f"{reference}: {real.dtype} of shape {real.shape}; uint8 of shape (N, {shape}) needed"
+        )
+    frequencies = None
+    if network.config.classes is not None:
+        counts = checkpoint / "labels.json"
+        frequencies = (
+            json.loads(counts.read_text())["counts"]
+            if counts.exists() else [1] * network.config.classes
+        )  # fmt: skip
+    metrics: Callable[[Tensor, int], Row] = lambda images, seed: {}  # noqa: E731
+    extractor: Row = {"extractor": None, "extractor_hash": None}
+    if features is not None:
+        metrics, extractor = feature_metrics(features, real, cache, batch_size, on)
+    network = network.to(on)
+    return Bench(
+        network=network,
+        velocity=Counted(network),
+        frequencies=frequencies,
+        real=torch.from_numpy(real).to(on),
+        features=metrics,
+        params=params,
+        grid=uniform(grid),
+        samples=samples,
+        search_samples=search_samples,
+        batch_size=batch_size,
+        device=on,
+        setting={
+            "checkpoint": card.weights_sha256,
+            "reference": sha256(reference),
+            "reference_samples": len(real),
+            **extractor,
+            "grid": grid,
+            "samples": samples,
+            "search_samples": search_samples,
+        },
+    )
+
+
+def feature_metrics(
+    folder: Path, real: np.ndarray, cache: Path, batch_size: int, device: torch.device
+) -> tuple[Callable[[Tensor, int], Row], Row]:
+    """Frechet distance and KID to the real images, and what names the extractor."""
+    from boss_core.frechet import Extractor, evaluate_images
+
+    card = json.loads((folder / "card.json").read_text())
+    extractor = Extractor(card["extractor"], folder / card["weights"])
+
+    def metrics(images: Tensor, seed: int) -> Row:
+        found = evaluate_images(
+            images.cpu().numpy(),
+            real,
+            extractor,
+            cache=cache,
+            kid_subset_size=min(KID_SUBSET, len(images), len(real)),
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )
+        kept = (extractor.frechet_name, f"kid_{extractor.name}")
+        return {name: found[name] for name in kept}
+
+    return metrics, {"extractor": extractor.name, "extractor_hash": extractor.hash}
