@@ -16,7 +16,8 @@ from boss_core.frechet import image_hash
 from tests.project import Project
 from tests.test_rectified_flow import publish, settings, small
 
-VARIANTS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
+PAPERS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
+VARIANTS = (*PAPERS, "chosen_uniform", "chosen", "chosen_straightened")
 
 
 def record(project: Project, name: int | str) -> dict:
@@ -44,13 +45,15 @@ def test_one_step_has_one_schedule_and_so_one_student(finished: Project) -> None
     found = record(finished, 1)
     assert found["boss"] == found["straightened_uniform"]
     assert found["pretrained_bellman"] == found["pretrained_uniform"]
-    assert found["student_hash"]["uniform"] == found["student_hash"]["bellman"]
+    assert found["chosen"] == found["chosen_uniform"] == found["pretrained_uniform"]
+    assert found["chosen_straightened"] == found["boss"]
+    assert len(set(found["student_hash"].values())) == 1
 
 
 def test_students_start_from_the_teacher_and_carry_their_schedule(finished: Project) -> None:
     teacher, card = load_checkpoint(finished.folder / "models" / "teacher")
     schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
-    for name in ("uniform", "bellman"):
+    for name in ("uniform", "bellman", "chosen"):
         student, student_card = load_checkpoint(finished.folder / "models/student/3" / name)
         assert student_card.teacher_hash == card.weights_sha256
         assert student_card.schedule is not None
@@ -69,18 +72,18 @@ def test_trajectories_hold_the_union_of_knots_and_are_split(finished: Project) -
     states = np.load(finished.folder / "trajectories" / "states.npy", mmap_mode="r")
     card = json.loads((finished.folder / "trajectories" / "card.json").read_text())
     schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
-    knots = {
-        i for k in ("1", "3") for s in ("uniform", "bellman") for i in schedules[k][s]["indices"]
-    }
+    trained = ("uniform", "bellman", "chosen")
+    knots = {i for k in ("1", "3") for s in trained for i in schedules[k][s]["indices"]}
     assert card["knots"] == sorted(knots)
     assert states.shape == (60, len(knots), 1, 8, 8)
     curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
     assert {"uniform_validation_loss_segment_2", "bellman_validation_loss"} <= set(curve)
+    assert "chosen_validation_loss_segment_2" in curve
 
 
 def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     html = (finished.folder / "results" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 5 + 2 + 2 * len(VARIANTS)
+    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * len(VARIANTS)
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     for budget in (1, 3):
         for variant in VARIANTS:
@@ -128,6 +131,7 @@ def test_dvc_shows_metrics_parameters_and_plots(finished: Project, tmp_path: Pat
     project.run("dvc", "plots", "show", "--out", "plots")
     page = (project.folder / "plots" / "index.html").read_text()
     assert "Frechet distance against NFE" in page
+    assert "Frechet distance against NFE, chosen steps" in page
     assert "Predicted error against NFE" in page
 
 
