@@ -4,6 +4,7 @@ The error of every step is a weighted sum of velocity increments (see `boss_core
 `boss_core.two_step`), so that its mean square is a quadratic form in their Gram matrix.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def _weights(timesteps: ArrayLike, indices: Sequence[int], solver: str) -> NDArr
     if solver not in ("euler", "ab2"):
         raise InputError(f"solver: {solver!r}; euler or ab2 needed")
     weights = np.zeros((len(nodes) - 1, n + 1))
-    for step, (j, k) in enumerate(zip(nodes, nodes[1:], strict=False)):
+    for step, (j, k) in enumerate(itertools.pairwise(nodes)):
         weights[step, j + 1 : k] = times[k] - times[j + 1 : k]
         if solver == "ab2" and step:
             i = nodes[step - 1]

@@ -1,4 +1,4 @@
-"""The chosen steps of every budget: those of one objective, or the best of all on held-out noise."""
+"""The chosen steps of every budget: those of one objective, or the best of all of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -76,7 +76,7 @@ class ScheduleSearch(Settings):
         description="refine, auto: of samples to the fine grid's; features: a Frechet distance"
     )
     samples: int = Field(
-        ge=20, description="oss, refine, auto: noises; auto holds out as many more"
+        ge=20, description="oss, refine, auto: noises; auto holds out as many"
     )
     batch_size: int = Field(ge=1, description="oss, refine, auto: states evaluated together")
 

@@ -59,7 +59,7 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
         ({"schedule.budget": 4}, "schedule.budget: no such parameter; known here: solver, objec"),
         (
             {"cost.grid": 301},
-            "schedule.solver: ab2 with cost.grid 301; a grid of at most 300 steps, or euler, needed",
+            "schedule.solver: ab2 with cost.grid 301; a grid of at most 300 steps, or euler,",
         ),
         ({"teacher.training.learning_rate": -1}, "teacher.training.learning_rate: -1 found"),
         (

@@ -1,4 +1,4 @@
-"""Every variant of one budget: pretrained and straightened, on uniform, Bellman and chosen steps."""
+"""Every variant of one budget: teacher and students on uniform, Bellman and chosen steps."""
 
 import sys
 
