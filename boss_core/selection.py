@@ -1,0 +1,258 @@
+"""The steps of a budget chosen by what their samples look like, on noise that was not searched.
+
+Objectives that are sums over steps predict quality only roughly, so each proposes its steps, and
+a distance between their samples and the teacher's picks among them. The pick has to win again on
+other noise, by more than chance; otherwise the paper's steps stay.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from boss_core.distances import Distance
+from boss_core.errors import InputError
+from boss_core.refine import Indices, refine, validate_steps
+from boss_core.solvers import SOLVERS
+from boss_core.timesteps import Times, nearest_indices, uniform, validate_timesteps
+from boss_core.velocity import Velocity, check_labels, with_labels
+
+# The objective that others have to beat: the paper's.
+BASELINE = "l2_squared"
+# Parts of the test noise, whose spread gives the standard error of a gain.
+BLOCKS = 10
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Noise, and where the teacher takes it: once for every budget, see `reference`.
+
+    noise, ends: (N, ...) states at t = 0 and t = 1, in the same order and on one device.
+    labels: (N,) int64 there, when the velocity is conditional.
+    """
+
+    noise: Tensor
+    ends: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The steps of one budget, and how sure the choice is.
+
+    objective: whose steps they are: ``winner``, or `BASELINE` when that does not beat it on the
+        test noise by more than two standard errors.
+    indices: the chosen steps, as grid indices.
+    winner: the nearest on the selection noise.
+    gain: by how much the winner is nearer than the baseline on the test noise, as a share of the
+        baseline's distance; 0 when it is the baseline.
+    standard_error: of ``gain``, from the spread between blocks of the test noise.
+    distances: of every candidate, on the whole test noise.
+    candidates: the grid indices of every candidate.
+    evaluations: network evaluations that refinement took for one sample of the selection noise.
+    """
+
+    objective: str
+    indices: Indices
+    winner: str
+    gain: float
+    standard_error: float
+    distances: dict[str, float]
+    candidates: dict[str, Indices]
+    evaluations: int = 0
+
+
+def reference(
+    velocity: Velocity,
+    noise: Tensor,
+    timesteps: ArrayLike,
+    *,
+    batch_size: int,
+    labels: Tensor | None = None,
+) -> Reference:
+    """Roll out the teacher by Euler through the whole grid: n evaluations for a sample.
+
+    noise: (N, ...), on the device to compute on. labels: (N,) int64 there, or None.
+    InputError when there are labels, but not one a sample.
+    """
+    ends = _ends(velocity, noise, labels, timesteps, "euler", batch_size)
+    return Reference(noise, ends, labels)
+
+
+def choose(
+    velocity: Velocity,
+    timesteps: ArrayLike,
+    candidates: Mapping[str, Sequence[int]],
+    selection: Reference,
+    test: Reference,
+    *,
+    distance: Callable[[Tensor], Distance],
+    solver: str = "euler",
+    batch_size: int,
+) -> Choice:
+    """The candidate nearest to the teacher on the selection noise, if it also beats the paper's
+    on the test noise by more than two standard errors; otherwise the paper's.
+
+    timesteps: (n+1,), the grid.
+    candidates: name to K + 1 increasing grid indices from 0 to n; `BASELINE` is one of them.
+    selection, test: the teacher's samples from two sets of noise, which share none.
+    distance: from reference samples, (N, ...), to a distance to them (`boss_core.distances`).
+    solver: any of `boss_core.solvers.SOLVERS`.
+    batch_size: samples in one call of the network.
+
+    Winner and baseline start from the same noise in each block of the test noise, and the gain is
+    the mean of their differences there over the mean distance of the baseline. A distance between
+    finite sets is larger than that between what they are drawn from, the more so the smaller a
+    block; both are so alike, so the difference is fair and the share is rather too small.
+
+    Raises InputError when the baseline is not among the candidates, for an unknown solver, steps
+    that cannot be, and fewer than two test samples a block.
+    """
+    grid, steps = _validate(timesteps, candidates, test, solver)
+    sample = partial(_sample, velocity, grid, solver, batch_size)
+    nearest = _distances(sample(steps, selection), distance(selection.ends))
+    return _confirm(sample, steps, nearest, test, distance)
+
+
+def search_steps(
+    velocity: Velocity,
+    timesteps: ArrayLike,
+    candidates: Mapping[str, Sequence[int]],
+    selection: Reference,
+    test: Reference,
+    *,
+    distance: Callable[[Tensor], Distance],
+    solver: str = "euler",
+    batch_size: int,
+    best: int = 1,
+    on_evaluations: Callable[[int], None] | None = None,
+) -> Choice:
+    """As `choose`, with one more candidate, ``refine``: the best steps that `refine` finds on the
+    selection noise from the ``best`` nearest candidates there and from uniform steps.
+
+    Arguments and errors are those of `choose`, and of `boss_core.refine.refine`, which takes
+    solvers of one evaluation a step only. on_evaluations: as there.
+    """
+    grid, steps = _validate(timesteps, candidates, test, solver)
+    sample = partial(_sample, velocity, grid, solver, batch_size)
+    to_selection = distance(selection.ends)
+    nearest = _distances(sample(steps, selection), to_selection)
+    # Even steps of the index: on a grid that is not uniform, its own spacing.
+    even = nearest_indices(uniform(len(grid) - 1), uniform(len(steps[BASELINE]) - 1))
+    starts = [steps[name] for name in sorted(nearest, key=nearest.__getitem__)[:best]]
+    refined = refine(
+        velocity,
+        selection.noise,
+        grid,
+        [*starts, even],
+        to_selection,
+        solver=solver,
+        batch_size=batch_size,
+        labels=selection.labels,
+        on_evaluations=on_evaluations,
+    )
+    steps = {**steps, "refine": refined.indices}
+    nearest = {**nearest, "refine": refined.distance}
+    return _confirm(sample, steps, nearest, test, distance, evaluations=refined.evaluations)
+
+
+def _confirm(
+    sample: Callable[[dict[str, Indices], Reference], dict[str, Tensor]],
+    candidates: dict[str, Indices],
+    nearest: dict[str, float],
+    test: Reference,
+    distance: Callable[[Tensor], Distance],
+    *,
+    evaluations: int = 0,
+) -> Choice:
+    """The choice, from the distances on the selection noise and the samples of the test noise."""
+    # Of equals the baseline, so that a copy of it is no winner.
+    winner = min(nearest, key=lambda name: (nearest[name], name != BASELINE))
+    ends = sample(candidates, test)
+    gain, error = 0.0, 0.0
+    if candidates[winner] != candidates[BASELINE]:
+        pair = torch.stack([ends[BASELINE], ends[winner]])
+        blocks = [distance(test.ends[b::BLOCKS])(pair[:, b::BLOCKS]) for b in range(BLOCKS)]
+        before, after = torch.stack(blocks).T.cpu().numpy()
+        gains = (before - after) / before.mean()
+        gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(BLOCKS))
+    objective = winner if gain > 2 * error else BASELINE
+    return Choice(
+        objective=objective,
+        indices=candidates[objective],
+        winner=winner,
+        gain=gain,
+        standard_error=error,
+        distances=_distances(ends, distance(test.ends)),
+        candidates=candidates,
+        evaluations=evaluations,
+    )
+
+
+def _distances(ends: dict[str, Tensor], distance: Distance) -> dict[str, float]:
+    return {name: float(distance(x[None])) for name, x in ends.items()}
+
+
+def _sample(
+    velocity: Velocity,
+    grid: Times,
+    solver: str,
+    batch_size: int,
+    candidates: dict[str, Indices],
+    to: Reference,
+) -> dict[str, Tensor]:
+    """The final states of every candidate from the noise of a reference; the same steps are
+    sampled once."""
+    ends = {
+        path: _ends(velocity, to.noise, to.labels, grid[list(path)], solver, batch_size)
+        for path in dict.fromkeys(candidates.values())
+    }
+    return {name: ends[path] for name, path in candidates.items()}
+
+
+def _ends(
+    velocity: Velocity,
+    noise: Tensor,
+    labels: Tensor | None,
+    timesteps: ArrayLike,
+    solver: str,
+    batch_size: int,
+) -> Tensor:
+    check_labels(labels, len(noise))
+    ends = torch.empty_like(noise)
+    for start in range(0, len(noise), batch_size):
+        rows = slice(start, start + batch_size)
+        of_batch = with_labels(velocity, None if labels is None else labels[rows])
+        ends[rows] = SOLVERS[solver](of_batch, noise[rows], timesteps)
+    return ends
+
+
+def _validate(
+    timesteps: ArrayLike, candidates: Mapping[str, Sequence[int]], test: Reference, solver: str
+) -> tuple[Times, dict[str, Indices]]:
+    """The grid and the candidates; InputError when they cannot be."""
+    grid = validate_timesteps(timesteps)
+    if BASELINE not in candidates:
+        raise InputError(
+            f"candidates: {', '.join(candidates) or 'none'}; {BASELINE}, which the others have to"
+            " beat, needed"
+        )
+    if solver not in SOLVERS:
+        raise InputError(f"solver: {solver!r}; {', '.join(SOLVERS)} known")
+    if len(test.noise) < 2 * BLOCKS:
+        raise InputError(
+            f"test noise: {len(test.noise)} samples; {2 * BLOCKS} or more, two for each of"
+            f" {BLOCKS} blocks, needed"
+        )
+    steps = {
+        name: validate_steps(indices, len(grid) - 1, f"candidates: {name}")
+        for name, indices in candidates.items()
+    }
+    counts = sorted({len(path) - 1 for path in steps.values()})
+    if len(counts) > 1:
+        raise InputError(f"candidates: of {counts} steps; as many in all needed")
+    return grid, steps
