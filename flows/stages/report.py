@@ -94,12 +94,11 @@ def measured_schedules(
 
 def interval(schedule: Schedule, intervals: "pd.Series[float]") -> tuple[float, float]:
     """The 95 % interval of a predicted error: the bootstrap's for Bellman's steps, else by the
-    standard error; NaN where there is none."""
+    standard error."""
     if schedule.solver == "euler" and schedule.objective == "l2_squared":
         return float(intervals["bellman_low"]), float(intervals["bellman_high"])
     assert schedule.predicted_error is not None
-    if schedule.standard_error is None:
-        return float("nan"), float("nan")
+    assert schedule.standard_error is not None
     half = 1.96 * schedule.standard_error
     return max(0.0, schedule.predicted_error - half), schedule.predicted_error + half
 

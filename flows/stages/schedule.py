@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pandas as pd
 
 from boss_core import timesteps
@@ -10,9 +11,9 @@ from boss_core.bellman import optimal_paths, path_cost
 from boss_core.checkpoints import load_checkpoint
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
-from boss_core.prediction import predict
+from boss_core.objectives import group_step_costs, path_values
 from boss_core.schedules import Schedule
-from boss_core.uncertainty import bootstrap
+from boss_core.uncertainty import Stability, bootstrap
 from flows import paths
 from flows.chosen import chosen_steps
 from flows.config import Params
@@ -35,15 +36,17 @@ def main(params: Params) -> None:
     )
     settings_hash = hashlib.sha256(settings.encode()).hexdigest()
 
+    of_groups = {s: group_step_costs(matrix, solver=s) for s in {SOLVER, params.schedule.solver}}
+
     def schedule(indices: tuple[int, ...], objective: str, solver: str = SOLVER) -> Schedule:
-        predicted = predict(matrix, indices, solver)
+        errors = path_values(of_groups[solver], indices)
         return Schedule(
             timesteps=tuple(float(grid[i]) for i in indices),
             indices=indices,
             solver=solver,
             objective=objective,
-            predicted_error=predicted.error,
-            standard_error=predicted.standard_error,
+            predicted_error=float(np.average(errors, weights=matrix.group_sizes)),
+            standard_error=float(errors.std(ddof=1) / np.sqrt(len(errors))),
             teacher_hash=teacher_hash,
             settings_hash=settings_hash,
         )
@@ -83,13 +86,19 @@ def main(params: Params) -> None:
             "nfe": k,
             "bellman": best[k].cost,
             "uniform": path_cost(cost, timesteps.nearest_indices(grid, timesteps.uniform(k))),
-            "bellman_low": stable[k].interval[0],
-            "bellman_high": stable[k].interval[1],
-            "bellman_stability": min(stable[k].knots),
+            **stability(stable[k]),
         }
         for k in shown
     ]
     write_bytes(paths.PREDICTED_ERROR, pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def stability(found: Stability) -> dict[str, float]:
+    """The columns on how sure the predicted error of Bellman's steps is, and their knots."""
+    assert found.interval is not None  # the schema asks for two trajectories
+    assert found.knots is not None
+    low, high = found.interval
+    return {"bellman_low": low, "bellman_high": high, "bellman_stability": min(found.knots)}
 
 
 if __name__ == "__main__":
