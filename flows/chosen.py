@@ -65,6 +65,7 @@ def _best_of_all(
     settings = params.schedule
     found = {name: _cheapest(params, matrix, name) for name in OBJECTIVES}
     found["oss"] = _oss(params, matrix, network, search)
+    distance = _distance(settings, on)
     chosen = {}
     for budget in params.budgets:
         with progress(f"schedule: refine, K = {budget}", None, "evaluations") as advance:
@@ -74,7 +75,7 @@ def _best_of_all(
                 {name: of_budget[budget].indices for name, of_budget in found.items()},
                 search,
                 test,
-                distance=partial(_distance, settings, on),
+                distance=distance,
                 solver=settings.solver,
                 batch_size=settings.batch_size,
                 on_evaluations=advance,
@@ -100,7 +101,7 @@ def _refined(
     params: Params, matrix: CostMatrix, network: Network, search: Reference, on: torch.device
 ) -> dict[int, Chosen]:
     settings = params.schedule
-    distance = _distance(settings, on, search.ends)
+    distance = _distance(settings, on)(search.ends)
     cheapest = _cheapest(params, matrix, "l2_squared")
     chosen = {}
     for budget in params.budgets:
@@ -174,20 +175,18 @@ def _ends(
     )
 
 
-def _distance(settings: ScheduleSearch, on: torch.device, reference: Tensor) -> Distance:
-    """The distance of params.yaml to these samples of the teacher."""
-    make: Callable[[Tensor], Distance]
+def _distance(settings: ScheduleSearch, on: torch.device) -> Callable[[Tensor], Distance]:
+    """What makes the distance of params.yaml to given samples of the teacher."""
     match settings.distance:
         case "sliced_wasserstein":
-            make = distances.sliced_wasserstein
+            return distances.sliced_wasserstein
         case "energy":
-            make = distances.energy
+            return distances.energy
         case "features":
             card = read_json(paths.FEATURES / "card.json")
             extractor = Extractor(card["extractor"], paths.FEATURES / card["weights"])
             features = feature_function(extractor, settings.batch_size, on)
-            make = partial(distances.feature_frechet, features=features)
-    return make(reference)
+            return partial(distances.feature_frechet, features=features)
 
 
 def _named(objective: str, found: Mapping[int, Path]) -> dict[int, Chosen]:
