@@ -123,10 +123,13 @@ def measured(path: Path, table: pd.DataFrame, variants: Mapping[str, Variant], m
     table: columns ``nfe``, ``variant``, ``predicted``, ``low``, ``high`` and ``measured``.
     """
     with figure(path, 4.9, 3.6) as ax:
-        for name, rows in table.groupby("variant", sort=False):
+        for name, variant in variants.items():
+            rows = table[table["variant"] == name]
+            if rows.empty:
+                continue
             error = rows[["predicted"]].to_numpy().T - rows[["low", "high"]].to_numpy().T
             ax.errorbar(rows["predicted"], rows["measured"], xerr=np.abs(error), fmt="o-", ms=4,
-                        lw=0.8, color=COLOURS[name], label=variants[name].title)  # fmt: skip
+                        lw=0.8, color=COLOURS[name], label=variant.title)  # fmt: skip
             for row in rows.itertuples():
                 ax.annotate(f"{row.nfe}", (row.predicted, row.measured), fontsize=7,
                             xytext=(4, 3), textcoords="offset points")  # fmt: skip

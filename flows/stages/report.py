@@ -70,14 +70,15 @@ def measured_schedules(
     and untrained variant: ``nfe``, ``variant``, ``title``, ``predicted`` with its 95 % interval
     ``low`` to ``high``, and ``measured``."""
     rows = []
-    intervals = pd.read_csv(paths.PREDICTED_ERROR).set_index("nfe")
+    curve = pd.read_csv(paths.PREDICTED_ERROR).set_index("nfe")
+    intervals = curve[["bellman_low", "bellman_high"]].T.to_dict("list")
     for budget, record in records.items():
         for name, variant in variants.items():
             if variant.trained:
                 continue
             schedule = schedules[budget][variant.schedule]
             assert schedule.predicted_error is not None  # every schedule of the pipeline has one
-            low, high = interval(schedule, intervals.loc[budget])
+            low, high = interval(schedule, intervals[budget])
             rows.append(
                 {
                     "nfe": budget,
@@ -92,11 +93,11 @@ def measured_schedules(
     return pd.DataFrame(rows)
 
 
-def interval(schedule: Schedule, intervals: "pd.Series[float]") -> tuple[float, float]:
+def interval(schedule: Schedule, of_bellman: list[float]) -> tuple[float, float]:
     """The 95 % interval of a predicted error: the bootstrap's for Bellman's steps, else by the
     standard error."""
     if schedule.solver == "euler" and schedule.objective == "l2_squared":
-        return float(intervals["bellman_low"]), float(intervals["bellman_high"])
+        return of_bellman[0], of_bellman[1]
     assert schedule.predicted_error is not None
     assert schedule.standard_error is not None
     half = 1.96 * schedule.standard_error

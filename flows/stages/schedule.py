@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,9 @@ from flows.runtime import device, run_stage
 # The predicted-error curve goes this far, so that a user sees which budget is worth paying for.
 CURVE_BUDGETS = 20
 # Those of the paper, which stand beside whatever is chosen.
-SOLVER, OBJECTIVE = "euler", "l2_squared"
+Solver = Literal["euler", "ab2"]
+SOLVER: Solver = "euler"
+OBJECTIVE = "l2_squared"
 
 
 def main(params: Params) -> None:
@@ -36,9 +39,10 @@ def main(params: Params) -> None:
     )
     settings_hash = hashlib.sha256(settings.encode()).hexdigest()
 
-    of_groups = {s: group_step_costs(matrix, solver=s) for s in {SOLVER, params.schedule.solver}}
+    solver = params.schedule.solver
+    of_groups = {name: group_step_costs(matrix, solver=name) for name in {SOLVER, solver}}
 
-    def schedule(indices: tuple[int, ...], objective: str, solver: str = SOLVER) -> Schedule:
+    def schedule(indices: tuple[int, ...], objective: str, solver: Solver = SOLVER) -> Schedule:
         errors = path_values(of_groups[solver], indices)
         return Schedule(
             timesteps=tuple(float(grid[i]) for i in indices),
@@ -63,7 +67,6 @@ def main(params: Params) -> None:
                 continue  # so many steps that this grid puts two on one point: nothing to compare
             found[budget][name] = schedule(indices, name)
 
-    solver = params.schedule.solver
     if (solver, params.schedule.objective) != (SOLVER, OBJECTIVE):
         on = device(params)
         network, _ = load_checkpoint(paths.TEACHER)
