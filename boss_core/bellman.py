@@ -3,11 +3,15 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from boss_core.errors import InputError
+
+Combine = Literal["sum", "max"]
+_COMBINE = {"sum": np.add, "max": np.maximum}
 
 
 @dataclass(frozen=True)
@@ -15,14 +19,32 @@ class Path:
     """The cheapest path for one budget.
 
     indices: K + 1 increasing grid indices, from 0 to n.
-    cost: the sum of the costs of its steps, in the unit of the cost matrix.
+    cost: the sum of the costs of its steps, in the unit of the cost matrix; or what else the
+        recursion that found it makes of them.
     """
 
     indices: tuple[int, ...]
     cost: float
 
 
-def optimal_paths(cost: ArrayLike, budgets: Iterable[int]) -> dict[int, Path]:
+@dataclass(frozen=True)
+class PathBatch:
+    """The cheapest paths of one budget for each of R cost matrices.
+
+    indices: (R, K + 1) int. cost: (R,) float64.
+    """
+
+    indices: NDArray[np.intp]
+    cost: NDArray[np.float64]
+
+    def path(self, row: int = 0) -> Path:
+        """That of one of the matrices."""
+        return Path(tuple(int(i) for i in self.indices[row]), float(self.cost[row]))
+
+
+def optimal_paths(
+    cost: ArrayLike, budgets: Iterable[int], *, gamma: float = 1.0, combine: Combine = "sum"
+) -> dict[int, Path]:
     """For every budget K, the cheapest path from node 0 to node n in exactly K steps.
 
     cost: (n+1, n+1); entry (i, j), i < j, is the cost of a step from i to j (eq. 5). Only the
@@ -32,39 +54,28 @@ def optimal_paths(cost: ArrayLike, budgets: Iterable[int]) -> dict[int, Path]:
     pass gives all budgets. Of several cheapest paths, the one whose first differing index is
     smallest is returned.
 
+    gamma: V_k(i) = min_{j>i} c_ij + gamma V_{k-1}(j), so that step m of a path (from 0) weighs
+        gamma^m (GITS, Chen et al. 2024).
+    combine: ``max`` for the larger of the two terms instead of their sum: the cost of a path is
+        that of its worst step. Among paths with the same worst step, the rest from each knot on
+        is itself a best one; ties after that go to the smallest index.
+
     Raises InputError (a ValueError) when the matrix is not square, has fewer than two rows, or
-    has an entry above the diagonal that is not finite, and when a budget is not an integer in
-    1..n.
+    has an entry above the diagonal that is not finite, when a budget is not an integer in 1..n,
+    and when gamma is not a positive number.
     """
     costs = validate_cost(cost)
-    n = len(costs) - 1
-    budgets = [_validate_budget(budget, n) for budget in budgets]
-    if not budgets:
-        return {}
-
-    # Steps go forward only: everything else costs infinity.
-    forward = np.where(np.triu(np.ones_like(costs, dtype=bool), k=1), costs, np.inf)
-    values = forward[:, n].copy()
-    value_of = {1: values[0]}
-    next_node = [np.full(n + 1, n)]  # next_node[k - 1][i]: where the first of k steps leads
-    for k in range(2, max(budgets) + 1):
-        candidates = forward + values[None, :]
-        choice = candidates.argmin(axis=1)
-        values = np.take_along_axis(candidates, choice[:, None], axis=1)[:, 0]
-        next_node.append(choice)
-        value_of[k] = values[0]
-
-    paths = {}
-    for budget in budgets:
-        indices = [0]
-        for k in range(budget, 0, -1):
-            indices.append(int(next_node[k - 1][indices[-1]]))
-        paths[budget] = Path(tuple(indices), float(value_of[budget]))
-    return paths
+    found = batched_paths(costs[None], budgets, gamma=gamma, combine=combine)
+    return {budget: paths.path() for budget, paths in found.items()}
 
 
 def optimal_two_step_paths(
-    first: ArrayLike, cost: ArrayLike, budgets: Iterable[int]
+    first: ArrayLike,
+    cost: ArrayLike,
+    budgets: Iterable[int],
+    *,
+    gamma: float = 1.0,
+    combine: Combine = "sum",
 ) -> dict[int, Path]:
     """As `optimal_paths` for a solver whose step depends on the step before: the states of the
     recursion are pairs of knots.
@@ -74,7 +85,8 @@ def optimal_two_step_paths(
         one from i to j. Nothing else is read.
 
     V_1(i, j) = c_ijn and V_m(i, j) = min_{k>j} c_ijk + V_{m-1}(j, k); the budget K is worth
-    min_j first_j + V_{K-1}(0, j). Ties and errors as for `optimal_paths`.
+    min_j first_j + V_{K-1}(0, j). ``gamma``, ``combine``, ties and errors as for
+    `optimal_paths`.
     """
     start, costs = np.asarray(first, dtype=np.float64), np.asarray(cost, dtype=np.float64)
     n = len(start) - 1
@@ -82,31 +94,97 @@ def optimal_two_step_paths(
         raise InputError(
             f"cost: shapes {start.shape} and {costs.shape}; (n+1,) and (n+1, n+1, n+1) needed"
         )
-    node = np.arange(n + 1)
-    allowed = (node[:, None, None] < node[None, :, None]) & (node[None, :, None] < node)
-    if not np.isfinite(start[1:]).all() or not np.isfinite(costs[allowed]).all():
+    blocks = [costs[None, :j, j, j + 1 :] for j in range(n)]
+    if not all(np.isfinite(part).all() for part in (start[1:], *blocks)):
         raise InputError("cost: an entry is not finite; finite costs needed")
+    found = batched_two_step_paths(start[None], blocks, budgets, gamma=gamma, combine=combine)
+    return {budget: paths.path() for budget, paths in found.items()}
+
+
+def batched_paths(
+    costs: NDArray[np.float64],
+    budgets: Iterable[int],
+    *,
+    gamma: float = 1.0,
+    combine: Combine = "sum",
+) -> dict[int, PathBatch]:
+    """`optimal_paths` of R cost matrices of one size, (R, n+1, n+1), side by side. Their entries
+    are not checked."""
+    n = costs.shape[-1] - 1
     budgets = [_validate_budget(budget, n) for budget in budgets]
+    join = _validate_rule(gamma, combine)
 
-    forward = np.where(allowed, costs, np.inf)
+    # Steps go forward only: everything else costs infinity.
+    forward = np.where(np.triu(np.ones((n + 1, n + 1), dtype=bool), k=1), costs, np.inf)
     values = forward[:, :, n].copy()
-    choices = [np.full((n + 1, n + 1), n)]  # choices[m - 1][i, j]: where the first of m steps leads
-    begun = np.where(node > 0, start, np.inf)
-    best = {1: (n, float(start[n]))}
+    value_of = {1: values[:, 0]}
+    next_node = [
+        np.full(values.shape, n)
+    ]  # next_node[k - 1][r, i]: where the first of k steps leads
     for k in range(2, max(budgets, default=0) + 1):
-        total = begun + values[0]
-        best[k] = (int(total.argmin()), float(total.min()))
-        candidates = forward + values[None, :, :]
-        choices.append(candidates.argmin(axis=2))
-        values = candidates.min(axis=2)
+        candidates = join(forward, gamma * values[:, None, :])
+        choice = candidates.argmin(axis=2)
+        values = np.take_along_axis(candidates, choice[:, :, None], axis=2)[:, :, 0]
+        next_node.append(choice)
+        value_of[k] = values[:, 0]
 
+    rows = np.arange(len(costs))
+    paths = {}
+    for budget in budgets:
+        indices = [np.zeros(len(costs), dtype=np.intp)]
+        for k in range(budget, 0, -1):
+            indices.append(next_node[k - 1][rows, indices[-1]])
+        paths[budget] = PathBatch(np.stack(indices, axis=1), value_of[budget])
+    return paths
+
+
+def batched_two_step_paths(
+    first: NDArray[np.float64],
+    blocks: Sequence[NDArray[np.float64]],
+    budgets: Iterable[int],
+    *,
+    gamma: float = 1.0,
+    combine: Combine = "sum",
+) -> dict[int, PathBatch]:
+    """`optimal_two_step_paths` of R sets of costs of one size side by side, without the five
+    sixths of a cube that are never read. Entries are not checked.
+
+    first: (R, n+1). blocks: for each j in 0..n-1, (R, j, n-j): entry (i, k - j - 1) is the cost
+    of the step from j to k after one from i to j.
+    """
+    samples, n = len(first), first.shape[1] - 1
+    budgets = [_validate_budget(budget, n) for budget in budgets]
+    join = _validate_rule(gamma, combine)
+
+    begun = first.copy()
+    begun[:, 0] = np.inf
+    best = {1: (np.full(samples, n), begun[:, n])}
+    values = np.full((samples, n + 1, n + 1), np.inf)  # of the pair (i, j), i < j
+    for j in range(1, n):
+        values[:, :j, j] = blocks[j][:, :, -1]
+    choices = [
+        np.full(values.shape, n)
+    ]  # choices[m - 1][r, i, j]: where the first of m steps leads
+    for k in range(2, max(budgets, default=0) + 1):
+        total = join(begun, gamma * values[:, 0])
+        best[k] = (total.argmin(axis=1), total.min(axis=1))
+        choice, new = np.full(values.shape, n), np.full(values.shape, np.inf)
+        for j in range(1, n):
+            candidates = join(blocks[j], gamma * values[:, j, None, j + 1 :])
+            place = candidates.argmin(axis=2)
+            new[:, :j, j] = np.take_along_axis(candidates, place[:, :, None], axis=2)[:, :, 0]
+            choice[:, :j, j] = place + j + 1
+        choices.append(choice)
+        values = new
+
+    rows = np.arange(samples)
     paths = {}
     for budget in budgets:
         second, value = best[budget]
-        indices = [0, second]
+        indices = [np.zeros(samples, dtype=np.intp), second]
         for m in range(budget - 1, 0, -1):
-            indices.append(int(choices[m - 1][indices[-2], indices[-1]]))
-        paths[budget] = Path(tuple(indices), value)
+            indices.append(choices[m - 1][rows, indices[-2], indices[-1]])
+        paths[budget] = PathBatch(np.stack(indices, axis=1), value)
     return paths
 
 
@@ -143,6 +221,14 @@ def validate_cost(cost: ArrayLike) -> NDArray[np.float64]:
         i, j = (int(k) for k in np.argwhere(above)[0])
         raise InputError(f"cost: entry ({i}, {j}) is {costs[i, j]}; finite costs needed")
     return costs
+
+
+def _validate_rule(gamma: float, combine: str) -> np.ufunc:
+    if combine not in _COMBINE:
+        raise InputError(f"combine: {combine!r}; {', '.join(_COMBINE)} known")
+    if not 0 < gamma < np.inf:
+        raise InputError(f"gamma: {gamma}; a positive number needed")
+    return _COMBINE[combine]
 
 
 def _validate_budget(budget: int, n: int) -> int:

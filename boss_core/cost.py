@@ -64,6 +64,8 @@ class CostMatrix:
     group_gram: (G, n+1, n+1) float64, the mean Gram matrix of the velocity increments d_1 to
         d_{n-1}, on and above the diagonal, over each of G disjoint groups of trajectories:
         trajectory m is in group m modulo G, and G = min(samples, GROUPS). Costs are linear in it.
+    group_norm: (G, n+1, n+1) float64, the mean over each group of the norm of the error of a
+        step, the square root of each trajectory's cost; 0 where the cost is.
     """
 
     cost: NDArray[np.float64]
@@ -71,6 +73,12 @@ class CostMatrix:
     standard_error: NDArray[np.float64]
     samples: int
     group_gram: NDArray[np.float64]
+    group_norm: NDArray[np.float64]
+
+    @property
+    def group_sizes(self) -> NDArray[np.int64]:
+        """(G,): the number of trajectories in each group."""
+        return group_sizes(self.samples)
 
     @cached_property
     def group_cost(self) -> NDArray[np.float64]:
@@ -81,10 +89,13 @@ class CostMatrix:
     @cached_property
     def gram(self) -> NDArray[np.float64]:
         """(n+1, n+1): the mean Gram matrix over all trajectories, both halves."""
-        groups = len(self.group_gram)
-        sizes = [len(range(group, self.samples, groups)) for group in range(groups)]
-        upper = np.tensordot(sizes, self.group_gram, axes=1) / self.samples
+        upper = np.tensordot(self.group_sizes, self.group_gram, axes=1) / self.samples
         return np.triu(upper) + np.triu(upper, k=1).T
+
+    @cached_property
+    def norm(self) -> NDArray[np.float64]:
+        """(n+1, n+1): the mean norm of the error of a step over all trajectories."""
+        return np.tensordot(self.group_sizes, self.group_norm, axes=1) / self.samples
 
 
 class CostSum:
@@ -98,6 +109,7 @@ class CostSum:
         self.grams = torch.zeros(GROUPS, nodes, nodes, dtype=torch.float64, device=device)
         self.sums = torch.zeros(nodes, nodes, dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.sums)
+        self.norms = torch.zeros_like(self.grams)
         self._weights = _weights(self.timesteps).to(device)
 
     def add(self, velocities: Tensor) -> None:
@@ -105,6 +117,7 @@ class CostSum:
         last, on the device given. InputError, and nothing added, when they are not finite."""
         per_group = max(1, _GRAM_BYTES // self.squares.nbytes)
         grams, sums, squares = self.grams.clone(), self.sums.clone(), self.squares.clone()
+        norms = self.norms.clone()
         samples = self.samples
         for part in velocities.split(per_group, dim=1):
             gram = _increment_grams(part)
@@ -112,6 +125,7 @@ class CostSum:
             grams.index_add_(0, group, gram)
             cost = _cost_from_gram(gram, self._weights)
             sums += cost.sum(dim=0)
+            norms.index_add_(0, group, cost.sqrt())
             squares += cost.square_().sum(dim=0)
             samples += part.shape[1]
         if not sums.isfinite().all():  # the only synchronisation of a batch
@@ -121,6 +135,7 @@ class CostSum:
                 f" {len(self.timesteps) - 1}); a network with finite outputs needed"
             )
         self.grams, self.sums, self.squares, self.samples = grams, sums, squares, samples
+        self.norms = norms
 
     def state(self) -> dict[str, NDArray]:
         """All that `from_state` needs to go on, as arrays for an ``.npz`` file."""
@@ -130,6 +145,7 @@ class CostSum:
             "grams": self.grams.cpu().numpy(),
             "sums": self.sums.cpu().numpy(),
             "squares": self.squares.cpu().numpy(),
+            "norms": self.norms.cpu().numpy(),
         }
 
     @classmethod
@@ -142,6 +158,7 @@ class CostSum:
         total.grams = torch.from_numpy(state["grams"]).to(device)
         total.sums = torch.from_numpy(state["sums"]).to(device)
         total.squares = torch.from_numpy(state["squares"]).to(device)
+        total.norms = torch.from_numpy(state["norms"]).to(device)
         return total
 
     def result(self) -> CostMatrix:
@@ -150,12 +167,21 @@ class CostSum:
         mean = self.sums / samples
         variance = (self.squares / samples - mean**2).clamp_min(0.0)
         error = (variance / (samples - 1)).sqrt() if samples > 1 else mean * torch.nan
-        groups = min(samples, GROUPS)
-        sizes = [len(range(group, samples, GROUPS)) for group in range(groups)]
-        group_gram = self.grams[:groups].cpu().numpy() / np.array(sizes)[:, None, None]
+        sizes = group_sizes(samples)[:, None, None]
         return CostMatrix(
-            mean.cpu().numpy(), self.timesteps, error.cpu().numpy(), samples, group_gram
+            mean.cpu().numpy(),
+            self.timesteps,
+            error.cpu().numpy(),
+            samples,
+            self.grams[: len(sizes)].cpu().numpy() / sizes,
+            self.norms[: len(sizes)].cpu().numpy() / sizes,
         )
+
+
+def group_sizes(samples: int) -> NDArray[np.int64]:
+    """(G,): the number of trajectories in each group: trajectory m is in group m modulo G."""
+    groups = min(samples, GROUPS)
+    return np.array([len(range(group, samples, groups)) for group in range(groups)])
 
 
 def rollout_bytes(

@@ -150,9 +150,8 @@ def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = json.loads(str(file["search"]))
-            state = {
-                name: file[name] for name in ("timesteps", "samples", "grams", "sums", "squares")
-            }
+            names = ("timesteps", "samples", "grams", "sums", "squares", "norms")
+            state = {name: file[name] for name in names}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not the costs of a search ({error}); remove it") from error
     asked = asdict(search)

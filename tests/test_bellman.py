@@ -7,7 +7,13 @@ import time
 import numpy as np
 import pytest
 
-from boss_core.bellman import optimal_paths, optimal_two_step_paths, path_cost
+from boss_core.bellman import (
+    batched_paths,
+    batched_two_step_paths,
+    optimal_paths,
+    optimal_two_step_paths,
+    path_cost,
+)
 from tests.conftest import SHARED, needs_shared
 
 
@@ -107,3 +113,73 @@ def test_one_pass_for_all_budgets_is_fast_enough() -> None:
 
     assert seconds(100) < 0.05
     assert seconds(1000) < 1.0
+
+
+def discounted(combine: str, gamma: float):
+    """The value of a path from the costs of its steps, from the last one to the first."""
+
+    def value(steps: list[float]) -> float:
+        total = steps[-1]
+        for step in reversed(steps[:-1]):
+            total = step + gamma * total if combine == "sum" else max(step, gamma * total)
+        return total
+
+    return value
+
+
+@pytest.mark.parametrize(("combine", "gamma"), [("sum", 1.15), ("sum", 0.5), ("max", 1.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_other_rules_equal_enumeration(combine, gamma: float, seed: int) -> None:
+    n, value = 8, discounted(combine, gamma)
+    random = np.random.default_rng(seed)
+    cost, after = random.random((n + 1, n + 1)), random.random((n + 1,) * 3)
+
+    def one_step(path: tuple[int, ...]) -> float:
+        return value([cost[step] for step in itertools.pairwise(path)])
+
+    def two_step(path: tuple[int, ...]) -> float:
+        steps = zip(path, path[1:], path[2:], strict=False)
+        return value([cost[0, path[1]], *(after[step] for step in steps)])
+
+    rule = {"gamma": gamma, "combine": combine}
+    found = optimal_paths(cost, range(1, n + 1), **rule)
+    pairs = optimal_two_step_paths(cost[0], after, range(1, n + 1), **rule)
+    for budget in range(1, n + 1):
+        inner = list(itertools.combinations(range(1, n), budget - 1))
+        paths = [(0, *middle, n) for middle in inner]
+        for answer, total in ((found[budget], one_step), (pairs[budget], two_step)):
+            best = min(map(total, paths))
+            assert answer.cost == pytest.approx(best)
+            assert total(answer.indices) == pytest.approx(best)
+            if combine == "sum":  # with max, others may share the worst step
+                assert answer.indices == min(paths, key=total)
+
+
+def test_the_rest_of_a_minimax_path_is_a_best_one_itself() -> None:
+    cost = np.random.default_rng(1).random((13, 13))
+    for budget in range(2, 12):
+        path = optimal_paths(cost, [budget], combine="max")[budget]
+        start = path.indices[1]
+        rest = optimal_paths(cost[start:, start:], [budget - 1], combine="max")[budget - 1]
+        assert path.indices[1:] == tuple(start + i for i in rest.indices)
+
+
+def test_many_matrices_at_once_are_each_by_itself() -> None:
+    random = np.random.default_rng(0)
+    costs, cubes = random.random((4, 10, 10)), random.random((4, 10, 10, 10))
+    found = batched_paths(costs, [1, 4, 9], gamma=1.15)
+    blocks = [cubes[:, :j, j, j + 1 :] for j in range(9)]
+    pairs = batched_two_step_paths(costs[:, 0], blocks, [1, 4, 9], gamma=1.15)
+    for row in range(4):
+        alone = optimal_paths(costs[row], [1, 4, 9], gamma=1.15)
+        assert {k: paths.path(row) for k, paths in found.items()} == alone
+        alone = optimal_two_step_paths(costs[row, 0], cubes[row], [1, 4, 9], gamma=1.15)
+        assert {k: paths.path(row) for k, paths in pairs.items()} == alone
+
+
+def test_a_rule_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="combine: 'mean'; sum, max known"):
+        optimal_paths(np.zeros((3, 3)), [1], combine="mean")  # type: ignore[arg-type]
+    for gamma in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"gamma: .*positive"):
+            optimal_paths(np.zeros((3, 3)), [1], gamma=gamma)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from boss_core.bellman import optimal_paths, path_standard_error
-from boss_core.cost import estimate_cost_matrix, rollout_bytes
+from boss_core.cost import CostSum, add_trajectories, estimate_cost_matrix, rollout_bytes
 from boss_core.solvers import euler
 from boss_core.timesteps import karras, quadratic, uniform
 from boss_core.velocity import CountedVelocity, sample_noise
@@ -61,6 +61,8 @@ def test_equals_the_definition_on_every_entry(velocity, grid) -> None:
     sums = expected[:, indices[:-1], indices[1:]].sum(axis=1)
     error = sums.std(ddof=1) / np.sqrt(len(noise))
     assert path_standard_error(found.group_cost, indices) == pytest.approx(error, rel=1e-6)
+    norm = np.sqrt(expected).mean(axis=0)
+    np.testing.assert_allclose(found.norm[far], norm[far], rtol=1e-6, atol=0)
     near = ~np.triu(np.ones_like(mean, dtype=bool), k=2)
     assert (found.cost[near] == 0).all()
     assert found.samples == 13
@@ -94,8 +96,25 @@ def test_costs_and_their_uncertainty_do_not_depend_on_how_samples_come() -> None
         np.testing.assert_allclose(matrix.cost[0, 20], expected[:, 0, 20].mean(), rtol=1e-6)
         groups = [expected[group::20, 0, 20].mean() for group in range(20)]
         np.testing.assert_allclose(matrix.group_cost[:, 0, 20], groups, rtol=1e-6)
+        norms = [np.sqrt(expected[group::20, 0, 20]).mean() for group in range(20)]
+        np.testing.assert_allclose(matrix.group_norm[:, 0, 20], norms, rtol=1e-6)
+        norm = np.sqrt(expected[:, 0, 20]).mean()
+        np.testing.assert_allclose(matrix.norm[0, 20], norm, rtol=1e-6)
         spread = np.std(groups, ddof=1) / np.sqrt(20)
         assert path_standard_error(matrix.group_cost, [0, 20]) == pytest.approx(spread, rel=1e-6)
+
+
+def test_a_sum_goes_on_from_its_state() -> None:
+    noise = sample_noise(range(33), (6,), seed=0)
+    whole = estimate_cost_matrix(smooth, noise, uniform(20), batch_size=33)
+    first = CostSum(uniform(20))
+    add_trajectories(first, smooth, noise[:25], batch_size=25)
+    again = CostSum.from_state(first.state())
+    add_trajectories(again, smooth, noise[25:], batch_size=8)
+    found = again.result()
+    for name in ("cost", "standard_error", "norm", "group_cost", "group_norm"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-6)
+    assert found.samples == 33
 
 
 def test_bfloat16_velocities_are_measured_in_float64() -> None:

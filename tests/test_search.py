@@ -122,6 +122,18 @@ def test_the_costs_of_another_search_are_not_overwritten(boss) -> None:
     assert Path("schedules/cost.npz").read_bytes() == before
 
 
+def test_costs_of_an_older_version_are_named(boss) -> None:
+    options = ["--budget", 2, "--grid", 5, "--samples", 2]
+    assert boss("schedule", *flow("older"), *options)[0] == 0
+    with np.load("schedules/cost.npz") as file:
+        old = {name: file[name] for name in file.files if name != "norms"}
+    np.savez("schedules/cost.npz", **old)
+    code, _, err = boss("schedule", *flow("older"), *options)
+    assert code == 2
+    assert err.startswith("error: schedules/cost.npz: not the costs of a search")
+    assert "norms" in err
+
+
 def test_samples_are_those_of_the_library(boss) -> None:
     network = teacher(Path("net"))
     boss("schedule", "--checkpoint", "net", "--budget", 3, "--grid", 10, "--samples", 4)

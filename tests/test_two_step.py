@@ -10,7 +10,7 @@ from boss_core.bellman import optimal_two_step_paths
 from boss_core.cost import estimate_cost_matrix
 from boss_core.solvers import euler
 from boss_core.timesteps import karras, quadratic, uniform
-from boss_core.two_step import LARGEST_GRID, ab2_costs
+from boss_core.two_step import LARGEST_GRID, ab2_cost_blocks, ab2_costs
 from boss_core.velocity import sample_noise
 
 
@@ -67,6 +67,19 @@ def test_the_best_path_is_the_best_of_all_by_its_definition() -> None:
         best = min(((0, *middle, 9) for middle in inner), key=error)
         assert path.indices == best
         assert path.cost == pytest.approx(error(best))
+
+
+def test_many_gram_matrices_at_once_are_each_by_itself() -> None:
+    grid = quadratic(9)
+    noise, *_ = trajectories(grid)
+    matrix = estimate_cost_matrix(velocity, noise, grid, batch_size=7)
+    groups = np.triu(matrix.group_gram)
+    groups = groups + np.triu(groups, k=1).swapaxes(1, 2)
+    blocks = ab2_cost_blocks(groups, grid)
+    for group, gram in enumerate(groups):
+        cost = ab2_costs(gram, grid)
+        for j, block in enumerate(blocks):
+            np.testing.assert_array_equal(block[group], cost[:j, j, j + 1 :])
 
 
 def test_what_cannot_be_is_refused() -> None:

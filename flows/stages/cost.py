@@ -4,11 +4,11 @@ import numpy as np
 
 from boss_core.checkpoints import load_checkpoint
 from boss_core.cost import estimate_cost_matrix, rollout_bytes
-from boss_core.files import replacing
 from boss_core.timesteps import uniform
 from boss_core.velocity import CountedVelocity, sample_noise
 from flows import paths
 from flows.config import Params
+from flows.costs import write_cost_matrix
 from flows.labels import draw_labels
 from flows.progress import progress
 from flows.runtime import device, run_stage
@@ -37,16 +37,7 @@ def main(params: Params) -> None:
             labels=None if labels is None else labels.to(on),
             on_step=advance,
         )
-    with replacing(paths.COST) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            cost=matrix.cost,
-            timesteps=matrix.timesteps,
-            standard_error=matrix.standard_error,
-            samples=matrix.samples,
-            group_cost=matrix.group_cost,
-            teacher_hash=card.weights_sha256,
-        )
+    write_cost_matrix(paths.COST, matrix, card.weights_sha256)
 
 
 if __name__ == "__main__":
