@@ -70,6 +70,7 @@ def energy(reference: Tensor) -> Distance:
     return distance
 
 
+@torch.no_grad()
 def feature_frechet(reference: Tensor, features: Callable[[Tensor], Tensor]) -> Distance:
     """The Frechet distance of the normal distributions fitted to features (Heusel et al. 2017):
 
@@ -87,6 +88,7 @@ def feature_frechet(reference: Tensor, features: Callable[[Tensor], Tensor]) -> 
     root_y = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
     trace_y = _trace(covariance_y)
 
+    @torch.no_grad()
     def distance(samples: Tensor, /) -> Tensor:
         _check(samples, reference)
         mean_x, covariance_x = _moments(torch.stack([features(x) for x in samples]))

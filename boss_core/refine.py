@@ -54,7 +54,7 @@ def refine(
     batch_size: int,
     labels: Tensor | None = None,
     offsets: Sequence[Sequence[int]] = OFFSETS,
-    sweeps: int = 4,
+    sweeps: int = 2,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Refined:
     """Move one knot at a time to where the samples are nearest to the reference, until no move
@@ -106,8 +106,10 @@ def refine(
         ([noise, *(x[c] for x in states[:-1])], [first, *(v[c] for v in velocities)])
         for c in range(len(paths))
     ]
-    for c in np.argsort(found, kind="stable"):
-        _descend(trial, paths[c], *begun[c], distance, seen, offsets, sweeps)
+    for path, (own_states, own_velocities) in sorted(
+        zip(paths, begun, strict=True), key=lambda start: seen[start[0]]
+    ):
+        _descend(trial, path, own_states, own_velocities, distance, seen, offsets, sweeps)
     best = min(seen, key=seen.__getitem__)
     return Refined(best, seen[best], trial.evaluations)
 

@@ -29,7 +29,8 @@ BLOCKS = 10
 
 @dataclass(frozen=True)
 class Reference:
-    """Noise, and where the teacher takes it: once for every budget, see `reference`.
+    """Noise, and where the teacher takes it: the same for every budget, so rolled out once
+    (`roll_out`, or any finer solver).
 
     noise, ends: (N, ...) states at t = 0 and t = 1, in the same order and on one device.
     labels: (N,) int64 there, when the velocity is conditional.
@@ -66,7 +67,7 @@ class Choice:
     evaluations: int = 0
 
 
-def reference(
+def roll_out(
     velocity: Velocity,
     noise: Tensor,
     timesteps: ArrayLike,
@@ -77,7 +78,7 @@ def reference(
     """Roll out the teacher by Euler through the whole grid: n evaluations for a sample.
 
     noise: (N, ...), on the device to compute on. labels: (N,) int64 there, or None.
-    InputError when there are labels, but not one a sample.
+    InputError when there are labels, but not one a sample, and for a batch size below 1.
     """
     ends = _ends(velocity, noise, labels, timesteps, "euler", batch_size)
     return Reference(noise, ends, labels)
@@ -223,6 +224,8 @@ def _ends(
     batch_size: int,
 ) -> Tensor:
     check_labels(labels, len(noise))
+    if batch_size < 1:
+        raise InputError(f"batch_size: {batch_size}; at least 1 needed")
     ends = torch.empty_like(noise)
     for start in range(0, len(noise), batch_size):
         rows = slice(start, start + batch_size)

@@ -45,13 +45,13 @@ def test_every_candidate_has_its_own_distance_and_the_reference_none(name: str) 
 def test_sliced_wasserstein_of_a_shift() -> None:
     # Every projection is moved by <u, shift>, whose mean square over directions is |shift|^2 / d.
     x, shift = sample_noise(range(200), (8,), seed=0), torch.tensor([3.0, 0, 0, -4, 0, 0, 0, 0])
-    distance = sliced_wasserstein(x, projections=20_000)
-    assert float(distance((x + shift)[None])) == pytest.approx(5 / np.sqrt(8), rel=0.02)
+    distance = sliced_wasserstein(x, projections=4000)
+    assert float(distance((x + shift)[None])) == pytest.approx(5 / np.sqrt(8), rel=0.04)
 
 
 def test_sliced_wasserstein_of_gaussians() -> None:
     # On a line the distance of N(0, 1) and N(m, s^2) is sqrt(m^2 + (1 - s)^2).
-    x, y = (sample_noise(range(200_000), (1,), seed) for seed in (0, 1))
+    x, y = (sample_noise(range(1), (200_000, 1), seed)[0] for seed in (0, 1))
     found = sliced_wasserstein(x, projections=1)((0.5 + 1.7 * y)[None])
     assert float(found) == pytest.approx(np.sqrt(0.5**2 + 0.7**2), rel=0.01)
 
@@ -76,9 +76,9 @@ def test_energy_on_a_line_is_the_square_of_scipys() -> None:
 
 
 def test_energy_of_single_points() -> None:
-    # Two points each, by hand: 2 (0.5 (5 + 5)) - 0 - (0 + 6 + 6 + 0) / 4 for x twice at the origin.
+    # Both pairs across are 5 apart; of the four pairs within y two are 6 apart, two the same.
     x, y = torch.zeros(1, 2, 2), torch.tensor([[4.0, 3.0], [4.0, -3.0]])
-    assert float(energy(y)(x)) == pytest.approx(2 * 5 - 3)
+    assert float(energy(y)(x)) == pytest.approx(2 * 5 - 0 - 3)
 
 
 def test_frechet_distance_is_torch_fidelitys() -> None:
@@ -95,6 +95,11 @@ def test_frechet_distance_with_more_features_than_samples() -> None:
     x = sample_noise(range(10), (30,), seed=0)
     found = feature_frechet(x, lambda images: images)((x + 0.5)[None])
     assert float(found) == pytest.approx(30 * 0.25, rel=1e-5)
+
+
+def test_features_of_a_network_in_training_carry_no_gradient() -> None:
+    x = sample_noise(range(10), (3,), seed=0)
+    assert not feature_frechet(x, torch.nn.Linear(3, 2))(x[None]).requires_grad
 
 
 def test_endpoint_error_by_hand() -> None:

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from boss_core.distances import endpoint_error, energy, sliced_wasserstein
 from boss_core.errors import InputError
@@ -127,6 +128,29 @@ def test_only_the_steps_from_the_moved_knot_on_are_evaluated_and_nothing_twice()
     assert times[4:6] == [8, 12]
     assert times.count(0) == 1
     assert len(times) == 4 + 2 * (3 + 2 + 1)
+
+
+@pytest.mark.parametrize("make", [sliced_wasserstein, energy, endpoint_error])
+def test_only_the_distances_of_a_knot_are_read_from_the_device(make) -> None:
+    read, distance = [], make(REFERENCE)
+
+    class Watch(TorchDispatchMode):
+        """Sees every operation; those named here make a GPU's host wait."""
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            name = operation.overloadpacket.__name__
+            assert name not in {"_local_scalar_dense", "nonzero", "equal", "masked_select"}, name
+            return operation(*args, **(kwargs or {}))
+
+    def counted(samples):
+        read.append(len(samples))
+        return distance(samples)
+
+    with Watch():
+        refine(mixture_velocity, NOISE, FINE, [even(40, 4)], counted, batch_size=64, sweeps=1)
+    # The start, and at most one reading for each of three knots at each of four offsets.
+    assert 1 < len(read) <= 1 + 3 * 4
+    assert max(read[1:]) == 2
 
 
 def test_labels_and_networks_of_one_time() -> None:
