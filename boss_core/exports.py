@@ -29,6 +29,10 @@ DIFFUSERS_SETTINGS: Mapping[str, Any] = {
     "stochastic_sampling": False,
 }
 
+# The last sigma for a sampler that treats 0 in a way of its own: nothing next to those before,
+# and 1 - sigma, by which ComfyUI divides the end state, is 1 in float32.
+_ALMOST_ZERO = 1e-12
+
 # diffusers computes sigmas in float32.
 _TOLERANCE = 1e-6
 
@@ -44,7 +48,7 @@ _NOT_EULER = {
 class SchedulerReport:
     """What a diffusers scheduler makes of a schedule of K steps.
 
-    unchanged: whether it takes Euler steps at the schedule's own sigmas when it is given them.
+    unchanged: whether it steps at the schedule's own sigmas when it is given them.
     sigmas_used: the K + 1 sigmas that it uses then, the last one its own.
     reasons: the settings that stand between the schedule and its use, each with its effect.
     sigmas_to_pass: K values for ``sigmas=`` that come out as the schedule's, within float32:
@@ -65,16 +69,33 @@ def diffusers_sigmas(schedule: Schedule) -> list[float]:
 
 
 def to_diffusers(schedule: Schedule) -> str:
-    """Python for pipelines whose call takes ``sigmas`` (SD3, Flux, Sana, Qwen-Image, ...)."""
+    """Python for pipelines whose call takes ``sigmas`` (SD3, Flux, Sana, Qwen-Image, ...).
+    InputError for a schedule that is not for Euler."""
+    if schedule.solver == "ab2":
+        raise InputError(
+            "schedule: for solver ab2, whose steps no scheduler class of diffusers takes; the"
+            " target diffusers-fixed needed, or boss_core.pipelines.fixed_scheduler"
+        )
+    _refuse_heun(schedule)
     return _diffusers_scheduler(schedule) + (
         "pipeline.scheduler = scheduler\n"
-        f"# {schedule.nfe} steps: call the pipeline with sigmas=sigmas (never timesteps=).\n"
+        f"# {schedule.steps} steps: call the pipeline with sigmas=sigmas (never timesteps=).\n"
     )
 
 
 def to_diffusers_fixed(schedule: Schedule) -> str:
     """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, Mochi): a
-    scheduler with the values baked in."""
+    scheduler with the values baked in. For ``ab2`` it needs this library, for Euler diffusers
+    alone. InputError for Heun."""
+    _refuse_heun(schedule)
+    if schedule.solver == "ab2":
+        return (
+            "from boss_core.pipelines import fixed_scheduler\n"
+            "\n"
+            f"timesteps = {_rows(schedule.timesteps)}\n"
+            'pipeline.scheduler = fixed_scheduler(pipeline.scheduler, timesteps, solver="ab2")\n'
+            f"# Call the pipeline with num_inference_steps={schedule.steps}.\n"
+        )
     # Mochi's network takes t in place of 1 - t: there the inversion is the model's, not the
     # schedule's.
     own = 'pipeline.scheduler.config.get("invert_sigmas", False)'
@@ -90,33 +111,60 @@ def to_diffusers_fixed(schedule: Schedule) -> str:
         "fixed_sigmas = sigmas\n"
         "scheduler.set_timesteps = set_timesteps\n"
         "pipeline.scheduler = scheduler\n"
-        f"# Call the pipeline with num_inference_steps={schedule.nfe}.\n"
+        f"# Call the pipeline with num_inference_steps={schedule.steps}.\n"
     )
 
 
 def to_comfyui(schedule: Schedule) -> str:
-    """The text for ComfyUI's ManualSigmas node: K + 1 values from 1 to 0, the 0 included.
+    """The text for ComfyUI's ManualSigmas node: K + 1 values from 1 to 0, the 0 included, for the
+    sampler that `comfyui_sampler` names. For ``ab2`` the last is 1e-12 instead: a step to 0 itself
+    is one of Euler to ComfyUI's linear multistep sampler. InputError for Heun.
 
     Without exponents, which the node would read as two numbers.
     """
-    return ", ".join(np.format_float_positional(sigma, trim="0") for sigma in schedule.sigmas)
+    comfyui_sampler(schedule)
+    sigmas = list(schedule.sigmas)
+    if schedule.solver == "ab2":
+        sigmas[-1] = _ALMOST_ZERO
+    return ", ".join(np.format_float_positional(sigma, trim="0") for sigma in sigmas)
+
+
+def comfyui_sampler(schedule: Schedule) -> str:
+    """The sampler of ComfyUI that takes the steps of the schedule, in a few words. InputError for
+    Heun, whose last step ComfyUI replaces by one of Euler."""
+    if schedule.solver == "heun":
+        raise InputError(
+            "schedule: for solver heun; one for euler or ab2 needed, as ComfyUI's heun takes its"
+            " last step by Euler"
+        )
+    if schedule.solver == "ab2":
+        return "the sampler of node SamplerLMS with order 2"
+    return "sampler euler"
 
 
 def to_flow_matching(schedule: Schedule) -> str:
     """Python for `flow_matching.solver.ODESolver`, whose time runs as here: the K + 1 times as
-    its ``time_grid``. ``step_size=None`` makes it step from each to the next."""
+    its ``time_grid``. ``step_size=None`` makes it step from each to the next. InputError for
+    ``ab2``."""
+    if schedule.solver == "ab2":
+        raise InputError(
+            "schedule: for solver ab2; one for euler or heun needed, as no method of ODESolver"
+            " takes two-step Adams-Bashforth steps"
+        )
+    method = {"euler": "euler", "heun": "heun2"}[schedule.solver]
     return (
         "import torch\n"
         "\n"
         f"time_grid = torch.tensor({_rows(schedule.timesteps)})\n"
-        f"# {schedule.nfe} steps:\n"
-        '# solver.sample(x_init, step_size=None, method="euler",\n'
+        f"# {schedule.steps} steps, {schedule.nfe} evaluations:\n"
+        f'# solver.sample(x_init, step_size=None, method="{method}",\n'
         "#               time_grid=time_grid.to(x_init.device))\n"
     )
 
 
 def to_json(schedule: Schedule) -> str:
-    """The schedule with its sigmas and its number of evaluations, for any other program."""
+    """The schedule with its solver, its sigmas and its number of evaluations, for any other
+    program."""
     content = json.loads(schedule.to_json())
     return json.dumps({"nfe": schedule.nfe, "sigmas": schedule.sigmas, **content}, indent=1) + "\n"
 
@@ -130,7 +178,8 @@ def check_scheduler(
     mu: what the pipeline passes to ``set_timesteps`` when ``use_dynamic_shifting`` is on
         (diffusers' ``calculate_shift`` of the number of image tokens); needed then only.
 
-    Raises InputError for a scheduler that does not take Euler steps, and when mu is missing.
+    Raises InputError for a scheduler that does not take the steps of the schedule's solver, and
+    when mu is missing. Those of ``ab2`` are taken by a `boss_core.pipelines.fixed_scheduler`.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -140,6 +189,13 @@ def check_scheduler(
         raise InputError(
             f"scheduler: {name} {why}; a FlowMatchEulerDiscreteScheduler needed, with the settings"
             " of boss_core.exports.DIFFUSERS_SETTINGS"
+        )
+    solver = getattr(scheduler, "solver", "euler")
+    if solver != schedule.solver:
+        raise InputError(
+            f"scheduler: {type(scheduler).__name__} takes steps of {solver}, and the schedule is"
+            f" for {schedule.solver}; one for the same solver needed (diffusers has only euler,"
+            " boss_core.pipelines.fixed_scheduler ab2 too)"
         )
     config: Any = scheduler.config
     dynamic = bool(config.use_dynamic_shifting)
@@ -201,6 +257,14 @@ def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str,
             " of Flux and its kin do not pass sigmas on when they see it"
         )
     return tuple(found)
+
+
+def _refuse_heun(schedule: Schedule) -> None:
+    if schedule.solver == "heun":
+        raise InputError(
+            "schedule: for solver heun; one for euler or ab2 needed, as diffusers'"
+            " FlowMatchHeunDiscreteScheduler takes no sigmas"
+        )
 
 
 def _sigmas_used(scheduler: Any, sigmas: Sequence[float], mu: float | None) -> list[float]:

@@ -18,10 +18,21 @@ def flow_matching_loss(velocity: VelocityField, data: Tensor, noise: Tensor, t: 
 
 
 def straightening_loss(
-    velocity: VelocityField, start: Tensor, end: Tensor, t_start: Tensor, t_end: Tensor
+    velocity: VelocityField, states: Tensor, times: Tensor, weights: Tensor
 ) -> Tensor:
-    """Squared distance of the velocity at ``start`` to the chord of the teacher's trajectory
-    over one segment (paper, eq. 9). ``start``, ``end``: (B, ...) states of one trajectory at
-    the times ``t_start``, ``t_end``: (B,)."""
-    length = (t_end - t_start).view(-1, *[1] * (start.ndim - 1))
-    return F.mse_loss(velocity(start, t_start), (end - start) / length)
+    """Squared distance of the velocity at the start of a segment to its target: the chord of the
+    teacher's trajectory over the segment for Euler (paper, eq. 9), a weighted mean of this chord
+    and those before it for other solvers (`boss_core.straighten.chord_weights`).
+
+    states: (B, L + 1, ...), of one trajectory a row: the end of the segment, its start, and the
+        knots before that, each at its time in ``times``, (B, L + 1). Where a trajectory has
+        fewer, its first knot repeats.
+    weights: (B, L), of the chords from the segment's own back.
+    """
+    lengths = times[:, :-1] - times[:, 1:]
+    # A knot that repeats makes a chord of 0 / 0, whose weight is 0.
+    lengths = torch.where(lengths > 0, lengths, 1.0)
+    of_elements = (*weights.shape, *[1] * (states.ndim - 2))
+    chords = (states[:, :-1] - states[:, 1:]) / lengths.view(of_elements)
+    target = (weights.view(of_elements) * chords).sum(dim=1)
+    return F.mse_loss(velocity(states[:, 1].contiguous(), times[:, 1].contiguous()), target)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from boss_core.cost import CostMatrix, CostSum
 from boss_core.errors import InputError
+from boss_core.solvers import extrapolation_weights
 from boss_core.timesteps import Times, validate_timesteps
 
 # What diffusers calls the network; a second transformer takes the low noise levels of Wan 2.2.
@@ -157,17 +158,24 @@ def sample_generators(indices: range, seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 
-def fixed_scheduler(scheduler: Any, timesteps: ArrayLike) -> Any:
+def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
     """A `FlowMatchEulerDiscreteScheduler` that walks these timesteps whatever it is asked for.
 
     For pipelines whose call takes no `sigmas` (Wan, LTX, Mochi), and right for all others too:
     put it in ``pipeline.scheduler`` and pass ``num_inference_steps=K``.
 
+    With solver ``ab2`` its steps are those of `boss_core.solvers.ab2`, for as many evaluations:
+    it keeps the velocity of the step before, in float32, and starts anew at each call. No class
+    of diffusers takes such steps. InputError for a solver that is neither.
+
     scheduler: the pipeline's own, whose settings are kept for the pipeline to read, without effect
         on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
     timesteps: K + 1 increasing times from 0 to 1.
     """
-    return _fixed_class(validate_timesteps(timesteps)).from_config(_kept_config(scheduler))
+    classes = {"euler": _fixed_class, "ab2": _two_step_class}
+    if solver not in classes:
+        raise InputError(f"solver: {solver!r}; {' or '.join(classes)} needed in a scheduler")
+    return classes[solver](validate_timesteps(timesteps)).from_config(_kept_config(scheduler))
 
 
 def _kept_config(scheduler: Any) -> dict[str, Any]:
@@ -187,6 +195,8 @@ def _fixed_class(times: Times) -> Any:
     class FixedEulerScheduler(FlowMatchEulerDiscreteScheduler):
         """Euler steps at given times."""
 
+        solver = "euler"
+
         # Pipelines look for these names to learn what the scheduler accepts.
         def set_timesteps(
             self,
@@ -204,6 +214,53 @@ def _fixed_class(times: Times) -> Any:
             self._begin_index = None
 
     return FixedEulerScheduler
+
+
+def _two_step_class(times: Times) -> Any:
+    base: Any = _fixed_class(times)
+    weights = extrapolation_weights(times).tolist()
+
+    class FixedTwoStepScheduler(base):
+        """Steps of two-step Adams-Bashforth at given times: Euler steps along the velocity that
+        it extrapolates. The ratios of steps, and so the weights, are those of the levels."""
+
+        solver = "ab2"
+        before: Tensor | None = None
+
+        def step(
+            self,
+            model_output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            return_dict: bool = True,
+            **kwargs: Any,
+        ) -> Any:
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+                FlowMatchEulerDiscreteSchedulerOutput,
+            )
+
+            if kwargs.get("per_token_timesteps") is not None:
+                raise InputError(
+                    "pipeline: gives each token a noise level of its own; one for all needed by ab2"
+                )
+            if self.step_index is None:
+                # The first since set_timesteps.
+                self._init_step_index(timestep)
+                self.before = None
+            weight = weights[self.step_index]
+            # A network may return the same buffer each time.
+            velocity = model_output.to(torch.float32, copy=True)
+            used = velocity
+            if self.before is not None:
+                used = (1.0 + weight) * velocity - weight * self.before
+            self.before = velocity
+            (state,) = super().step(used, timestep, sample, return_dict=False, **kwargs)
+            state = state.to(model_output.dtype)
+            if not return_dict:
+                return (state,)
+            return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=state)
+
+    return FixedTwoStepScheduler
 
 
 def _recording_scheduler(

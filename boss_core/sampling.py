@@ -7,8 +7,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from boss_core.errors import InputError
 from boss_core.pixels import to_uint8
-from boss_core.solvers import euler
+from boss_core.solvers import SOLVERS
 from boss_core.velocity import Velocity, check_labels, sample_noise, with_labels
 
 
@@ -21,21 +22,24 @@ def sample_images(
     seed: int,
     batch_size: int,
     device: torch.device,
+    solver: str = "euler",
     labels: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Exactly ``samples`` images by Euler, (samples, *shape) uint8. Image ``i`` starts from
-    noise ``i`` of ``seed``, so variants of a schedule or a network are compared on the same
-    noise. ``labels``: (samples,) int64, one for each image, when the velocity is conditional;
-    InputError when they are not as many. ``on_step`` is called with the size of each batch when
-    it is done."""
+    """Exactly ``samples`` images by a solver of `boss_core.solvers.SOLVERS`, (samples, *shape)
+    uint8. Image ``i`` starts from noise ``i`` of ``seed``, so variants of a schedule or a network
+    are compared on the same noise. ``labels``: (samples,) int64, one for each image, when the
+    velocity is conditional. ``on_step`` is called with the size of each batch when it is done.
+    InputError when the labels are not as many, and for an unknown solver."""
+    if solver not in SOLVERS:
+        raise InputError(f"solver: {solver!r}; one of {', '.join(SOLVERS)} needed")
     check_labels(labels, samples)
     images = np.empty((samples, *shape), dtype=np.uint8)
     for start in range(0, samples, batch_size):
         rows = range(start, min(start + batch_size, samples))
         of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
         noise = sample_noise(rows, shape, seed).to(device)
-        x = euler(with_labels(velocity, of_batch), noise, timesteps)
+        x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
         images[rows.start : rows.stop] = to_uint8(x).cpu().numpy()
         if on_step is not None:
             on_step(len(rows))

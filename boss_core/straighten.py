@@ -11,8 +11,8 @@ from torch import Tensor
 from boss_core.errors import InputError
 from boss_core.losses import straightening_loss
 from boss_core.schedules import Schedule
-from boss_core.solvers import euler
-from boss_core.timesteps import Times
+from boss_core.solvers import euler, extrapolation_weights
+from boss_core.timesteps import Times, validate_timesteps
 from boss_core.velocity import Velocity, check_labels, sample_noise, with_labels
 
 
@@ -59,6 +59,32 @@ def knot_states(
             )
 
 
+def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
+    """(K, L): what the network has to say at each of K knots for the solver to pass through all
+    of the teacher's, as weights of the chords of the trajectory. Entry (k, l) is that of the
+    chord from knot k - l to the next, 0 where there is none; rows add up to 1.
+
+    For Euler it is the chord itself (L = 1). A step of `ab2` ends on the next knot when
+    chord_k = (1 + w_k) u_k - w_k u_{k-1}, with the `extrapolation_weights` w and velocities u at
+    the knots; solved from the first knot on,
+
+        u_0 = chord_0,  u_k = (chord_k + w_k u_{k-1}) / (1 + w_k).
+
+    InputError for other solvers.
+    """
+    times = validate_timesteps(timesteps)
+    steps = len(times) - 1
+    if solver == "euler":
+        return np.ones((steps, 1))
+    if solver != "ab2":
+        raise InputError(f"schedule: for solver {solver}; euler or ab2 needed to straighten for")
+    weights = np.eye(1, steps).repeat(steps, axis=0)
+    for k, w in enumerate(extrapolation_weights(times)[1:], start=1):
+        weights[k, 1:] = w * weights[k - 1, :-1]
+        weights[k] /= 1.0 + w
+    return weights
+
+
 @dataclass(frozen=True)
 class Segments:
     """The segments of one schedule on stored trajectories.
@@ -66,12 +92,14 @@ class Segments:
     states: (N, U, ...) float32, the states at U knots; memory-mapped or in memory.
     positions: for each of the K + 1 times of the schedule, its place among the U knots.
     timesteps: the K + 1 times.
+    weights: the `chord_weights` of the schedule's solver.
     labels: (N,) int64, those that the trajectories were rolled out with; None without any.
     """
 
     states: NDArray[np.float32]
     positions: tuple[int, ...]
     timesteps: Times
+    weights: Times
     labels: NDArray[np.int64] | None = None
 
     @classmethod
@@ -83,24 +111,28 @@ class Segments:
         labels: NDArray[np.int64] | None = None,
     ) -> "Segments":
         """``knots``: the grid index of each of the U states. InputError when the trajectories
-        lack a knot of the schedule, or have not one label each."""
+        lack a knot of the schedule, or have not one label each, and for a schedule of a solver
+        that is neither ``euler`` nor ``ab2``."""
         check_labels(labels, len(states))
         missing = set(schedule.indices) - set(knots)
         if missing:
             raise InputError(f"trajectories: no states at grid indices {sorted(missing)}")
         positions = tuple(list(knots).index(i) for i in schedule.indices)
-        return cls(states, positions, np.asarray(schedule.timesteps), labels)
+        weights = chord_weights(schedule.timesteps, schedule.solver)
+        return cls(states, positions, np.asarray(schedule.timesteps), weights, labels)
 
     def loss(
         self, velocity: Velocity, rows: ArrayLike, segment: ArrayLike, device: torch.device
     ) -> Tensor:
-        """The straightening loss (eq. 9) of the given trajectories, each on its own segment and
-        with its own label.
+        """The straightening loss (eq. 9, for the schedule's solver) of the given trajectories,
+        each on its own segment and with its own label.
 
         rows: (B,) trajectories; segment: (B,) in 0..K-1.
         """
         rows, segment = np.asarray(rows), np.asarray(segment)
-        position = np.asarray(self.positions)
+        # From the end of the segment back; before the first knot, where weights are 0, it repeats.
+        back = np.arange(self.weights.shape[1] + 1)
+        knots = np.maximum(segment[:, None] + 1 - back, 0)
 
         def to_device(values: NDArray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
@@ -108,10 +140,9 @@ class Segments:
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
         return straightening_loss(
             with_labels(velocity, labels),
-            to_device(self.states[rows, position[segment]]),
-            to_device(self.states[rows, position[segment + 1]]),
-            to_device(self.timesteps[segment]),
-            to_device(self.timesteps[segment + 1]),
+            to_device(self.states[rows[:, None], np.asarray(self.positions)[knots]]),
+            to_device(self.timesteps[knots]),
+            to_device(self.weights[segment]),
         )
 
     def random_loss(

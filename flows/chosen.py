@@ -16,7 +16,7 @@ from boss_core.frechet import Extractor, feature_function
 from boss_core.objectives import OBJECTIVES, optimal_steps
 from boss_core.oss import oss_paths
 from boss_core.refine import refine
-from boss_core.selection import Choice, Reference, reference, search_steps
+from boss_core.selection import Choice, Reference, roll_out, search_steps
 from boss_core.timesteps import nearest_indices, uniform
 from boss_core.velocity import sample_noise
 from flows import paths
@@ -166,7 +166,7 @@ def _ends(
         " steps to compare with",
         flush=True,
     )
-    return reference(
+    return roll_out(
         network,
         sample_noise(rows, network.config.sample_shape, seed).to(on),
         matrix.timesteps,

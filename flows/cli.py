@@ -288,9 +288,11 @@ def export(
     mu: float | None = typer.Option(None, help="With --scheduler: mu of dynamic shifting."),
 ) -> None:
     """Write a schedule for the sampler of another tool: a snippet to paste, or JSON."""
-    from flows.exports import export_schedule, scheduler_lines
+    from flows.exports import export_notes, export_schedule, scheduler_lines
 
     text = export_schedule(schedule, to)
+    for line in export_notes(schedule, to):
+        print(line, file=sys.stderr)
     if scheduler is not None:
         for line in scheduler_lines(schedule, scheduler, mu):
             print(line, file=sys.stderr)

@@ -24,6 +24,12 @@ def export_schedule(path: Path, to: str) -> str:
     return WRITERS[to](read_schedule(path))
 
 
+def export_notes(path: Path, to: str) -> Iterator[str]:
+    """What the text of a target cannot say."""
+    if to == "comfyui":
+        yield f"ComfyUI: for {exports.comfyui_sampler(read_schedule(path))}"
+
+
 def read_schedule(path: Path) -> Schedule:
     """A schedule from its JSON file."""
     if not path.is_file():

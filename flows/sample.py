@@ -52,6 +52,7 @@ def sample_grid(
             seed=seed,
             batch_size=batch_size,
             device=device,
+            solver=steps.solver,
             labels=labels,
             on_step=advance,
         )

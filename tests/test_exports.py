@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
 
 from diffusers import (
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    LMSDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -25,6 +28,7 @@ from boss_core.errors import InputError
 from boss_core.exports import (
     DIFFUSERS_SETTINGS,
     check_scheduler,
+    comfyui_sampler,
     diffusers_sigmas,
     to_comfyui,
     to_diffusers,
@@ -34,7 +38,7 @@ from boss_core.exports import (
 )
 from boss_core.pipelines import fixed_scheduler, sample_generators
 from boss_core.schedules import Schedule
-from boss_core.solvers import euler
+from boss_core.solvers import ab2, euler, extrapolation_weights, heun
 from boss_core.timesteps import uniform, validate_timesteps
 from tests import tiny_pipelines as tiny
 from tests.conftest import ROOT, Linear
@@ -47,6 +51,7 @@ def schedule(*indices: int) -> Schedule:
 
 
 STEPS = schedule(0, 7, 17, 40, 73, 94, 100)
+FOR = {name: STEPS.model_copy(update={"solver": name}) for name in ("euler", "ab2", "heun")}
 MU = 0.83
 
 
@@ -219,6 +224,68 @@ def test_a_scheduler_with_other_steps_baked_in_is_named() -> None:
     assert check_scheduler(fixed_scheduler(settings(), STEPS.timesteps), STEPS).unchanged
 
 
+def test_a_scheduler_of_another_solver_is_refused() -> None:
+    two_step = fixed_scheduler(settings(shift=3.0), STEPS.timesteps, solver="ab2")
+    assert check_scheduler(two_step, FOR["ab2"]).unchanged
+    with pytest.raises(InputError, match="takes steps of ab2, and the schedule is for euler"):
+        check_scheduler(two_step, STEPS)
+    for solver in ("ab2", "heun"):
+        says = f"EulerDiscreteScheduler takes steps of euler, and the schedule is for {solver}"
+        with pytest.raises(InputError, match=says):
+            check_scheduler(settings(), FOR[solver])
+
+
+def test_no_multistep_scheduler_of_diffusers_takes_steps_of_ab2() -> None:
+    """On the levels that they choose for a flow, each with two steps of memory and without the
+    extras (corrector, lower order at the end): they interpolate in another variable."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 2}
+
+    def slope(x: torch.Tensor) -> torch.Tensor:
+        return 1.3 * x**2
+
+    for scheduler in (
+        DPMSolverMultistepScheduler(**flow, lower_order_final=False),
+        DEISMultistepScheduler(**flow, lower_order_final=False),
+        UniPCMultistepScheduler(**flow, lower_order_final=False, disable_corrector=[*range(8)]),
+    ):
+        scheduler.set_timesteps(8)
+        levels = scheduler.sigmas.double().tolist()
+        x = ours = torch.ones(1, 4, dtype=torch.float64)
+        before = None
+        errors = []
+        for k in range(7):  # the last, to 0, is a case of its own
+            x = scheduler.step(slope(x), scheduler.timesteps[k], x).prev_sample
+            d, h = slope(ours), levels[k + 1] - levels[k]
+            w = 0.0 if before is None else h / (levels[k] - levels[k - 1]) / 2
+            ours = ours + h * ((1 + w) * d - w * (0 if before is None else before))
+            before = d
+            errors.append(float((x - ours).abs().max()))
+        assert errors[0] < 1e-4  # Euler, within what float32 keeps of 1 - sigma
+        assert max(errors) > 1e-3
+    # The one of that name has no flows, and scales what the network sees.
+    with pytest.raises(TypeError, match="sigmas"):
+        LMSDiscreteScheduler().set_timesteps(sigmas=[1.0, 0.5])
+    lms = LMSDiscreteScheduler(prediction_type="epsilon")
+    lms.set_timesteps(4)
+    x = torch.ones(1, 4)
+    assert (lms.scale_model_input(x, lms.timesteps[0]) / x).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("write", "solver", "says"),
+    [
+        (to_diffusers, "ab2", "the target diffusers-fixed needed"),
+        (to_diffusers, "heun", "FlowMatchHeunDiscreteScheduler takes no sigmas"),
+        (to_diffusers_fixed, "heun", "FlowMatchHeunDiscreteScheduler takes no sigmas"),
+        (to_comfyui, "heun", "heun takes its last step by Euler"),
+        (to_flow_matching, "ab2", "no method of ODESolver"),
+    ],
+)
+def test_what_no_target_can_do_is_refused(write: Any, solver: str, says: str) -> None:
+    with pytest.raises(InputError, match=f"schedule: for solver {solver}.*{says}"):
+        write(FOR[solver])
+
+
 def test_dynamic_shifting_without_mu_is_refused() -> None:
     with pytest.raises(InputError, match="mu: not given"):
         check_scheduler(settings(use_dynamic_shifting=True), STEPS)
@@ -313,10 +380,26 @@ def test_the_fixed_snippet_serves_every_pipeline(make: Any, prompts: Any) -> Non
     torch.testing.assert_close(found, sample(), rtol=1e-5, atol=1e-4)
 
 
-def test_flow_matching_takes_our_euler_steps() -> None:
+def test_the_fixed_snippet_takes_steps_of_ab2() -> None:
+    pipeline, samples = tiny.sd3(), range(2)
+    prompts = tiny.sd3_prompts(samples)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    run_snippet(to_diffusers_fixed(FOR["ab2"]), pipeline=pipeline)
+    counted = count_calls(pipeline.transformer)
+    call = prompts | {"latents": x, "num_inference_steps": STEPS.steps, "output_type": "latent"}
+    found = pipeline(**call).images
+    assert len(counted) == FOR["ab2"].nfe == 6
+    wanted = ab2(tiny.sd3_velocity(pipeline.transformer, prompts), x, STEPS.timesteps)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("ours", "nfe"), [(euler, 6), (heun, 12)])
+def test_flow_matching_takes_our_steps(ours: Any, nfe: int) -> None:
     solver_module = pytest.importorskip("flow_matching.solver")
-    velocity = Linear()
-    time_grid = run_snippet(to_flow_matching(STEPS))["time_grid"]
+    velocity, steps = Linear(), FOR[ours.__name__]
+    text = to_flow_matching(steps)
+    time_grid = run_snippet(text)["time_grid"]
+    (method,) = re.findall(r'method="(\w+)"', text)
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     calls = []
 
@@ -325,10 +408,10 @@ def test_flow_matching_takes_our_euler_steps() -> None:
         return velocity(x, t.expand(len(x)))
 
     found = solver_module.ODESolver(velocity_model=model).sample(
-        x_init=x, step_size=None, method="euler", time_grid=time_grid
+        x_init=x, step_size=None, method=method, time_grid=time_grid
     )
-    torch.testing.assert_close(found, euler(velocity, x, STEPS.timesteps), rtol=0, atol=1e-6)
-    assert len(calls) == STEPS.nfe
+    torch.testing.assert_close(found, ours(velocity, x, STEPS.timesteps), rtol=0, atol=1e-6)
+    assert len(calls) == steps.nfe == nfe
 
 
 def manual_sigmas(text: str) -> list[float]:
@@ -347,12 +430,76 @@ def test_comfyui_text() -> None:
     assert to_comfyui(schedule(0, 50, 75, 100)) == "1.0, 0.5, 0.25, 0.0"
 
 
+def multistep_weights(sigmas: Any, k: int) -> list[float]:
+    """Of the last two slopes in step k: the integrals of the Lagrange polynomials through their
+    levels."""
+
+    def of_slope(tau: float, j: int) -> float:
+        return (tau - sigmas[k - 1 + j]) / (sigmas[k - j] - sigmas[k - 1 + j])
+
+    return [quad(of_slope, sigmas[k], sigmas[k + 1], args=(j,))[0] for j in (0, 1)]
+
+
+def test_linear_multistep_of_order_2_is_ab2() -> None:
+    sigmas, w = STEPS.sigmas, extrapolation_weights(STEPS.timesteps)
+    for k in range(1, STEPS.steps):
+        h = sigmas[k + 1] - sigmas[k]
+        wanted = [h * (1.0 + w[k]), -h * w[k]]
+        np.testing.assert_allclose(multistep_weights(sigmas, k), wanted, rtol=1e-12)
+
+
+def comfyui_lms(velocity: Any, x: torch.Tensor, sigmas: list[float]) -> torch.Tensor:
+    """ComfyUI's linear multistep sampler of order 2: from denoised states, and to a sigma of
+    exactly 0 by taking the denoised one."""
+    slopes: list[torch.Tensor] = []
+    for k, sigma in enumerate(sigmas[:-1]):
+        denoised = x + sigma * velocity(x, torch.full((len(x),), 1.0 - sigma))
+        slopes.append((x - denoised) / sigma)
+        if sigmas[k + 1] == 0:
+            x = denoised
+        elif k == 0:
+            x = x + (sigmas[1] - sigmas[0]) * slopes[0]
+        else:
+            now, before = multistep_weights(sigmas, k)
+            x = x + now * slopes[k] + before * slopes[k - 1]
+    return x / (1.0 - sigmas[-1])
+
+
+def test_comfyui_takes_our_ab2_steps() -> None:
+    steps = FOR["ab2"]
+    assert comfyui_sampler(steps) == "the sampler of node SamplerLMS with order 2"
+    assert comfyui_sampler(STEPS) == "sampler euler"
+    # The node makes a float32 tensor of them.
+    sigmas = torch.tensor(manual_sigmas(to_comfyui(steps))).tolist()
+    np.testing.assert_allclose(sigmas, STEPS.sigmas, rtol=1e-7, atol=1e-11)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    wanted = ab2(Linear(), x, STEPS.timesteps)
+    torch.testing.assert_close(comfyui_lms(Linear(), x, sigmas), wanted, rtol=0, atol=1e-5)
+    # With a 0 at the end the last step is one of Euler.
+    other = comfyui_lms(Linear(), x, [*sigmas[:-1], 0.0])
+    assert (other - wanted).abs().max() > 1e-3
+
+
 def test_json_has_times_and_sigmas() -> None:
     content = json.loads(to_json(STEPS))
     assert content["nfe"] == 6
     assert content["sigmas"] == list(STEPS.sigmas)
     assert validate_timesteps(content["timesteps"]).tolist() == list(STEPS.timesteps)
     assert content["objective"] == "l2_squared"
+    solvers = {name: json.loads(to_json(steps)) for name, steps in FOR.items()}
+    assert {name: found["solver"] for name, found in solvers.items()} == {s: s for s in FOR}
+    assert [found["nfe"] for found in solvers.values()] == [6, 6, 12]
+
+
+def test_the_command_names_the_sampler_of_comfyui(boss) -> None:
+    Path("s.json").write_text(FOR["ab2"].to_json())
+    code, out, err = boss("export", "s.json", "--to", "comfyui")
+    assert (code, out) == (0, to_comfyui(FOR["ab2"]) + "\n")
+    assert err == "ComfyUI: for the sampler of node SamplerLMS with order 2\n"
+    Path("s.json").write_text(FOR["heun"].to_json())
+    code, out, err = boss("export", "s.json", "--to", "comfyui")
+    assert (code, out) == (2, "")
+    assert "schedule: for solver heun" in err
 
 
 def test_the_inverse_of_a_shift_is_the_formula() -> None:
@@ -369,7 +516,7 @@ def test_the_documented_blocks_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "schedule.json").write_text(STEPS.to_json())
     text = (ROOT / "docs" / "export.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "docs/export.md", "exec"), names)

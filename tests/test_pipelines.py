@@ -28,7 +28,7 @@ from boss_core.pipelines import (
     prompt_calls,
     sample_generators,
 )
-from boss_core.solvers import euler
+from boss_core.solvers import ab2, euler
 from boss_core.timesteps import quadratic, uniform
 from tests import tiny_pipelines as tiny
 from tests.conftest import ROOT
@@ -188,6 +188,81 @@ def test_a_fixed_scheduler_gives_wan_the_steps_of_our_euler() -> None:
 
     wanted = euler(velocity, noise(samples, 4, 2, 4, 4), times)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+UNEQUAL = [0.0, 0.125, 0.25, 0.625, 1.0]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_a_fixed_scheduler_gives_sd3_the_steps_of_our_ab2(guidance_scale: float) -> None:
+    pipeline, samples = tiny.sd3(), range(2)
+    prompts = tiny.sd3_prompts(samples, guidance_scale)
+    pipeline.scheduler = fixed_scheduler(pipeline.scheduler, UNEQUAL, solver="ab2")
+    evaluations = []
+    pipeline.transformer.register_forward_hook(lambda *_: evaluations.append(1))
+    velocity = tiny.sd3_velocity(pipeline.transformer, prompts)
+
+    def sample() -> Tensor:
+        asked = call(prompts, samples) | {"output_type": "latent"}
+        return pipeline(**asked, num_inference_steps=4).images
+
+    found = sample()
+    assert len(evaluations) == 4
+    x = noise(samples, 4, 8, 8)
+    torch.testing.assert_close(found, ab2(velocity, x, UNEQUAL), rtol=0, atol=1e-4)
+    assert (found - euler(velocity, x, UNEQUAL)).abs().max() > 1e-2
+    # The next call starts anew.
+    torch.testing.assert_close(sample(), found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("make", "prompts"), tiny.PIPELINES)
+def test_a_fixed_scheduler_makes_ab2_of_the_velocities_of_every_pipeline(
+    make: Any, prompts: Any
+) -> None:
+    """Mochi's levels rise: what it hands over is dx/dt there, and -dx/dt elsewhere."""
+    pipeline = make()
+    scheduler = fixed_scheduler(pipeline.scheduler, UNEQUAL, solver="ab2")
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    take = scheduler.step
+
+    def step(output: Tensor, t: Any, sample: Tensor, **kwargs: Any) -> Any:
+        taken = take(output, t, sample, **kwargs)
+        seen.append((output.clone(), sample.clone(), taken[0].clone()))
+        return taken
+
+    scheduler.step = step
+    pipeline.scheduler = scheduler
+    asked = call(prompts(range(2)), range(2)) | {"output_type": "latent"}
+    pipeline(**asked, num_inference_steps=4)
+    assert len(seen) == 4
+    said = iter([output for output, _, _ in seen])
+    sign = 1.0 if scheduler.config.invert_sigmas else -1.0
+    wanted = ab2(lambda x, t: sign * next(said), seen[0][1], UNEQUAL)
+    torch.testing.assert_close(seen[-1][2], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_ab2_steps_in_float32_and_starts_where_it_is_told() -> None:
+    scheduler = fixed_scheduler(FlowMatchEulerDiscreteScheduler(), UNEQUAL, solver="ab2")
+    scheduler.set_timesteps(4)
+    drawn = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before, velocity, x = drawn
+    scheduler.step(before, scheduler.timesteps[1], x)
+    found = scheduler.step(velocity, scheduler.timesteps[2], x).prev_sample
+    assert found.dtype == torch.bfloat16
+    # Steps of 3/8 after 1/8: w = 3/2. The first step was one of Euler, wherever it was.
+    wanted = x.float() - 0.375 * (2.5 * velocity.float() - 1.5 * before.float())
+    torch.testing.assert_close(found, wanted.bfloat16(), rtol=0, atol=0)
+
+
+def test_a_scheduler_of_other_solvers_is_refused() -> None:
+    own = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InputError, match="solver: 'heun'; euler or ab2 needed"):
+        fixed_scheduler(own, UNEQUAL, solver="heun")
+    scheduler = fixed_scheduler(own, UNEQUAL, solver="ab2")
+    scheduler.set_timesteps(4)
+    x = torch.ones(1, 2, 3)
+    with pytest.raises(InputError, match="each token a noise level of its own"):
+        scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=torch.ones(1, 2))
 
 
 @pytest.mark.parametrize(("make", "prompts"), tiny.PIPELINES)

@@ -134,18 +134,21 @@ def test_costs_of_an_older_version_are_named(boss) -> None:
     assert "norms" in err
 
 
-def test_samples_are_those_of_the_library(boss) -> None:
+@pytest.mark.parametrize(("solver", "nfe"), [("euler", 3), ("ab2", 3), ("heun", 6)])
+def test_samples_are_those_of_the_library(boss, solver: str, nfe: int) -> None:
     network = teacher(Path("net"))
-    boss("schedule", "--checkpoint", "net", "--budget", 3, "--grid", 10, "--samples", 4)
+    found = Schedule(
+        timesteps=(0.0, 0.2, 0.5, 1.0), indices=(0, 2, 5, 10), solver=solver, objective="x"
+    )
+    Path("3.json").write_text(found.to_json())
     code, out, err = boss(
-        "sample", "--schedule", "schedules/3.json", "--checkpoint", "net", "-n", 9, "--seed", 5
+        "sample", "--schedule", "3.json", "--checkpoint", "net", "-n", 9, "--seed", 5
     )
     assert (code, err) == (0, "")
-    assert "9 images, 3 network evaluations each" in out
-    found = Schedule.from_json(Path("schedules/3.json").read_text())
+    assert f"9 images, {nfe} network evaluations each" in out
     images = sample_images(
         network, found.timesteps, samples=9, shape=(1, 8, 8), seed=5, batch_size=9,
-        device=torch.device("cpu"),
+        device=torch.device("cpu"), solver=solver,
     )  # fmt: skip
     with Image.open("samples.png") as picture:  # three by three, enlarged fourfold
         assert picture.size == (4 * 26, 4 * 26)

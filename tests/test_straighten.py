@@ -6,9 +6,9 @@ import torch
 
 from boss_core.losses import flow_matching_loss, straightening_loss
 from boss_core.schedules import Schedule
-from boss_core.solvers import euler
-from boss_core.straighten import Segments, knot_states
-from boss_core.timesteps import uniform
+from boss_core.solvers import ab2, euler, extrapolation_weights
+from boss_core.straighten import Segments, chord_weights, knot_states
+from boss_core.timesteps import quadratic, uniform
 from boss_core.velocity import sample_noise
 from tests.conftest import Linear
 
@@ -103,7 +103,74 @@ def test_losses_by_hand() -> None:
     assert float(flow_matching_loss(velocity, data, noise, torch.tensor([0.25]))) == 13.0
     torch.testing.assert_close(seen["x"], torch.tensor([[0.5, 3.0]]))
     # Chord ((2 - 0), (0 - 4)) / 0.5 = (4, -8).
-    loss = straightening_loss(
-        velocity, noise, noise + data - noise, torch.tensor([0.25]), torch.tensor([0.75])
-    )
+    states, times = torch.stack([data, noise], dim=1), torch.tensor([[0.75, 0.25]])
+    loss = straightening_loss(velocity, states, times, torch.ones(1, 1))
     assert float(loss) == ((1 - 4) ** 2 + (1 + 8) ** 2) / 2
+    torch.testing.assert_close(seen["x"], noise)
+    torch.testing.assert_close(seen["t"], torch.tensor([0.25]))
+    # The chord before that, from (1, 3) at t = 0: (-1, 1) / 0.25 = (-4, 4). Of both, three to one:
+    # (2, -5).
+    states = torch.cat([states, torch.tensor([[[1.0, 3.0]]])], dim=1)
+    times = torch.tensor([[0.75, 0.25, 0.0]])
+    loss = straightening_loss(velocity, states, times, torch.tensor([[0.75, 0.25]]))
+    assert float(loss) == ((1 - 2) ** 2 + (1 + 5) ** 2) / 2
+
+
+def test_chord_weights_of_equal_steps_by_hand() -> None:
+    """w = 1/2, so each target is two thirds of its chord and one third of the target before."""
+    expected = np.array([[27, 0, 0, 0], [18, 9, 0, 0], [18, 6, 3, 0], [18, 6, 2, 1]]) / 27
+    np.testing.assert_allclose(chord_weights(uniform(4), "ab2"), expected, rtol=1e-14)
+    np.testing.assert_array_equal(chord_weights(uniform(4), "euler"), np.ones((4, 1)))
+    np.testing.assert_array_equal(chord_weights(uniform(1), "ab2"), np.ones((1, 1)))
+
+
+def test_chord_weights_solve_for_a_residual_of_zero() -> None:
+    """The residuals of all steps, (1 + w_k) u_k - w_k u_{k-1} - chord_k, are one linear system."""
+    times = quadratic(6)
+    w = extrapolation_weights(times)
+    solution = np.linalg.inv(np.diag(1.0 + w) - np.diag(w[1:], k=-1))
+    found = chord_weights(times, "ab2")
+    for k in range(6):
+        np.testing.assert_allclose(found[k, : k + 1], solution[k, k::-1], rtol=1e-12)
+        assert not found[k, k + 1 :].any()
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-12)
+
+
+def test_a_network_that_meets_its_targets_takes_ab2_through_the_knots() -> None:
+    """Whatever the velocity says elsewhere: targets from the weights, states from the solver."""
+    schedule = Schedule(
+        timesteps=(0.0, 0.3, 0.5, 1.0), indices=KNOTS, solver="ab2", objective="l2_squared"
+    )
+    stored = states()
+    times = np.array(schedule.timesteps)
+    of_step = np.diff(times)[None, :, None, None]
+    chords = np.diff(stored.astype(np.float64), axis=1) / of_step
+    weights = chord_weights(times, "ab2")
+    targets = np.stack(
+        [sum(weights[k, j] * chords[:, k - j] for j in range(k + 1)) for k in range(3)], axis=1
+    ).astype(np.float32)
+
+    def met(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        k = [int(np.abs(times - float(value)).argmin()) for value in t]
+        rows = [int(np.abs(stored[:, k[i]] - x[i].numpy()).sum((1, 2)).argmin()) for i in
+                range(len(x))]  # fmt: skip
+        return torch.from_numpy(targets[rows, k])
+
+    seen = {}
+    ab2(met, torch.from_numpy(stored[:, 0]), times, observer=lambda k, x, v: seen.update({k: x}))
+    for k in range(4):
+        np.testing.assert_allclose(seen[k].numpy(), stored[:, k], rtol=1e-5, atol=1e-6)
+    segments = Segments.of(stored, KNOTS, schedule)
+    assert max(segments.segment_losses(met, range(7), 3, CPU)) < 1e-11
+    assert float(segments.random_loss(met, np.random.default_rng(0), 7, 16, CPU)) < 1e-11
+    # It is another target than Euler's.
+    for_euler = Segments.of(stored, KNOTS, schedule.model_copy(update={"solver": "euler"}))
+    assert min(for_euler.segment_losses(met, range(7), 3, CPU)[1:]) > 1e-3
+
+
+def test_other_solvers_are_refused() -> None:
+    schedule = Schedule(
+        timesteps=(0.0, 1.0), indices=(0, 10), solver="heun", objective="l2_squared"
+    )
+    with pytest.raises(ValueError, match="schedule: for solver heun; euler or ab2 needed"):
+        Segments.of(states(), KNOTS, schedule)

@@ -1,0 +1,39 @@
+"""Images from a velocity and steps, by each solver."""
+
+import numpy as np
+import pytest
+import torch
+
+from boss_core.errors import InputError
+from boss_core.pixels import to_uint8
+from boss_core.sampling import sample_images
+from boss_core.solvers import SOLVERS
+from boss_core.timesteps import quadratic
+from boss_core.velocity import CountedVelocity, sample_noise
+from tests.conftest import Linear
+
+SHAPE = (1, 4, 4)
+
+
+def sample(solver: str, velocity: CountedVelocity) -> np.ndarray:
+    return sample_images(
+        velocity, quadratic(3), samples=5, shape=SHAPE, seed=2, batch_size=3,
+        device=torch.device("cpu"), solver=solver,
+    )  # fmt: skip
+
+
+def test_images_are_those_of_the_solver() -> None:
+    found = {}
+    for solver, evaluations in (("euler", 3), ("ab2", 3), ("heun", 6)):
+        counted = CountedVelocity(Linear())
+        found[solver] = sample(solver, counted)
+        end = SOLVERS[solver](Linear(), sample_noise(range(5), SHAPE, 2), quadratic(3))
+        np.testing.assert_array_equal(found[solver], to_uint8(end).numpy())
+        assert counted.nfe == 2 * evaluations  # in two batches
+    assert (found["euler"] != found["ab2"]).any()
+    assert (found["heun"] != found["ab2"]).any()
+
+
+def test_an_unknown_solver_is_refused() -> None:
+    with pytest.raises(InputError, match="solver: 'ab3'; one of euler, ab2, heun needed"):
+        sample("ab3", CountedVelocity(Linear()))
