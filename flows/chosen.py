@@ -26,6 +26,10 @@ from flows.progress import progress
 from flows.records import read_json
 from flows.seeds import CHOOSE
 
+# One of so many noises is enough for the forward recursion when it is one candidate of several: it
+# takes K n evaluations for each, as many as all of the refinement.
+OSS_SHARE = 4
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -45,7 +49,7 @@ def chosen_steps(
         return _named(objective, _cheapest(params, matrix, objective))
     search = _ends(params, matrix, network, on, half=0)
     if objective == "oss":
-        return _named("oss", _oss(params, matrix, network, search))
+        return _named("oss", _oss(params, matrix, network, search, len(search.noise)))
     if objective == "refine":
         return _refined(params, matrix, network, search, on)
     test = _ends(params, matrix, network, on, half=1)
@@ -64,7 +68,7 @@ def _best_of_all(
     a line for each says what came out."""
     settings = params.schedule
     found = {name: _cheapest(params, matrix, name) for name in OBJECTIVES}
-    found["oss"] = _oss(params, matrix, network, search)
+    found["oss"] = _oss(params, matrix, network, search, len(search.noise) // OSS_SHARE)
     distance = _distance(settings, on)
     chosen = {}
     for budget in params.budgets:
@@ -126,17 +130,18 @@ def _refined(
 
 
 def _oss(
-    params: Params, matrix: CostMatrix, network: Network, search: Reference
+    params: Params, matrix: CostMatrix, network: Network, search: Reference, samples: int
 ) -> dict[int, Path]:
     settings = params.schedule
+    labels = None if search.labels is None else search.labels[:samples]
     with progress("schedule: oss", None, "evaluations") as advance:
         return oss_paths(
             network,
-            search.noise,
+            search.noise[:samples],
             matrix.timesteps,
             params.budgets,
             solver=settings.solver,
-            labels=search.labels,
+            labels=labels,
             batch_size=settings.batch_size,
             on_step=advance,
         )
