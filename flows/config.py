@@ -62,8 +62,18 @@ class Teacher(Settings):
 
 class Cost(Settings):
     grid: int = Field(ge=2, description="steps of the fine grid (K_max)")
-    samples: int = Field(ge=2, description="trajectories")
+    samples: int | Literal["auto"] = Field(
+        description="trajectories; auto: until the paper's steps no longer move"
+    )
+    max_samples: int = Field(ge=2, description="trajectories at most, where samples is auto")
     batch_size: int = Field(ge=1, description="trajectories rolled out together")
+
+    @field_validator("samples", mode="before")
+    @classmethod
+    def _a_number_or_auto(cls, samples: Any) -> Any:
+        if samples != "auto" and (type(samples) is not int or samples < 2):
+            raise ValueError(f"{samples!r} found; auto, or an integer of 2 or more, needed")
+        return samples
 
 
 class ScheduleSearch(Settings):

@@ -57,6 +57,8 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
         ({"schedule.gamma": 0}, "schedule.gamma: 0 found; input should be greater than 0"),
         ({"schedule.samples": 10}, "schedule.samples: 10 found; input should be greater than or"),
         ({"schedule.budget": 4}, "schedule.budget: no such parameter; known here: solver, objec"),
+        ({"cost.samples": 1}, "cost.samples: 1 found; auto, or an integer of 2 or more, needed"),
+        ({"cost.samples": "all"}, "cost.samples: 'all' found; auto, or an integer of 2 or more"),
         (
             {"cost.grid": 301},
             "schedule.solver: ab2 with cost.grid 301; a grid of at most 300 steps, or euler,",
