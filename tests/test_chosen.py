@@ -113,7 +113,7 @@ def test_columns_are_those_of_the_schedules(setting: Setting) -> None:
     from flows.variants import read_schedules
 
     schedules = read_schedules()[3]
-    papers = {name: schedules[name] for name in ("uniform", "bellman", "karras")}
+    papers = {name: schedules[name] for name in ("uniform", "bellman", "quadratic")}
     four = ["pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss"]
     assert list(variants(papers)) == four
     assert trained(papers) == ["uniform", "bellman"]
@@ -124,4 +124,4 @@ def test_columns_are_those_of_the_schedules(setting: Setting) -> None:
     assert variants(schedules)["chosen_straightened"].title == "straightened, chosen steps, ab2"
     assert trained(schedules) == ["uniform", "bellman", "chosen"]
     # A record of before there were others.
-    assert list(recorded(dict.fromkeys(four, {}))) == four
+    assert list(recorded({name: {} for name in four})) == four
