@@ -42,7 +42,8 @@ def oss_paths(
 
     velocity: evaluated about K n times a sample for the largest K, which serves all budgets.
     noise: (N, ...) start states. One schedule is found for all of them, so the states of all are
-        held: 3 (n + 1) N of them in their own dtype (4 for ``ab2``), and 3 n more for a batch.
+        held: 3 (n + 1) N of them in their own dtype (4 for ``ab2``), and a few times n more for
+        each sample of a batch.
     timesteps: n + 1 increasing times from 0 to 1.
     solver: the student's, ``euler`` or ``ab2``; the teacher's is Euler.
     labels: (N,) int64 on the device of the noise, when the velocity is conditional.

@@ -61,9 +61,11 @@ def bootstrap(
     """The stability of the path of every budget; arguments and errors are `optimal_steps`'s.
 
     The interval is the percentile bootstrap's over the groups, with the percentiles moved
-    outwards for few groups (Hesterberg 2015, What Teachers Should Know About the Bootstrap):
-    from 20 groups the plain one would cover about 93 % instead of 95. It is of the error of
-    these steps; that they were chosen for a low cost on these very trajectories it leaves out.
+    outwards for few groups (Hesterberg 2015, What Teachers Should Know About the Bootstrap). It
+    is of the error of these steps; that they were chosen for a low cost on these very
+    trajectories it leaves out. From 20 groups of known costs it covers the truth in 94 to 95 % of
+    repeats, where the percentiles as they are do in 92 %; but in 91 % (and 88 %) where three
+    paths cost nearly the same and the luckiest is taken.
     """
     chosen, resampled = _resampled(
         matrix, budgets, objective, solver, gamma, heun_costs, resamples, seed

@@ -38,7 +38,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     random, repeats = np.random.default_rng(0), 400
     covered = 0
     for seed in range(repeats):
-        found = bootstrap(random_walks(200, random), [2], seed=seed)[2]
+        found = bootstrap(random_walks(400, random), [3], seed=seed)[3]
         assert found.interval is not None
         covered += found.interval[0] <= true_cost(found.indices) <= found.interval[1]
     # Two standard errors of 400 draws at 95 % are 2.2 %.
