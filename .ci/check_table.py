@@ -17,6 +17,7 @@ promises = {
     "at every K BOSS is at least as good as pretrained + Bellman": (
         (table.boss <= table.pretrained_bellman).all()
     ),
+    "the chosen steps are there": "chosen_straightened" in table,
     "no variant is below the half of the floor": (table > floor / 2).all(axis=None),
     "the report is there": Path("results/report.html").stat().st_size > 100_000,
 }

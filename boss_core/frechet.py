@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor
 
 from boss_core.errors import InputError
 from boss_core.files import sha256
 from boss_core.networks.classifier import load_classifier
+from boss_core.pixels import to_uint8
 
 
 class ClassifierExtractor(FeatureExtractorBase):
@@ -83,6 +86,29 @@ class Extractor:
     @property
     def frechet_name(self) -> str:
         return "fid" if self.name == "inception" else f"frechet_{self.name}"
+
+
+def feature_function(
+    extractor: Extractor, batch_size: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The features that a metric sees, as a function for a search: from states in [-1, 1],
+    (N, C, H, W) with 1 or 3 channels on the device, rounded to uint8, to (N, F). Images beyond
+    ``batch_size`` take several calls of the network."""
+    name = "inception-v3-compat" if extractor.name == "inception" else extractor.name
+    layer = "2048" if extractor.name == "inception" else "features"
+    network = create_feature_extractor(
+        name,
+        [layer],
+        cuda=device.type == "cuda",
+        feature_extractor_weights_path=str(extractor.weights),
+        verbose=False,
+    )
+
+    def features(x: Tensor) -> Tensor:
+        images = to_uint8(x).expand(-1, 3, -1, -1)
+        return torch.cat([network(part)[0] for part in images.split(batch_size)])
+
+    return features
 
 
 class _Images(Dataset[Tensor]):

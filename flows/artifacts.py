@@ -15,7 +15,7 @@ from flows import paths
 from flows.config import Params
 from flows.links import read_links
 from flows.records import frechet_name
-from flows.variants import VARIANTS
+from flows.variants import recorded
 from flows.workspace import dvc_environment
 
 
@@ -70,7 +70,8 @@ def publish_results(
         record: dict[str, Any] = json.loads((folder / paths.metrics(budget)).read_text())
         metric = frechet_name(record)
         row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}
-        row |= {title: float(f"{record[v][metric]:.4g}") for v, title in VARIANTS.items()}
+        for name, variant in recorded(record).items():
+            row[variant.title] = float(f"{record[name][metric]:.4g}")
         if budget in links:
             row["MLflow run"] = f"[K={budget}]({links[budget]})"
             create_link_artifact(

@@ -87,11 +87,12 @@ def deploy(
 @app.command()
 def table() -> None:
     """Print the table of the last run: Frechet distance for every budget and variant."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from flows.records import frechet_name, read_json
-    from flows.variants import VARIANTS
+    from flows.variants import recorded
 
     params = load_params()
     floor = read_json(paths.metrics("teacher"))
@@ -100,17 +101,20 @@ def table() -> None:
         f"{metric} (lower is better): {floor['samples']:,} samples against"
         f" {floor['reference_samples']:,} real images"
     )
-    shown = Table()
-    shown.add_column("K (NFE)", justify="right")
-    for title in VARIANTS.values():
-        shown.add_column(title.replace(", ", ",\n").replace(": ", ":\n"), justify="right")
-    for budget in sorted(params.budgets):
-        record = read_json(paths.metrics(budget))
-        values = [record[v][metric] for v in VARIANTS]
-        shown.add_row(
-            str(budget),
-            *(f"[bold]{x:.4g}[/bold]" if x == min(values) else f"{x:.4g}" for x in values),
-        )
+    records = {k: read_json(paths.metrics(k)) for k in sorted(params.budgets)}
+    variants = {name: found for r in records.values() for name, found in recorded(r).items()}
+    # Seven columns fit into 100 characters with one word a line and little around it.
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("NFE", justify="right")
+    for variant in variants.values():
+        words = variant.title.replace(",", "").replace(":", "").split()
+        shown.add_column("\n".join(words), justify="right", vertical="bottom")
+    for budget, record in records.items():
+        values = {v: record[v][metric] for v in recorded(record)}
+        best = min(values.values())
+        cells = (f"{values[v]:.4g}" if v in values else "" for v in variants)
+        marked = (f"[bold]{x}[/bold]" if x == f"{best:.4g}" else x for x in cells)
+        shown.add_row(str(budget), *marked)
     shown.add_section()
     shown.add_row(str(floor["nfe"]), f"{floor['fine'][metric]:.4g}", "(the floor)")
     # In a log there is no terminal to fit into: a row must not be folded.

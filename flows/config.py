@@ -11,6 +11,9 @@ from boss_core.settings import Settings, TrainingSettings
 
 PARAMS = Path("params.yaml")
 
+# `boss_core.two_step.LARGEST_GRID`: a cost is kept for every three points of the grid.
+AB2_GRID = 300
+
 Budget = Annotated[int, Field(ge=1)]
 
 
@@ -59,12 +62,36 @@ class Teacher(Settings):
 
 class Cost(Settings):
     grid: int = Field(ge=2, description="steps of the fine grid (K_max)")
-    samples: int = Field(ge=2, description="trajectories")
+    samples: int | Literal["auto"] = Field(
+        description="trajectories; auto: until the paper's steps no longer move"
+    )
+    max_samples: int = Field(ge=2, description="trajectories at most, where samples is auto")
     batch_size: int = Field(ge=1, description="trajectories rolled out together")
+
+    @field_validator("samples", mode="before")
+    @classmethod
+    def _a_number_or_auto(cls, samples: Any) -> Any:
+        if samples != "auto" and (type(samples) is not int or samples < 2):
+            raise ValueError(f"{samples!r} found; auto, or an integer of 2 or more, needed")
+        return samples
 
 
 class ScheduleSearch(Settings):
-    objective: Literal["l2_squared"]
+    solver: Literal["euler", "ab2"] = Field(description="of the chosen steps; the paper's: euler")
+    objective: Literal["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine"] = Field(
+        description="what the chosen steps minimise; auto: the best of all on held-out noise"
+    )
+    gamma: float = Field(gt=0, le=10, description="gits: weight of the errors carried forward")
+    distance: Literal["sliced_wasserstein", "energy", "features"] = Field(
+        description="refine, auto: of samples to the fine grid's; features: a Frechet distance"
+    )
+    samples: int = Field(ge=20, description="oss, refine, auto: noises; auto holds out as many")
+    batch_size: int = Field(ge=1, description="oss, refine, auto: states evaluated together")
+
+    @property
+    def papers(self) -> bool:
+        """Whether the chosen steps are those of the paper, which are always there."""
+        return (self.solver, self.objective) == ("euler", "l2_squared")
 
 
 class Trajectories(Settings):
@@ -134,6 +161,15 @@ class Params(Settings):
                     f"budgets: {budget} is above cost.grid ({self.cost.grid}); 1..{self.cost.grid}"
                     " needed"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_solver(self) -> Self:
+        if self.schedule.solver == "ab2" and self.cost.grid > AB2_GRID:
+            raise ValueError(
+                f"schedule.solver: ab2 with cost.grid {self.cost.grid}; a grid of at most"
+                f" {AB2_GRID} steps, or euler, needed"
+            )
         return self
 
 

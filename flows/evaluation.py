@@ -46,7 +46,14 @@ class Evaluation:
         }
 
     def of(
-        self, network: Network, timesteps: ArrayLike, label: str, name: int | str, variant: str
+        self,
+        network: Network,
+        timesteps: ArrayLike,
+        label: str,
+        name: int | str,
+        variant: str,
+        *,
+        solver: str = "euler",
     ) -> dict[str, float]:
         """Sample, write ``samples/NAME/VARIANT.png``, and return the metrics."""
         settings = self.params.evaluate
@@ -62,6 +69,7 @@ class Evaluation:
                 device=self.on,
                 labels=draw_labels(network.config.classes, settings.samples, seed),
                 on_step=advance,
+                solver=solver,
             )
         write_grid(paths.samples(name) / f"{variant}.png", images)
         return evaluate_images(

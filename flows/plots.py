@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from boss_core.files import replacing
 from boss_core.schedules import Schedule
-from flows.variants import VARIANTS
+from flows.variants import Variant
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -20,8 +20,18 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = dict(zip(VARIANTS, ("#999999", "#E69F00", "#56B4E9", "#D55E00"), strict=True))
-UNIFORM, BELLMAN = COLOURS["pretrained_uniform"], COLOURS["boss"]
+COLOURS = {
+    "pretrained_uniform": "#999999",
+    "pretrained_bellman": "#E69F00",
+    "straightened_uniform": "#56B4E9",
+    "boss": "#D55E00",
+    "chosen_uniform": "#CC79A7",
+    "chosen": "#0072B2",
+    "chosen_straightened": "#009E73",
+}
+UNIFORM, BELLMAN, CHOSEN = (COLOURS[name] for name in ("pretrained_uniform", "boss", "chosen"))
+# The steps that students are trained for: colour and line.
+STEPS = {"uniform": (UNIFORM, "--"), "bellman": (BELLMAN, "-"), "chosen": (CHOSEN, ":")}
 
 
 @contextmanager
@@ -39,16 +49,16 @@ def figure(path: Path, width: float, height: float, **layout: Any) -> Iterator[A
 def frechet(
     path: Path,
     budgets: Sequence[int],
+    variants: Mapping[str, Variant],
     values: Mapping[str, Sequence[float]],
     floor: float,
     label: str,
 ) -> None:
     """Frechet distance of every variant against NFE, with the teacher's floor."""
     with figure(path, 6.4, 3.8) as ax:
-        for variant, title in VARIANTS.items():
-            dashed = "--" if variant.startswith("pretrained") else "-"
-            ax.plot(budgets, values[variant], dashed, marker="o", ms=4,
-                    color=COLOURS[variant], label=title)  # fmt: skip
+        for name, variant in variants.items():
+            ax.plot(budgets, values[name], "-" if variant.trained else "--", marker="o", ms=4,
+                    color=COLOURS[name], label=variant.title)  # fmt: skip
         ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
         ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label, yscale="log")
         ax.set_xticks(list(budgets))
@@ -56,7 +66,7 @@ def frechet(
 
 
 def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
-    """The timesteps of every budget as steps, Bellman's over uniform ones."""
+    """The timesteps of every budget as steps: uniform, Bellman's and the chosen ones."""
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
     with figure(path, 2.2 * columns + 0.4, 2.3 * rows, nrows=rows, ncols=columns,
@@ -64,9 +74,11 @@ def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
         for ax in axes.flat[len(found) :]:
             ax.set_axis_off()
         for ax, (budget, named) in zip(axes.flat, found.items(), strict=False):
-            for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN)):
+            for name, (colour, _) in STEPS.items():
+                if name not in named:
+                    continue
                 times = named[name].timesteps
-                ax.stairs(times[1:], np.arange(budget + 1), baseline=None, color=colour, lw=1.6,
+                ax.stairs(times[1:], np.arange(len(times)), baseline=None, color=colour, lw=1.6,
                           label=name)  # fmt: skip
                 ax.hlines(0, 0, budget, color="black", lw=0.5)
             ax.set(title=f"K = {budget}", xlabel="step", xlim=(0, budget), ylim=(0, 1.03))
@@ -104,14 +116,37 @@ def predicted_error(path: Path, table: pd.DataFrame, budgets: Sequence[int]) -> 
         ax.legend(frameon=False, fontsize=8)
 
 
+def measured(path: Path, table: pd.DataFrame, variants: Mapping[str, Variant], metric: str) -> None:
+    """Predicted error with its interval against measured distance, one point for each budget and
+    schedule of the teacher; a line joins the budgets of one kind of steps.
+
+    table: columns ``nfe``, ``variant``, ``predicted``, ``low``, ``high`` and ``measured``.
+    """
+    with figure(path, 4.9, 3.6) as ax:
+        for name, variant in variants.items():
+            rows = table[table["variant"] == name]
+            if rows.empty:
+                continue
+            error = rows[["predicted"]].to_numpy().T - rows[["low", "high"]].to_numpy().T
+            ax.errorbar(rows["predicted"], rows["measured"], xerr=np.abs(error), fmt="o-", ms=4,
+                        lw=0.8, color=COLOURS[name], label=variant.title)  # fmt: skip
+            for row in rows.itertuples():
+                ax.annotate(f"{row.nfe}", (row.predicted, row.measured), fontsize=7,
+                            xytext=(4, 3), textcoords="offset points")  # fmt: skip
+        ax.set(xlabel="predicted error (summed squared errors of the steps)",
+               ylabel=f"measured: {metric}", xscale="log", yscale="log")  # fmt: skip
+        ax.legend(frameon=False, fontsize=7)
+
+
 def training(path: Path, curves: Mapping[int, pd.DataFrame]) -> None:
     """Validation loss of every student."""
     with figure(path, 4.9, 3.4) as ax:
         shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(curves)))
         for shade, (budget, table) in zip(shades, curves.items(), strict=True):
-            for name, style in (("uniform", "--"), ("bellman", "-")):
-                ax.plot(table["step"], table[f"{name}_validation_loss"], style, color=shade,
-                        label=f"K = {budget}, {name}")  # fmt: skip
+            for name, (_, style) in STEPS.items():
+                if f"{name}_validation_loss" in table:
+                    ax.plot(table["step"], table[f"{name}_validation_loss"], style, color=shade,
+                            label=f"K = {budget}, {name}")  # fmt: skip
         ax.set(xlabel="finetuning step", ylabel="validation loss (eq. 9)", yscale="log")
         # Beside the curves: on them it would hide some, wherever they end.
         ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

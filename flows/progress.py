@@ -18,13 +18,18 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of units done since it was last called."""
+def progress(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number of units done since it was last called. ``total``:
+    None where nobody can know it."""
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+            TextColumn(
+                f"{{task.completed:,.0f}} {unit}"
+                if total is None
+                else f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"
+            ),
             _Rate(),
             TimeRemainingColumn(),
         )
@@ -40,14 +45,17 @@ def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None
         nonlocal last, completed
         completed += done
         now = time.monotonic()
-        if now - last >= _LOG_INTERVAL and completed < total:
+        if now - last >= _LOG_INTERVAL and completed != total:
             last = now
             rate = completed / (now - start)
-            print(
-                f"{label}: {completed:,}/{total:,} {unit}, {rate:,.0f}/s,"
-                f" {(total - completed) / rate:.0f} s left",
-                flush=True,
-            )
+            if total is None:
+                print(f"{label}: {completed:,} {unit}, {rate:,.0f}/s", flush=True)
+            else:
+                print(
+                    f"{label}: {completed:,}/{total:,} {unit}, {rate:,.0f}/s,"
+                    f" {(total - completed) / rate:.0f} s left",
+                    flush=True,
+                )
 
     yield advance
     seconds = time.monotonic() - start

@@ -4,3 +4,4 @@ judged on the noise it was searched on, nor a student on the noise it was traine
 COST = 1 << 32
 TRAJECTORIES = 2 << 32
 EVALUATE = 3 << 32
+CHOOSE = 4 << 32

@@ -25,7 +25,7 @@ from flows.config import Params
 from flows.links import note_link, record_hash
 from flows.records import Json, read_json
 from flows.telemetry import TELEMETRY_OFF
-from flows.variants import VARIANTS, read_schedules
+from flows.variants import read_schedules, recorded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,11 +108,13 @@ def _log(client: "MlflowClient", run: str, parent: str, params: Params, record: 
     from mlflow.entities import Metric, Param, RunTag
 
     budget = int(record["nfe"])
-    schedules = {k: v.model_dump(mode="json") for k, v in read_schedules()[budget].items()}
+    found = read_schedules()[budget]
+    schedules = {k: v.model_dump(mode="json") for k, v in found.items()}
+    variants = recorded(record)
     now = int(1000 * time.time())
     final = [
         Metric(f"{variant}/{name}", value, now, budget)
-        for variant in VARIANTS
+        for variant in variants
         for name, value in record[variant].items()
     ]
     client.log_batch(parent, metrics=final)
@@ -125,9 +127,12 @@ def _log(client: "MlflowClient", run: str, parent: str, params: Params, record: 
         client.log_batch(run, metrics=metrics[start : start + 1000])
     tags = {
         **_tags(record),
+        "variant": ",".join(variants),
         **{f"student_hash.{k}": str(v) for k, v in record["student_hash"].items()},
         **{f"schedule_hash.{k}": _hash(schedules[k]) for k in record["student_hash"]},
     }
+    if "chosen" in found:
+        tags["chosen.objective"] = found["chosen"].objective
     values = {"nfe": budget, **_flatten(params.model_dump(mode="json"))}
     client.log_batch(
         run,
@@ -163,7 +168,7 @@ def _parent(
 def _tags(record: Json) -> dict[str, str]:
     """What ties a run to its data, networks, code and experiment."""
     tags = {k: str(v) for k, v in record.items() if k.endswith("_hash") and isinstance(v, str)}
-    tags |= {"variant": ",".join(VARIANTS), "extractor": str(record["extractor"])}
+    tags["extractor"] = str(record["extractor"])
     commit, experiment = _git_commit(), os.environ.get("DVC_EXP_NAME")
     if commit:
         tags["git_commit"] = commit

@@ -28,6 +28,8 @@ TINY: dict[str, Any] = {
     "cost.grid": 12,
     "cost.samples": 24,
     "cost.batch_size": 10,
+    "schedule.samples": 20,
+    "schedule.batch_size": 100,
     "trajectories.samples": 60,
     "finetune.training.iterations": 12,
     "evaluate.samples": 70,

@@ -45,6 +45,24 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
         ({"budgets": ["four"]}, "budgets.0: 'four' found; input should be a valid integer"),
         ({"budgets": []}, "budgets: [] found"),
         ({"budgets": 4}, "budgets: 4 found; input should be a valid list"),
+        (
+            {"schedule.solver": "rk45"},
+            "schedule.solver: 'rk45' found; input should be 'euler' or 'ab2'",
+        ),
+        (
+            {"schedule.objective": "lpips"},
+            "schedule.objective: 'lpips' found; input should be 'auto', 'l2_squared', ",
+        ),
+        ({"schedule.distance": "fid"}, "schedule.distance: 'fid' found; input should be "),
+        ({"schedule.gamma": 0}, "schedule.gamma: 0 found; input should be greater than 0"),
+        ({"schedule.samples": 10}, "schedule.samples: 10 found; input should be greater than or"),
+        ({"schedule.budget": 4}, "schedule.budget: no such parameter; known here: solver, objec"),
+        ({"cost.samples": 1}, "cost.samples: 1 found; auto, or an integer of 2 or more, needed"),
+        ({"cost.samples": "all"}, "cost.samples: 'all' found; auto, or an integer of 2 or more"),
+        (
+            {"cost.grid": 301},
+            "schedule.solver: ab2 with cost.grid 301; a grid of at most 300 steps, or euler,",
+        ),
         ({"teacher.training.learning_rate": -1}, "teacher.training.learning_rate: -1 found"),
         (
             {"data.source": "cifar"},

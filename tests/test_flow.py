@@ -25,7 +25,10 @@ STAGES = {
     "check", "prepare", "features", "teacher", "cost", "schedule", "trajectories", "finetune@1",
     "finetune@3", "floor", "evaluate@1", "evaluate@3", "report",
 }  # fmt: skip
-VARIANTS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
+VARIANTS = (
+    "pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss", "chosen_uniform",
+    "chosen", "chosen_straightened",
+)  # fmt: skip
 
 
 def api(server: dict[str, str], path: str, body: dict | None = None) -> Any:

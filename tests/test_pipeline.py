@@ -13,10 +13,13 @@ import yaml
 from boss_core.checkpoints import load_checkpoint
 from boss_core.files import sha256
 from boss_core.frechet import image_hash
+from boss_core.uncertainty import settled
+from flows.costs import read_cost_matrix
 from tests.project import Project
 from tests.test_rectified_flow import publish, settings, small
 
-VARIANTS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
+PAPERS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
+VARIANTS = (*PAPERS, "chosen_uniform", "chosen", "chosen_straightened")
 
 
 def record(project: Project, name: int | str) -> dict:
@@ -44,13 +47,15 @@ def test_one_step_has_one_schedule_and_so_one_student(finished: Project) -> None
     found = record(finished, 1)
     assert found["boss"] == found["straightened_uniform"]
     assert found["pretrained_bellman"] == found["pretrained_uniform"]
-    assert found["student_hash"]["uniform"] == found["student_hash"]["bellman"]
+    assert found["chosen"] == found["chosen_uniform"] == found["pretrained_uniform"]
+    assert found["chosen_straightened"] == found["boss"]
+    assert len(set(found["student_hash"].values())) == 1
 
 
 def test_students_start_from_the_teacher_and_carry_their_schedule(finished: Project) -> None:
     teacher, card = load_checkpoint(finished.folder / "models" / "teacher")
     schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
-    for name in ("uniform", "bellman"):
+    for name in ("uniform", "bellman", "chosen"):
         student, student_card = load_checkpoint(finished.folder / "models/student/3" / name)
         assert student_card.teacher_hash == card.weights_sha256
         assert student_card.schedule is not None
@@ -69,18 +74,63 @@ def test_trajectories_hold_the_union_of_knots_and_are_split(finished: Project) -
     states = np.load(finished.folder / "trajectories" / "states.npy", mmap_mode="r")
     card = json.loads((finished.folder / "trajectories" / "card.json").read_text())
     schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
-    knots = {
-        i for k in ("1", "3") for s in ("uniform", "bellman") for i in schedules[k][s]["indices"]
-    }
+    trained = ("uniform", "bellman", "chosen")
+    knots = {i for k in ("1", "3") for s in trained for i in schedules[k][s]["indices"]}
     assert card["knots"] == sorted(knots)
     assert states.shape == (60, len(knots), 1, 8, 8)
     curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
     assert {"uniform_validation_loss_segment_2", "bellman_validation_loss"} <= set(curve)
+    assert "chosen_validation_loss_segment_2" in curve
+
+
+def test_schedules_are_the_papers_and_the_chosen_ones(finished: Project) -> None:
+    schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
+    for budget in ("1", "3"):
+        found = schedules[budget]
+        solvers = {name: of_name["solver"] for name, of_name in found.items()}
+        assert {solvers.pop("chosen"), solvers.pop("chosen_uniform")} == {"ab2"}
+        assert set(solvers.values()) == {"euler"}
+        assert found["bellman"]["objective"] == "l2_squared"
+        assert found["chosen_uniform"]["indices"] == found["uniform"]["indices"]
+    # Of one step, every solver's is Euler's; of two, the error differs.
+    errors = {k: v["predicted_error"] for k, v in schedules["1"].items()}
+    assert errors["chosen"] == pytest.approx(errors["bellman"], rel=1e-9)
+    errors = {k: v["predicted_error"] for k, v in schedules["3"].items()}
+    assert errors["chosen_uniform"] != pytest.approx(errors["uniform"], rel=1e-3)
+    table = pd.read_csv(finished.folder / "results" / "predicted_error.csv")
+    assert (table["bellman_low"] <= table["bellman"] * (1 + 1e-9)).all()
+    assert (table["bellman"] <= table["bellman_high"] * (1 + 1e-9)).all()
+    assert table["bellman_stability"].between(0, 1).all()
+
+
+def test_the_paper_alone(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "paper")
+    project.set({"budgets": [3], "schedule.solver": "euler", "schedule.objective": "l2_squared"})
+    shown = project.run("boss", "repro").stdout
+    assert "chosen" not in shown
+    found = record(project, 3)
+    assert [name for name in VARIANTS if name in found] == list(PAPERS)
+    for name in PAPERS:
+        assert found[name] == record(finished, 3)[name]
+    assert list(pd.read_csv(project.folder / "results" / "frechet.csv")) == ["nfe", *PAPERS]
+    project.run("dvc", "plots", "show", "--out", "plots")
+    page = (project.folder / "plots" / "index.html").read_text()
+    assert "Frechet distance against NFE" in page
+
+
+def test_costs_are_measured_until_the_steps_stay(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "auto")
+    project.set({"cost.samples": "auto", "cost.max_samples": 40})
+    shown = project.run("python", "-m", "flows.stages.cost").stdout
+    matrix, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
+    assert f"cost: stopped at {matrix.samples} trajectories" in shown
+    assert settled(matrix, (2, 4, 6, 8)) == ("cost.max_samples" not in shown)
+    assert matrix.samples == 40 or "cost.max_samples" not in shown
 
 
 def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     html = (finished.folder / "results" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 5 + 2 + 2 * len(VARIANTS)
+    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * len(VARIANTS)
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     for budget in (1, 3):
         for variant in VARIANTS:
@@ -128,6 +178,7 @@ def test_dvc_shows_metrics_parameters_and_plots(finished: Project, tmp_path: Pat
     project.run("dvc", "plots", "show", "--out", "plots")
     page = (project.folder / "plots" / "index.html").read_text()
     assert "Frechet distance against NFE" in page
+    assert "Frechet distance against NFE, chosen steps" in page
     assert "Predicted error against NFE" in page
 
 

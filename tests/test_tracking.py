@@ -9,6 +9,7 @@ import mlflow
 import pandas as pd
 
 from tests.project import Project
+from tests.test_pipeline import VARIANTS
 
 
 def runs(project: Project) -> list:
@@ -26,7 +27,7 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     assert parent.info.run_id == run.data.tags["mlflow.parentRunId"]
     record = json.loads((finished.folder / "metrics" / "3.json").read_text())
     assert run.info.status == "FINISHED"
-    for variant in ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss"):
+    for variant in VARIANTS:
         for name, value in record[variant].items():
             assert run.data.metrics[f"{variant}/{name}"] == value
     assert run.data.params["nfe"] == "3"
@@ -45,7 +46,9 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     schedule = json.loads((finished.folder / "results" / "schedules.json").read_text())["3"]
     text = json.dumps([schedule["bellman"]], sort_keys=True).encode()
     assert run.data.tags["schedule_hash.bellman"] == hashlib.sha256(text).hexdigest()
-    assert run.data.tags["variant"].split(",")[-1] == "boss"
+    assert run.data.tags["variant"].split(",") == list(VARIANTS)
+    assert run.data.tags["chosen.objective"] == schedule["chosen"]["objective"]
+    assert run.data.params["schedule.solver"] == "ab2"
     names = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert names == {"schedules.json", "3.json", "samples"}
     grids = {a.path for a in client.list_artifacts(run.info.run_id, "samples")}

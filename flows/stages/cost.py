@@ -3,8 +3,9 @@
 import numpy as np
 
 from boss_core.checkpoints import load_checkpoint
-from boss_core.cost import estimate_cost_matrix, rollout_bytes
+from boss_core.cost import CostSum, add_trajectories, rollout_bytes
 from boss_core.timesteps import uniform
+from boss_core.uncertainty import settled
 from boss_core.velocity import CountedVelocity, sample_noise
 from flows import paths
 from flows.config import Params
@@ -14,6 +15,10 @@ from flows.progress import progress
 from flows.runtime import device, run_stage
 from flows.seeds import COST
 
+# `cost.samples: auto` stops when the paper's steps of these budgets stay where they are. Not those
+# of params.yaml: one measurement serves all budgets, and new ones would make it run again.
+BUDGETS = (2, 4, 6, 8)
+
 
 def main(params: Params) -> None:
     on = device(params)
@@ -21,23 +26,36 @@ def main(params: Params) -> None:
     velocity = CountedVelocity(network.to(on))
     settings = params.cost
     shape = network.config.sample_shape
-    batch = min(settings.batch_size, settings.samples)
+    auto = settings.samples == "auto"
+    most = settings.max_samples if settings.samples == "auto" else settings.samples
+    batch = min(settings.batch_size, most)
     held = rollout_bytes(settings.grid, int(np.prod(shape)), batch)
     print(
-        f"cost: {settings.samples} trajectories of {settings.grid} steps in batches of {batch},"
-        f" holding {held / 2**20:.1f} MiB of velocities"
+        f"cost: {'at most ' * auto}{most} trajectories of {settings.grid} steps in batches of"
+        f" {batch}, holding {held / 2**20:.1f} MiB of velocities"
     )
-    labels = draw_labels(network.config.classes, settings.samples, params.seed + COST)
-    with progress("cost", settings.samples * settings.grid, "sample steps") as advance:
-        matrix = estimate_cost_matrix(
-            velocity,
-            sample_noise(range(settings.samples), shape, params.seed + COST).to(on),
-            uniform(settings.grid),
-            batch_size=batch,
-            labels=None if labels is None else labels.to(on),
-            on_step=advance,
-        )
-    write_cost_matrix(paths.COST, matrix, card.weights_sha256)
+    labels = draw_labels(network.config.classes, most, params.seed + COST)
+    total = CostSum(uniform(settings.grid), on)
+    still = False
+    with progress("cost", most * settings.grid, "sample steps") as advance:
+        while total.samples < most and not still:
+            rows = range(total.samples, min(total.samples + batch, most))
+            add_trajectories(
+                total,
+                velocity,
+                sample_noise(rows, shape, params.seed + COST).to(on),
+                batch_size=batch,
+                labels=None if labels is None else labels[rows.start : rows.stop].to(on),
+                on_step=advance,
+            )
+            if auto:
+                budgets = [k for k in BUDGETS if k <= settings.grid]
+                still = settled(total.result(), budgets, seed=params.seed)
+    if auto:
+        outcome = "no knot of the paper's steps would move by more than a grid step"
+        why = outcome if still else f"cost.max_samples, and not yet so many that {outcome}"
+        print(f"cost: stopped at {total.samples} trajectories: {why}")
+    write_cost_matrix(paths.COST, total.result(), card.weights_sha256)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every variant of one budget: pretrained and straightened, on uniform and Bellman steps."""
+"""Every variant of one budget: teacher and students on uniform, Bellman and chosen steps."""
 
 import sys
 
@@ -10,33 +10,28 @@ from flows.evaluation import Evaluation
 from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.tracking import track_budget
-from flows.variants import VARIANTS, read_schedules
+from flows.variants import chosen_solver, read_schedules, trained, variants
 
 
 def main(params: Params, budget: int) -> None:
     evaluation = Evaluation(params, device(params))
     schedules = read_schedules()[budget]
     teacher, teacher_card = load_checkpoint(paths.TEACHER)
-    students = {
-        name: load_checkpoint(paths.student(budget) / name) for name in ("uniform", "bellman")
-    }
-    plan = {
-        "pretrained_uniform": (teacher, schedules["uniform"]),
-        "pretrained_bellman": (teacher, schedules["bellman"]),
-        "straightened_uniform": (students["uniform"][0], students["uniform"][1].schedule),
-        "boss": (students["bellman"][0], students["bellman"][1].schedule),
-    }
-    assert plan.keys() == VARIANTS.keys()
+    students = {name: load_checkpoint(paths.student(budget) / name) for name in trained(schedules)}
     record: dict[str, object] = {
         "nfe": budget,
+        "chosen_solver": chosen_solver(schedules),
         **evaluation.provenance,
         "teacher_hash": teacher_card.weights_sha256,
         "student_hash": {name: card.weights_sha256 for name, (_, card) in students.items()},
     }
-    for variant, (network, schedule) in plan.items():
-        assert schedule is not None  # a student's card always has one
-        label = f"evaluate@{budget} {variant}"
-        record[variant] = evaluation.of(network, schedule.timesteps, label, budget, variant)
+    for name, variant in variants(schedules).items():
+        network = students[variant.schedule][0] if variant.trained else teacher
+        steps = schedules[variant.schedule]
+        label = f"evaluate@{budget} {name}"
+        record[name] = evaluation.of(
+            network, steps.timesteps, label, budget, name, solver=steps.solver
+        )
     write_json(paths.metrics(budget), record)
     try:
         track_budget(params, budget)

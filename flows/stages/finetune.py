@@ -1,4 +1,5 @@
-"""Straighten the teacher for one budget: on uniform steps, and on Bellman's (BOSS)."""
+"""Straighten the teacher for one budget: on uniform steps, on Bellman's (BOSS), and on the chosen
+ones, each for the solver of its schedule."""
 
 import sys
 
@@ -16,7 +17,7 @@ from flows.config import Params
 from flows.progress import progress
 from flows.records import read_json
 from flows.runtime import device, run_stage
-from flows.variants import BASELINES, read_schedules
+from flows.variants import read_schedules, trained
 
 
 def main(params: Params, budget: int) -> None:
@@ -27,21 +28,21 @@ def main(params: Params, budget: int) -> None:
     labels = np.load(path) if path.exists() else None  # of a conditional network
     schedules = read_schedules()[budget]
     curves: dict[str, list[Row]] = {}
-    done: dict[tuple[int, ...], Trained[Network]] = {}
-    for name in BASELINES:
+    done: dict[tuple[tuple[int, ...], str], Trained[Network]] = {}
+    for name in trained(schedules):
         schedule = schedules[name]
         teacher, card = load_checkpoint(paths.TEACHER)
-        # Where both schedules are the same, so are their students: at one step, for example.
-        trained = done.get(schedule.indices)
-        if trained is None:
+        # Where schedules are the same, so are their students: at one step, for example, which
+        # every solver takes as Euler does.
+        steps = schedule.indices, schedule.solver if schedule.steps > 1 else "euler"
+        if steps not in done:
             label = f"finetune@{budget} {name}"
             segments = Segments.of(states, knots, schedule, labels)
-            trained = _straighten(params, teacher.to(on), segments, label, on)
-            done[schedule.indices] = trained
-        curves[name] = trained.curve
+            done[steps] = _straighten(params, teacher.to(on), segments, label, on)
+        curves[name] = done[steps].curve
         save_checkpoint(
             paths.student(budget) / name,
-            trained.network.cpu(),
+            done[steps].network.cpu(),
             teacher_hash=card.weights_sha256,
             schedule=schedule,
         )

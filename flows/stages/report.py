@@ -14,7 +14,7 @@ from flows.config import Params
 from flows.grids import write_grid
 from flows.records import Json, frechet_name, read_images, read_json
 from flows.runtime import run_stage
-from flows.variants import VARIANTS, read_schedules
+from flows.variants import Variant, read_schedules, recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,11 +27,14 @@ def main(params: Params) -> None:
     features = read_json(paths.FEATURES / "card.json")
     metric = frechet_name(floor)
     schedules = read_schedules()
-    write_plots(records, floor, schedules, metric)
+    # All budgets have the same: `schedule` and `evaluate` ran for all with the same parameters.
+    variants = recorded(records[budgets[0]])
+    measured = measured_schedules(records, schedules, variants, metric)
+    write_plots(records, floor, schedules, variants, measured, metric)
     write_grid(paths.PLOTS / "real.png", read_images("train").images)
 
     table = pd.DataFrame(
-        [{"nfe": k, **{v: records[k][v][metric] for v in VARIANTS}} for k in budgets]
+        [{"nfe": k, **{v: records[k][v][metric] for v in variants}} for k in budgets]
     )
     write_bytes(paths.FRECHET, table.to_csv(index=False).encode())
 
@@ -45,8 +48,9 @@ def main(params: Params) -> None:
         floor=floor,
         features=features,
         schedules=schedules,
-        variants=VARIANTS,
-        best={k: min(VARIANTS, key=lambda v: records[k][v][metric]) for k in budgets},
+        variants={name: variant.title for name, variant in variants.items()},
+        best={k: min(variants, key=lambda v: records[k][v][metric]) for k in budgets},
+        measured=measured.to_dict("records"),
         metric=metric,
         metrics=list(floor["fine"]),
         plot=lambda name: embedded(paths.PLOTS / f"{name}.png"),
@@ -56,8 +60,57 @@ def main(params: Params) -> None:
     print(f"report: {paths.REPORT}")
 
 
+def measured_schedules(
+    records: dict[int, Json],
+    schedules: dict[int, dict[str, Schedule]],
+    variants: dict[str, Variant],
+    metric: str,
+) -> pd.DataFrame:
+    """What was predicted for the teacher's steps beside what was measured, a row for each budget
+    and untrained variant: ``nfe``, ``variant``, ``title``, ``predicted`` with its 95 % interval
+    ``low`` to ``high``, and ``measured``."""
+    rows = []
+    curve = pd.read_csv(paths.PREDICTED_ERROR).set_index("nfe")
+    intervals = curve[["bellman_low", "bellman_high"]].T.to_dict("list")
+    for budget, record in records.items():
+        for name, variant in variants.items():
+            if variant.trained:
+                continue
+            schedule = schedules[budget][variant.schedule]
+            assert schedule.predicted_error is not None  # every schedule of the pipeline has one
+            low, high = interval(schedule, intervals[budget])
+            rows.append(
+                {
+                    "nfe": budget,
+                    "variant": name,
+                    "title": variant.title,
+                    "predicted": schedule.predicted_error,
+                    "low": low,
+                    "high": high,
+                    "measured": record[name][metric],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def interval(schedule: Schedule, of_bellman: list[float]) -> tuple[float, float]:
+    """The 95 % interval of a predicted error: the bootstrap's for Bellman's steps, else by the
+    standard error."""
+    if schedule.solver == "euler" and schedule.objective == "l2_squared":
+        return of_bellman[0], of_bellman[1]
+    assert schedule.predicted_error is not None
+    assert schedule.standard_error is not None
+    half = 1.96 * schedule.standard_error
+    return max(0.0, schedule.predicted_error - half), schedule.predicted_error + half
+
+
 def write_plots(
-    records: dict[int, Json], floor: Json, schedules: dict[int, dict[str, Schedule]], metric: str
+    records: dict[int, Json],
+    floor: Json,
+    schedules: dict[int, dict[str, Schedule]],
+    variants: dict[str, Variant],
+    measured: pd.DataFrame,
+    metric: str,
 ) -> None:
     budgets = list(records)
     with np.load(paths.COST) as file:
@@ -65,7 +118,8 @@ def write_plots(
     plots.frechet(
         paths.PLOTS / "frechet.png",
         budgets,
-        {v: [records[k][v][metric] for k in budgets] for v in VARIANTS},
+        variants,
+        {v: [records[k][v][metric] for k in budgets] for v in variants},
         floor["fine"][metric],
         f"{metric} (lower is better)",
     )
@@ -74,6 +128,7 @@ def write_plots(
     plots.predicted_error(
         paths.PLOTS / "predicted_error.png", pd.read_csv(paths.PREDICTED_ERROR), budgets
     )
+    plots.measured(paths.PLOTS / "measured.png", measured, variants, metric)
     plots.training(paths.PLOTS / "training.png", {k: pd.read_csv(paths.curves(k)) for k in budgets})
 
 

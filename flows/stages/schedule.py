@@ -2,68 +2,106 @@
 
 import hashlib
 import json
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from boss_core import timesteps
-from boss_core.bellman import optimal_paths, path_cost, path_standard_error
+from boss_core.bellman import optimal_paths, path_cost
+from boss_core.checkpoints import load_checkpoint
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
+from boss_core.objectives import group_step_costs, path_values
 from boss_core.schedules import Schedule
+from boss_core.uncertainty import Stability, bootstrap
 from flows import paths
+from flows.chosen import chosen_steps
 from flows.config import Params
+from flows.costs import read_cost_matrix
 from flows.records import write_json
-from flows.runtime import run_stage
+from flows.runtime import device, run_stage
 
 # The predicted-error curve goes this far, so that a user sees which budget is worth paying for.
 CURVE_BUDGETS = 20
+# Those of the paper, which stand beside whatever is chosen.
+Solver = Literal["euler", "ab2"]
+SOLVER: Solver = "euler"
+OBJECTIVE = "l2_squared"
 
 
 def main(params: Params) -> None:
-    with np.load(paths.COST) as file:
-        cost, grid, teacher_hash = file["cost"], file["timesteps"], str(file["teacher_hash"])
-        group_cost = file["group_cost"]
+    matrix, teacher_hash = read_cost_matrix(paths.COST)
+    cost, grid = matrix.cost, matrix.timesteps
     settings = json.dumps(
         {"cost": params.cost.model_dump(), "schedule": params.schedule.model_dump()},
         sort_keys=True,
     )
     settings_hash = hashlib.sha256(settings.encode()).hexdigest()
 
-    def schedule(indices: tuple[int, ...], objective: str) -> Schedule:
+    solver = params.schedule.solver
+    of_groups = {name: group_step_costs(matrix, solver=name) for name in {SOLVER, solver}}
+
+    def schedule(indices: tuple[int, ...], objective: str, solver: Solver = SOLVER) -> Schedule:
+        errors = path_values(of_groups[solver], indices)
         return Schedule(
             timesteps=tuple(float(grid[i]) for i in indices),
             indices=indices,
+            solver=solver,
             objective=objective,
-            predicted_error=path_cost(cost, indices),
-            standard_error=path_standard_error(group_cost, indices),
+            predicted_error=float(np.average(errors, weights=matrix.group_sizes)),
+            standard_error=float(errors.std(ddof=1) / np.sqrt(len(errors))),
             teacher_hash=teacher_hash,
             settings_hash=settings_hash,
         )
 
     shown = range(1, min(len(grid) - 1, max(CURVE_BUDGETS, *params.budgets)) + 1)
     best = optimal_paths(cost, {*shown, *params.budgets})
-    schedules: dict[str, dict[str, object]] = {}
+    found: dict[int, dict[str, Schedule]] = {}
     for budget in params.budgets:
-        found = {"bellman": schedule(best[budget].indices, params.schedule.objective)}
+        found[budget] = {"bellman": schedule(best[budget].indices, OBJECTIVE)}
         for name, make in timesteps.GRIDS.items():
             try:
                 indices = timesteps.nearest_indices(grid, make(budget))
             except InputError:
                 continue  # so many steps that this grid puts two on one point: nothing to compare
-            found[name] = schedule(indices, name)
-        schedules[str(budget)] = {k: v.model_dump(mode="json") for k, v in found.items()}
-    write_json(paths.SCHEDULES, schedules)
+            found[budget][name] = schedule(indices, name)
 
+    if (solver, params.schedule.objective) != (SOLVER, OBJECTIVE):
+        on = device(params)
+        network, _ = load_checkpoint(paths.TEACHER)
+        for budget, chosen in chosen_steps(params, matrix, network.to(on), on).items():
+            found[budget]["chosen"] = schedule(chosen.indices, chosen.objective, solver)
+            if solver != SOLVER:
+                uniform = found[budget]["uniform"].indices
+                found[budget]["chosen_uniform"] = schedule(uniform, "uniform", solver)
+    write_json(
+        paths.SCHEDULES,
+        {
+            str(budget): {name: of_name.model_dump(mode="json") for name, of_name in named.items()}
+            for budget, named in found.items()
+        },
+    )
+
+    stable = bootstrap(matrix, shown, objective=OBJECTIVE, solver=SOLVER, seed=params.seed)
     rows = [
         {
             "nfe": k,
             "bellman": best[k].cost,
             "uniform": path_cost(cost, timesteps.nearest_indices(grid, timesteps.uniform(k))),
+            **stability(stable[k]),
         }
         for k in shown
     ]
     write_bytes(paths.PREDICTED_ERROR, pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def stability(found: Stability) -> dict[str, float]:
+    """The columns on how sure the predicted error of Bellman's steps is, and their knots."""
+    assert found.interval is not None  # the schema asks for two trajectories
+    assert found.knots is not None
+    low, high = found.interval
+    return {"bellman_low": low, "bellman_high": high, "bellman_stability": min(found.knots)}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from flows.progress import progress
 from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.seeds import TRAJECTORIES
-from flows.variants import BASELINES, read_schedules
+from flows.variants import read_schedules, trained
 
 
 def main(params: Params) -> None:
@@ -21,7 +21,11 @@ def main(params: Params) -> None:
     network, card = load_checkpoint(paths.TEACHER)
     schedules = read_schedules()
     knots = union(
-        [schedules[budget][name].indices for budget in params.budgets for name in BASELINES]
+        [
+            schedules[budget][name].indices
+            for budget in params.budgets
+            for name in trained(schedules[budget])
+        ]
     )
     settings = params.trajectories
     shape = (settings.samples, len(knots), *network.config.sample_shape)
