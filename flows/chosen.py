@@ -1,34 +1,29 @@
 """The chosen steps of every budget: those of one objective, or the best of all of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
-from boss_core import distances
 from boss_core.bellman import Path
-from boss_core.checkpoints import Network
 from boss_core.cost import CostMatrix
 from boss_core.distances import Distance
-from boss_core.frechet import Extractor, feature_function
+from boss_core.errors import InputError
 from boss_core.objectives import OBJECTIVES, optimal_steps
 from boss_core.oss import oss_paths
 from boss_core.refine import refine
 from boss_core.selection import Choice, Reference, roll_out, search_steps
 from boss_core.timesteps import nearest_indices, uniform
-from boss_core.velocity import sample_noise
-from flows import paths
-from flows.config import Params, ScheduleSearch
-from flows.labels import draw_labels
+from boss_core.velocity import Velocity
+from flows.config import ScheduleSearch
 from flows.progress import progress
-from flows.records import read_json
-from flows.seeds import CHOOSE
 
 # One of so many noises is enough for the forward recursion when it is one candidate of several: it
 # takes K n evaluations for each, as many as all of the refinement.
 OSS_SHARE = 4
+
+# Start states and labels to search on, or, held out, to compare on.
+Noise = Callable[[bool], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -40,53 +35,152 @@ class Chosen:
 
 
 def chosen_steps(
-    params: Params, matrix: CostMatrix, network: Network, on: torch.device
-) -> dict[int, Chosen]:
-    """What params.yaml asks for, for every budget. network: the teacher that the costs were
-    measured on, on the device."""
-    objective = params.schedule.objective
-    if objective in OBJECTIVES:
-        return _named(objective, _cheapest(params, matrix, objective))
-    search = _ends(params, matrix, network, on, half=0)
-    if objective == "oss":
-        return _named("oss", _oss(params, matrix, network, search, len(search.noise)))
-    if objective == "refine":
-        return _refined(params, matrix, network, search, on)
-    test = _ends(params, matrix, network, on, half=1)
-    return _best_of_all(params, matrix, network, search, test, on)
-
-
-def _best_of_all(
-    params: Params,
+    velocity: Velocity,
     matrix: CostMatrix,
-    network: Network,
-    search: Reference,
-    test: Reference,
-    on: torch.device,
+    budgets: Sequence[int],
+    settings: ScheduleSearch,
+    noise: Noise,
+    distance: Callable[[Tensor], Distance],
 ) -> dict[int, Chosen]:
-    """For each budget the objective whose samples are nearest to the teacher's, if beyond chance;
-    a line for each says what came out."""
-    settings = params.schedule
-    found = {name: _cheapest(params, matrix, name) for name in OBJECTIVES}
-    found["oss"] = _oss(params, matrix, network, search, len(search.noise) // OSS_SHARE)
-    distance = _distance(settings, on)
-    chosen = {}
-    for budget in params.budgets:
-        with progress(f"schedule: refine, K = {budget}", None, "evaluations") as advance:
-            choice = search_steps(
-                network,
-                matrix.timesteps,
-                {name: of_budget[budget].indices for name, of_budget in found.items()},
-                search,
-                test,
-                distance=distance,
-                solver=settings.solver,
-                batch_size=settings.batch_size,
-                on_evaluations=advance,
+    """What the settings ask for, for every budget.
+
+    velocity: the teacher that the costs were measured on, on the device. noise: called for what
+    evaluates it again only. distance: what ``refine`` and ``auto`` go by, to given samples.
+    """
+    if settings.objective in OBJECTIVES:
+        return from_costs(matrix, budgets, settings)
+    search = _Search(velocity, matrix, budgets, settings, distance)
+    if settings.objective == "oss":
+        return _named("oss", search.oss(*noise(False)))
+    near = search.ends(*noise(False))
+    if settings.objective == "refine":
+        return search.refined(near)
+    return search.best_of_all(near, search.ends(*noise(True)))
+
+
+def from_costs(
+    matrix: CostMatrix, budgets: Sequence[int], settings: ScheduleSearch
+) -> dict[int, Chosen]:
+    """The best steps of every budget by the cost matrix alone."""
+    return _named(settings.objective, _cheapest(matrix, budgets, settings, settings.objective))
+
+
+def candidates(
+    matrix: CostMatrix, budgets: Sequence[int], settings: ScheduleSearch
+) -> dict[int, dict[str, tuple[int, ...]]]:
+    """For every budget, the steps of every objective of the costs, and uniform ones."""
+    found = {name: _cheapest(matrix, budgets, settings, name) for name in OBJECTIVES}
+    named = {k: {name: paths[k].indices for name, paths in found.items()} for k in budgets}
+    for k, steps in named.items():
+        even = uniform_indices(matrix, k)
+        if even is not None:
+            steps["uniform"] = even
+    return named
+
+
+def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
+    """The grid points nearest to uniform steps; None where the grid is too coarse for them."""
+    try:
+        return nearest_indices(matrix.timesteps, uniform(budget))
+    except InputError:
+        return None
+
+
+def say(budget: int, solver: str, choice: Choice) -> None:
+    """Print how ``auto`` came to the steps of a budget."""
+    print(f"schedule: K = {budget}, {solver}: {_verdict(choice)}", flush=True)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Searches that evaluate the teacher again; the fields are `chosen_steps`'s."""
+
+    velocity: Velocity
+    matrix: CostMatrix
+    budgets: Sequence[int]
+    settings: ScheduleSearch
+    distance: Callable[[Tensor], Distance]
+
+    def ends(self, noise: Tensor, labels: Tensor | None) -> Reference:
+        """Where the teacher goes on the fine grid."""
+        steps = len(self.matrix.timesteps) - 1
+        print(f"schedule: {len(noise)} trajectories of {steps} steps to compare with", flush=True)
+        return roll_out(
+            self.velocity,
+            noise,
+            self.matrix.timesteps,
+            batch_size=self.settings.batch_size,
+            labels=labels,
+        )
+
+    def best_of_all(self, search: Reference, test: Reference) -> dict[int, Chosen]:
+        """For each budget the objective whose samples are nearest to the teacher's, if beyond
+        chance; a line for each says what came out."""
+        found = candidates(self.matrix, self.budgets, self.settings)
+        share = len(search.noise) // OSS_SHARE
+        labels = None if search.labels is None else search.labels[:share]
+        forward = self.oss(search.noise[:share], labels)
+        chosen = {}
+        for budget in self.budgets:
+            with progress(f"schedule: refine, K = {budget}", None, "evaluations") as advance:
+                choice = search_steps(
+                    self.velocity,
+                    self.matrix.timesteps,
+                    found[budget] | {"oss": forward[budget].indices},
+                    search,
+                    test,
+                    distance=self.distance,
+                    solver=self.settings.solver,
+                    batch_size=self.settings.batch_size,
+                    on_evaluations=advance,
+                )
+            say(budget, self.settings.solver, choice)
+            chosen[budget] = Chosen(choice.objective, choice.indices)
+        return chosen
+
+    def refined(self, search: Reference) -> dict[int, Chosen]:
+        """The steps nearest to the teacher's samples, from the cheapest and from uniform ones."""
+        distance = self.distance(search.ends)
+        cheapest = _cheapest(self.matrix, self.budgets, self.settings, "l2_squared")
+        chosen = {}
+        for budget in self.budgets:
+            starts = [cheapest[budget].indices, uniform_indices(self.matrix, budget)]
+            with progress(f"schedule: refine, K = {budget}", None, "evaluations") as advance:
+                refined = refine(
+                    self.velocity,
+                    search.noise,
+                    self.matrix.timesteps,
+                    [start for start in starts if start is not None],
+                    distance,
+                    solver=self.settings.solver,
+                    batch_size=self.settings.batch_size,
+                    labels=search.labels,
+                    on_evaluations=advance,
+                )
+            chosen[budget] = Chosen("refine", refined.indices)
+        return chosen
+
+    def oss(self, noise: Tensor, labels: Tensor | None) -> dict[int, Path]:
+        """The forward recursion for all budgets."""
+        with progress("schedule: oss", None, "evaluations") as advance:
+            return oss_paths(
+                self.velocity,
+                noise,
+                self.matrix.timesteps,
+                self.budgets,
+                solver=self.settings.solver,
+                labels=labels,
+                batch_size=self.settings.batch_size,
+                on_step=advance,
             )
-        print(f"schedule: K = {budget}, {settings.solver}: {_verdict(choice)}", flush=True)
-        chosen[budget] = Chosen(choice.objective, choice.indices)
-    return chosen
+
+
+def _cheapest(
+    matrix: CostMatrix, budgets: Sequence[int], settings: ScheduleSearch, objective: str
+) -> dict[int, Path]:
+    return optimal_steps(
+        matrix, budgets, objective=objective, solver=settings.solver, gamma=settings.gamma
+    )
 
 
 def _verdict(choice: Choice) -> str:
@@ -99,99 +193,6 @@ def _verdict(choice: Choice) -> str:
     if choice.objective == choice.winner:
         return f"{gain}: more than chance, chosen"
     return f"{gain}: not more than chance, l2_squared stays"
-
-
-def _refined(
-    params: Params, matrix: CostMatrix, network: Network, search: Reference, on: torch.device
-) -> dict[int, Chosen]:
-    settings = params.schedule
-    distance = _distance(settings, on)(search.ends)
-    cheapest = _cheapest(params, matrix, "l2_squared")
-    chosen = {}
-    for budget in params.budgets:
-        starts = [
-            cheapest[budget].indices,
-            nearest_indices(matrix.timesteps, uniform(len(cheapest[budget].indices) - 1)),
-        ]
-        with progress(f"schedule: refine, K = {budget}", None, "evaluations") as advance:
-            refined = refine(
-                network,
-                search.noise,
-                matrix.timesteps,
-                starts,
-                distance,
-                solver=settings.solver,
-                batch_size=settings.batch_size,
-                labels=search.labels,
-                on_evaluations=advance,
-            )
-        chosen[budget] = Chosen("refine", refined.indices)
-    return chosen
-
-
-def _oss(
-    params: Params, matrix: CostMatrix, network: Network, search: Reference, samples: int
-) -> dict[int, Path]:
-    settings = params.schedule
-    labels = None if search.labels is None else search.labels[:samples]
-    with progress("schedule: oss", None, "evaluations") as advance:
-        return oss_paths(
-            network,
-            search.noise[:samples],
-            matrix.timesteps,
-            params.budgets,
-            solver=settings.solver,
-            labels=labels,
-            batch_size=settings.batch_size,
-            on_step=advance,
-        )
-
-
-def _cheapest(params: Params, matrix: CostMatrix, objective: str) -> dict[int, Path]:
-    settings = params.schedule
-    return optimal_steps(
-        matrix,
-        params.budgets,
-        objective=objective,
-        solver=settings.solver,
-        gamma=settings.gamma,
-    )
-
-
-def _ends(
-    params: Params, matrix: CostMatrix, network: Network, on: torch.device, half: int
-) -> Reference:
-    """Where the teacher goes on the fine grid, from the noise to search on (0) or held out (1)."""
-    samples, seed = params.schedule.samples, params.seed + CHOOSE
-    # A label comes with the index of its sample: those of both halves are drawn at once.
-    labels = draw_labels(network.config.classes, 2 * samples, seed)
-    rows = range(half * samples, (half + 1) * samples)
-    print(
-        f"schedule: {samples} {'held-out ' * half}trajectories of {len(matrix.timesteps) - 1}"
-        " steps to compare with",
-        flush=True,
-    )
-    return roll_out(
-        network,
-        sample_noise(rows, network.config.sample_shape, seed).to(on),
-        matrix.timesteps,
-        batch_size=params.schedule.batch_size,
-        labels=None if labels is None else labels[rows.start : rows.stop].to(on),
-    )
-
-
-def _distance(settings: ScheduleSearch, on: torch.device) -> Callable[[Tensor], Distance]:
-    """What makes the distance of params.yaml to given samples of the teacher."""
-    match settings.distance:
-        case "sliced_wasserstein":
-            return distances.sliced_wasserstein
-        case "energy":
-            return distances.energy
-        case "features":
-            card = read_json(paths.FEATURES / "card.json")
-            extractor = Extractor(card["extractor"], paths.FEATURES / card["weights"])
-            features = feature_function(extractor, settings.batch_size, on)
-            return partial(distances.feature_frechet, features=features)
 
 
 def _named(objective: str, found: Mapping[int, Path]) -> dict[int, Chosen]:

@@ -211,13 +211,13 @@ def schedule(
     objective: str = typer.Option(
         "l2_squared",
         help="What the steps are best for: l2_squared (the paper), l2, minimax, gits, oss, refine,"
-        " or auto, which compares the samples of all but oss.",
+        " or auto, which compares samples of them all.",
     ),
-    gamma: float = typer.Option(1.15, min=0, help="Of --objective gits."),
+    gamma: float = typer.Option(1.15, min=0.01, max=10, help="Of --objective gits."),
     noises: int = typer.Option(
         256,
         min=20,
-        help="Samples that oss, refine and auto search on; auto tests on twice as many others.",
+        help="Samples that oss, refine and auto search on; auto compares on as many others.",
     ),
     samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
     batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
@@ -234,8 +234,8 @@ def schedule(
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
     from boss_core.errors import InputError
+    from flows.config import ScheduleSearch
     from flows.search import (
-        Objective,
         Search,
         check_request,
         find_steps,
@@ -245,8 +245,15 @@ def schedule(
     )
     from flows.teachers import choose_device, choose_teacher, parse_shape
 
-    wanted = Objective(solver, objective, gamma, noises)
-    check_request(budget, grid, spacing, wanted)
+    check_request(budget, grid, spacing, solver, objective)
+    wanted = ScheduleSearch(
+        solver=solver,  # type: ignore[arg-type]
+        objective=objective,  # type: ignore[arg-type]
+        gamma=gamma,
+        distance="sliced_wasserstein",
+        samples=noises,
+        batch_size=batch_size,
+    )
     budgets = sorted(set(budget))
     on = choose_device(device)
     if pipeline is not None:
@@ -259,7 +266,7 @@ def schedule(
             read_prompts,
         )
 
-        check_objective(wanted)
+        check_objective(objective)
         if checkpoint is not None or velocity is not None:
             raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
         texts = read_prompts(prompts)
@@ -273,18 +280,15 @@ def schedule(
             batch_size=batch_size, device=on,
         )  # fmt: skip
         found = find_pipeline_steps(
-            pipe, search, matrix, budgets, wanted, prompts=texts, shared=shared,
-            batch_size=batch_size,
-        )  # fmt: skip
+            pipe, search, matrix, budgets, wanted, prompts=texts, shared=shared
+        )
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
         search = Search(teacher.hash, grid, spacing, seed)
         matrix = search_costs(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )
-        found = find_steps(
-            teacher, search, matrix, budgets, wanted, batch_size=batch_size, device=on
-        )
+        found = find_steps(teacher, search, matrix, budgets, wanted, on)
     report(out, matrix, write_schedules(out, search, matrix, found, wanted), wanted)
 
 

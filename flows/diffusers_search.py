@@ -19,18 +19,15 @@ from boss_core.pipelines import (
 )
 from boss_core.selection import Reference, choose_sampled
 from boss_core.timesteps import Times
+from flows.chosen import Chosen, candidates, from_costs, say
+from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.search import (
     SELECTION,
     TEST,
-    Found,
     Keeper,
-    Objective,
     Search,
     announce,
-    candidates,
-    describe,
-    from_costs,
     read_costs,
 )
 
@@ -126,12 +123,12 @@ def pipeline_costs(
     return total.result()
 
 
-def check_objective(objective: Objective) -> None:
+def check_objective(objective: str) -> None:
     """InputError for objectives that need the network at states of their own, which a pipeline,
     a sampler from noise, does not give."""
-    if objective.name in ("oss", "refine"):
+    if objective in ("oss", "refine"):
         raise InputError(
-            f"--objective: {objective.name}; with --pipeline one of the costs, or auto, which"
+            f"--objective: {objective}; with --pipeline one of the costs, or auto, which"
             " compares samples of their steps, needed"
         )
 
@@ -141,21 +138,20 @@ def find_pipeline_steps(
     search: Search,
     matrix: CostMatrix,
     budgets: Sequence[int],
-    objective: Objective,
+    settings: ScheduleSearch,
     *,
     prompts: Sequence[str],
     shared: Mapping[str, Any],
-    batch_size: int,
-) -> dict[int, Found]:
+) -> dict[int, Chosen]:
     """As `find_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
-    if objective.name != "auto":
-        return from_costs(matrix, budgets, objective)
+    if settings.objective != "auto":
+        return from_costs(matrix, budgets, settings)
 
     def sample(rows: Sequence[int], times: Times, solver: str) -> torch.Tensor:
         calls = (
             call
-            for start in range(0, len(rows), batch_size)
-            for part in [rows[start : start + batch_size]]
+            for start in range(0, len(rows), settings.batch_size)
+            for part in [rows[start : start + settings.batch_size]]
             for call in prompt_calls(
                 [prompts[i % len(prompts)] for i in part], batch_size=len(part),
                 seed=search.seed, first=part[0], **shared,
@@ -169,22 +165,18 @@ def find_pipeline_steps(
 
     def sampler(steps: dict[str, tuple[int, ...]], to: Reference) -> dict[str, torch.Tensor]:
         ends = {
-            path: sample(to.noise.tolist(), matrix.timesteps[list(path)], objective.solver)
+            path: sample(to.noise.tolist(), matrix.timesteps[list(path)], settings.solver)
             for path in set(steps.values())
         }
         return {name: ends[path] for name, path in steps.items()}
 
-    print(
-        f"auto: the pipeline's {search.grid} steps from {3 * objective.noises} noises", flush=True
-    )
-    selection = reference(SELECTION, objective.noises)
-    test = reference(TEST, 2 * objective.noises)
-    found = {}
-    for budget in budgets:
+    count, found = settings.samples, {}
+    print(f"schedule: {2 * count} trajectories of {search.grid} steps to compare with", flush=True)
+    near, test = reference(SELECTION, count), reference(TEST, count)
+    for budget, steps in candidates(matrix, budgets, settings).items():
         choice = choose_sampled(
-            sampler, search.grid, candidates(matrix, budget, objective), selection, test,
-            distance=sliced_wasserstein,
-        )  # fmt: skip
-        found[budget] = Found(choice.indices, choice.objective, choice)
-        print(describe(budget, choice), flush=True)
+            sampler, search.grid, steps, near, test, distance=sliced_wasserstein
+        )
+        say(budget, settings.solver, choice)
+        found[budget] = Chosen(choice.objective, choice.indices)
     return found

@@ -20,29 +20,22 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from boss_core import timesteps
 from boss_core.cost import CostMatrix, CostSum, add_trajectories, rollout_bytes
 from boss_core.distances import sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.files import replacing, write_bytes
-from boss_core.objectives import (
-    GITS_GAMMA,
-    OBJECTIVES,
-    group_step_costs,
-    optimal_steps,
-    path_values,
-    step_costs,
-)
-from boss_core.oss import oss_paths
-from boss_core.refine import refine
+from boss_core.objectives import OBJECTIVES, group_step_costs, path_values, step_costs
 from boss_core.schedules import Schedule
-from boss_core.selection import Choice, roll_out, search_steps
 from boss_core.teachers import Teacher
 from boss_core.timesteps import Times
 from boss_core.two_step import LARGEST_GRID
 from boss_core.uncertainty import bootstrap
 from boss_core.velocity import sample_labels, sample_noise
+from flows.chosen import Chosen, chosen_steps, uniform_indices
+from flows.config import ScheduleSearch
 from flows.progress import progress
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
@@ -72,38 +65,15 @@ class Search:
         return timesteps.GRIDS[self.spacing](self.grid)
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What the steps are to be best for.
-
-    solver: ``euler`` or ``ab2``. name: of `OBJECTIVES` or `SAMPLED`. gamma: of ``gits``.
-    noises: samples that ``oss``, ``refine`` and ``auto`` search on; ``auto`` then compares on
-        twice as many others.
-    """
-
-    solver: str = "euler"
-    name: str = "l2_squared"
-    gamma: float = GITS_GAMMA
-    noises: int = 256
-
-
-@dataclass(frozen=True)
-class Found:
-    """The indices of a budget's steps, whose they are, and how ``auto`` came to them."""
-
-    indices: tuple[int, ...]
-    objective: str
-    choice: Choice | None = None
-
-
-def check_request(budgets: Sequence[int], grid: int, spacing: str, objective: Objective) -> None:
+def check_request(
+    budgets: Sequence[int], grid: int, spacing: str, solver: str, objective: str
+) -> None:
     """InputError before any work for what cannot be searched."""
-    if objective.solver not in SOLVERS:
-        raise InputError(f"--solver: {objective.solver!r}; {' or '.join(SOLVERS)} needed")
-    if objective.name not in (*OBJECTIVES, *SAMPLED):
-        known = ", ".join((*OBJECTIVES, *SAMPLED))
-        raise InputError(f"--objective: {objective.name!r}; {known} known")
-    if objective.solver == "ab2" and grid > LARGEST_GRID:
+    if solver not in SOLVERS:
+        raise InputError(f"--solver: {solver!r}; {' or '.join(SOLVERS)} needed")
+    if objective not in (*OBJECTIVES, *SAMPLED):
+        raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
+    if solver == "ab2" and grid > LARGEST_GRID:
         raise InputError(f"--grid: {grid}; at most {LARGEST_GRID} needed with --solver ab2")
     if spacing not in timesteps.GRIDS:
         raise InputError(f"--spacing: {spacing!r}; {', '.join(timesteps.GRIDS)} known")
@@ -231,108 +201,34 @@ def find_steps(
     search: Search,
     matrix: CostMatrix,
     budgets: Sequence[int],
-    objective: Objective,
-    *,
-    batch_size: int,
+    settings: ScheduleSearch,
     device: torch.device,
-) -> dict[int, Found]:
-    """The best steps of every budget; for `SAMPLED` objectives by further evaluations."""
-    if objective.name not in SAMPLED:
-        return from_costs(matrix, budgets, objective)
+) -> dict[int, Chosen]:
+    """The best steps of every budget, for the solver and the objective of the settings."""
 
-    def noise(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows = range(first, first + count)
+    def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
+        first = TEST if held_out else SELECTION
+        rows = range(first, first + settings.samples)
         labels = None
         if teacher.classes is not None:
             labels = sample_labels(rows, teacher.classes, search.seed).to(device)
         return sample_noise(rows, teacher.shape, search.seed).to(device), labels
 
-    count, grid = objective.noises, matrix.timesteps
-    start, labels = noise(SELECTION, count)
-    if objective.name == "oss":
-        total = count * len(grid) * max(budgets)  # a little more than it takes
-        with progress("oss", total, "sample steps") as advance:
-            paths = oss_paths(
-                teacher.velocity, start, grid, budgets, solver=objective.solver, labels=labels,
-                batch_size=batch_size, on_step=advance,
-            )  # fmt: skip
-        return {k: Found(path.indices, "oss") for k, path in paths.items()}
-
-    print(
-        f"{objective.name}: the teacher's {len(grid) - 1} steps from {3 * count} noises", flush=True
-    )
-    selection = roll_out(teacher.velocity, start, grid, labels=labels, batch_size=batch_size)
-    test = None
-    if objective.name == "auto":
-        held_out, labels = noise(TEST, 2 * count)
-        test = roll_out(teacher.velocity, held_out, grid, labels=labels, batch_size=batch_size)
-    found = {}
-    for budget in budgets:
-        steps = candidates(matrix, budget, objective)
-        if test is None:
-            refined = refine(
-                teacher.velocity, selection.noise, grid, list(steps.values()),
-                sliced_wasserstein(selection.ends), solver=objective.solver,
-                batch_size=batch_size, labels=selection.labels,
-            )  # fmt: skip
-            found[budget] = Found(refined.indices, "refine")
-            print(f"refine: K = {budget}: {refined.evaluations} evaluations a sample", flush=True)
-            continue
-        choice = search_steps(
-            teacher.velocity, grid, steps, selection, test, distance=sliced_wasserstein,
-            solver=objective.solver, batch_size=batch_size,
-        )  # fmt: skip
-        found[budget] = Found(choice.indices, choice.objective, choice)
-        print(describe(budget, choice), flush=True)
-    return found
-
-
-def from_costs(
-    matrix: CostMatrix, budgets: Sequence[int], objective: Objective
-) -> dict[int, Found]:
-    """The best steps of every budget by the cost matrix alone."""
-    paths = optimal_steps(
-        matrix, budgets, objective=objective.name, solver=objective.solver, gamma=objective.gamma
-    )
-    return {k: Found(path.indices, objective.name) for k, path in paths.items()}
-
-
-def candidates(matrix: CostMatrix, budget: int, objective: Objective) -> dict[str, tuple[int, ...]]:
-    """What ``auto`` chooses from: the steps of every objective of the costs, and uniform ones."""
-    found = {}
-    for name in OBJECTIVES:
-        paths = optimal_steps(
-            matrix, [budget], objective=name, solver=objective.solver, gamma=objective.gamma
-        )
-        found[name] = paths[budget].indices
-    even = uniform_indices(matrix, budget)
-    return found if even is None else found | {"uniform": even}
-
-
-def describe(budget: int, choice: Choice) -> str:
-    """One line on how the steps of a budget were chosen."""
-    if choice.winner == "l2_squared":
-        return f"auto: K = {budget}: l2_squared is nearest to the teacher's samples"
-    verdict = "" if choice.objective == choice.winner else ", which may be chance: l2_squared kept"
-    return (
-        f"auto: K = {budget}: {choice.winner} is {choice.gain:.1%} nearer to the teacher's samples"
-        f" than l2_squared (standard error {choice.standard_error:.1%}){verdict}"
-    )
+    return chosen_steps(teacher.velocity, matrix, budgets, settings, noise, sliced_wasserstein)
 
 
 def write_schedules(
     folder: Path,
     search: Search,
     matrix: CostMatrix,
-    found: Mapping[int, Found],
-    objective: Objective,
+    found: Mapping[int, Chosen],
+    wanted: ScheduleSearch,
 ) -> dict[int, Schedule]:
     """The best schedule of every budget, in ``K.json``; and the heat map."""
-    settings = json.dumps(
-        asdict(search) | asdict(objective) | {"samples": matrix.samples}, sort_keys=True
-    )
-    costs = step_costs(matrix, solver=objective.solver)
-    groups = group_step_costs(matrix, solver=objective.solver)
+    found_with = {"samples": matrix.samples, "schedule": wanted.model_dump()}
+    settings = json.dumps(asdict(search) | found_with, sort_keys=True)
+    costs = step_costs(matrix, solver=wanted.solver)
+    groups = group_step_costs(matrix, solver=wanted.solver)
     schedules = {}
     for budget, steps in found.items():
         of_groups = path_values(groups, steps.indices)
@@ -340,7 +236,7 @@ def write_schedules(
         schedules[budget] = Schedule(
             timesteps=tuple(float(matrix.timesteps[i]) for i in steps.indices),
             indices=steps.indices,
-            solver=objective.solver,  # type: ignore[arg-type]
+            solver=wanted.solver,
             objective=steps.objective,
             predicted_error=float(path_values(costs, steps.indices)[0]),
             standard_error=None if error is None else float(error),
@@ -356,18 +252,18 @@ def write_schedules(
 
 
 def report(
-    folder: Path, matrix: CostMatrix, schedules: Mapping[int, Schedule], objective: Objective
+    folder: Path, matrix: CostMatrix, schedules: Mapping[int, Schedule], wanted: ScheduleSearch
 ) -> None:
     """Print the schedules with their predicted errors, and where they are."""
     table = Table(
-        title=f"{objective.solver}, {objective.name}; predicted error (sum of squared one-step"
+        title=f"{wanted.solver}, {wanted.objective}; predicted error (sum of squared one-step"
         f" errors, eq. 5), {matrix.samples} trajectories"
     )
-    auto = ("steps of",) if objective.name == "auto" else ()
+    auto = ("steps of",) if wanted.objective == "auto" else ()
     for title in ("K (NFE)", *auto, "predicted error", "95 % interval", "uniform steps"):
         table.add_column(title, justify="right")
     table.add_column("timesteps, 0 noise to 1 data")
-    costs = step_costs(matrix, solver=objective.solver)
+    costs = step_costs(matrix, solver=wanted.solver)
     for budget, schedule in schedules.items():
         error, half = schedule.predicted_error, interval(schedule, matrix.samples)
         assert error is not None
@@ -381,16 +277,16 @@ def report(
             " ".join(f"{t:.4g}" for t in schedule.timesteps),
         )
     Console(width=None if sys.stdout.isatty() else 110).print(table)
-    if objective.name in OBJECTIVES:
-        print(knots_line(matrix, list(schedules), objective))
+    if wanted.objective in OBJECTIVES:
+        print(knots_line(matrix, list(schedules), wanted))
     names = ", ".join(f"{budget}.json" for budget in schedules)
     print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
 
 
-def knots_line(matrix: CostMatrix, budgets: Sequence[int], objective: Objective) -> str:
+def knots_line(matrix: CostMatrix, budgets: Sequence[int], wanted: ScheduleSearch) -> str:
     """How sure the knots are: the share of bootstrap resamples that agree on the least sure."""
     found = bootstrap(
-        matrix, budgets, objective=objective.name, solver=objective.solver, gamma=objective.gamma
+        matrix, budgets, objective=wanted.objective, solver=wanted.solver, gamma=wanted.gamma
     )
     shares = [min(of.knots) for of in found.values() if of.knots is not None]
     if not shares:
@@ -398,14 +294,6 @@ def knots_line(matrix: CostMatrix, budgets: Sequence[int], objective: Objective)
     unsure = [str(k) for k, of in found.items() if of.knots is not None and min(of.knots) < 0.95]
     more = f"; K = {', '.join(unsure)}: more --samples may move them" if unsure else ""
     return f"knots: each within a grid step of here in {min(shares):.0%} or more of resamples{more}"
-
-
-def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
-    """The grid points nearest to uniform steps; None where the grid is too coarse for them."""
-    try:
-        return timesteps.nearest_indices(matrix.timesteps, timesteps.uniform(budget))
-    except InputError:
-        return None
 
 
 def interval(schedule: Schedule, samples: int) -> float:

@@ -15,9 +15,10 @@ from boss_core.oss import oss_paths
 from boss_core.solvers import ab2, euler
 from boss_core.velocity import sample_noise
 from flows import paths
-from flows.chosen import Chosen, chosen_steps
+from flows.chosen import Chosen
 from flows.config import Params, load_params
 from flows.costs import read_cost_matrix
+from flows.stages.schedule import choose
 from flows.variants import recorded, trained, variants
 from tests.project import Project
 
@@ -36,7 +37,7 @@ class Setting:
     def choose(self, **change: object) -> dict[int, Chosen]:
         schedule = self.params.schedule.model_copy(update=change)
         params = self.params.model_copy(update={"schedule": schedule, "budgets": [1, 4]})
-        return chosen_steps(params, self.matrix, self.network, torch.device("cpu"))
+        return choose(params, self.matrix, self.network, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -332,12 +332,12 @@ def test_auto_says_whose_steps_it_took_and_how_sure_it_is(boss) -> None:
         "--samples", 4, "--solver", "ab2", "--objective", "auto", "--noises", 40,
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert "auto: the teacher's 12 steps from 120 noises" in out
+    assert out.count("schedule: 40 trajectories of 12 steps to compare with") == 2
     for budget in (2, 3):
         found = Schedule.from_json(Path(f"schedules/{budget}.json").read_text())
-        assert f"auto: K = {budget}: " in out
+        assert f"schedule: K = {budget}, ab2: " in out
         assert found.solver == "ab2"
-        assert found.objective in (*OBJECTIVES, "uniform", "refine")
+        assert found.objective in (*OBJECTIVES, "uniform", "oss", "refine")
         assert f"│ {found.objective} │" in out.replace("  ", "")
 
 

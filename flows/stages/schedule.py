@@ -2,25 +2,35 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from boss_core import timesteps
+from boss_core import distances, timesteps
 from boss_core.bellman import optimal_paths, path_cost
-from boss_core.checkpoints import load_checkpoint
+from boss_core.checkpoints import Network, load_checkpoint
+from boss_core.cost import CostMatrix
+from boss_core.distances import Distance
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
+from boss_core.frechet import Extractor, feature_function
 from boss_core.objectives import group_step_costs, path_values
 from boss_core.schedules import Schedule
 from boss_core.uncertainty import Stability, bootstrap
+from boss_core.velocity import sample_noise
 from flows import paths
-from flows.chosen import chosen_steps
-from flows.config import Params
+from flows.chosen import Chosen, chosen_steps
+from flows.config import Params, ScheduleSearch
 from flows.costs import read_cost_matrix
-from flows.records import write_json
+from flows.labels import draw_labels
+from flows.records import read_json, write_json
 from flows.runtime import device, run_stage
+from flows.seeds import CHOOSE
 
 # The predicted-error curve goes this far, so that a user sees which budget is worth paying for.
 CURVE_BUDGETS = 20
@@ -70,7 +80,7 @@ def main(params: Params) -> None:
     if (solver, params.schedule.objective) != (SOLVER, OBJECTIVE):
         on = device(params)
         network, _ = load_checkpoint(paths.TEACHER)
-        for budget, chosen in chosen_steps(params, matrix, network.to(on), on).items():
+        for budget, chosen in choose(params, matrix, network.to(on), on).items():
             found[budget]["chosen"] = schedule(chosen.indices, chosen.objective, solver)
             if solver != SOLVER:
                 uniform = found[budget]["uniform"].indices
@@ -94,6 +104,38 @@ def main(params: Params) -> None:
         for k in shown
     ]
     write_bytes(paths.PREDICTED_ERROR, pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def choose(
+    params: Params, matrix: CostMatrix, network: Network, on: torch.device
+) -> dict[int, Chosen]:
+    """The chosen steps of every budget. network: the teacher, on the device."""
+    samples, seed = params.schedule.samples, params.seed + CHOOSE
+
+    def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
+        rows = range(samples, 2 * samples) if held_out else range(samples)
+        # A label comes with the index of its sample: those of both are drawn at once.
+        labels = draw_labels(network.config.classes, 2 * samples, seed)
+        start = sample_noise(rows, network.config.sample_shape, seed).to(on)
+        return start, None if labels is None else labels[rows.start : rows.stop].to(on)
+
+    return chosen_steps(
+        network, matrix, params.budgets, params.schedule, noise, _distance(params.schedule, on)
+    )
+
+
+def _distance(settings: ScheduleSearch, on: torch.device) -> Callable[[Tensor], Distance]:
+    """What makes the distance of params.yaml to given samples of the teacher."""
+    match settings.distance:
+        case "sliced_wasserstein":
+            return distances.sliced_wasserstein
+        case "energy":
+            return distances.energy
+        case "features":
+            card = read_json(paths.FEATURES / "card.json")
+            extractor = Extractor(card["extractor"], paths.FEATURES / card["weights"])
+            features = feature_function(extractor, settings.batch_size, on)
+            return partial(distances.feature_frechet, features=features)
 
 
 def stability(found: Stability) -> dict[str, float]:
