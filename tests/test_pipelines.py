@@ -375,10 +375,11 @@ def test_the_walk_through_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     text = (ROOT / "docs" / "teachers" / "diffusers.md").read_text()
     names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, "docs/teachers/diffusers.md", "exec"), names)
     assert names["found"].nfe_per_step == 2.0
+    assert names["ends"].shape[0] == 4
     assert (tmp_path / "schedule.json").exists()
     # More than luck: on this network, at 6 steps, Bellman's end nearer to the fine rollout's end.
     assert names["errors"]["bellman"] < names["errors"]["uniform"]
