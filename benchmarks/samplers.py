@@ -91,6 +91,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--out", type=Path, default=Path("build/samplers"))
     add("--docs", type=Path, default=Path("docs"))
+    add("--name", default="samplers", help="of the page, its table and its plots")
     add("--page", action="store_true", help="only write the page from the rows")
     add("--rows", action="store_true", help="only measure: needs no torch-fidelity, no matplotlib")
     return parser.parse_args(arguments)
@@ -209,8 +210,8 @@ def page(chosen: argparse.Namespace) -> None:
     if not rows:
         raise InputError(f"{chosen.out / 'rows.jsonl'}: no rows; a run without --page needed")
     setting = json.loads((chosen.out / "settings.json").read_text())
-    write_page(pd.DataFrame(rows), setting, chosen.docs)
-    print(f"samplers: {chosen.docs / 'results/samplers.md'}")
+    path = write_page(pd.DataFrame(rows), setting, chosen.docs, chosen.name)
+    print(f"samplers: {path}")
 
 
 if __name__ == "__main__":

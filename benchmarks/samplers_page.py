@@ -33,23 +33,24 @@ MAIN = {
 }
 
 
-def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path) -> None:
-    """Write ``results/samplers.md`` and ``.csv`` and the plots in ``images`` below ``docs``."""
+def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path, name: str) -> Path:
+    """Write ``results/NAME.md`` and ``.csv``, and the plots in ``images``, below ``docs``; returns
+    the path of the page."""
     columns = metrics(rows)
     score = columns[0]
     table = rows.drop(columns="indices").assign(
         indices=[" ".join(map(str, indices)) for indices in rows["indices"]]
     )
-    write_bytes(docs / "results/samplers.csv", table.to_csv(index=False).encode())
+    write_bytes(docs / f"results/{name}.csv", table.to_csv(index=False).encode())
     teacher = rows[rows["network"] == "teacher"]
     few = teacher[~teacher["floor"]]
-    images = [plot_score(docs / "images/samplers-score.png", teacher, score)]
+    images = [plot_score(docs / f"images/{name}-score.png", teacher, score)]
     ranks = rank_correlations(few, score)
     if len(ranks):
-        images.append(plot_ranks(docs / "images/samplers-ranking.png", ranks, score))
+        images.append(plot_ranks(docs / f"images/{name}-ranking.png", ranks, score))
     parts = [
-        introduction(rows, setting, score),
-        *(f"![{title}](../images/{name})" for name, title in images),
+        introduction(rows, setting, score, name),
+        *(f"![{title}](../images/{image})" for image, title in images),
         *solver_tables(teacher, score),
         *winner_tables(few, score),
         *metric_table(few, columns),
@@ -57,7 +58,7 @@ def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path) -> No
         *student_table(rows, score),
         *cost_table(few),
     ]
-    path = docs / "results/samplers.md"
+    path = docs / f"results/{name}.md"
     made = "\n\n".join([BEGIN, "## What was measured", *parts, END])
     before, after = "# Samplers and schedules compared\n\n## What it says\n\n", "\n"
     if path.exists():
@@ -65,6 +66,7 @@ def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path) -> No
         before, found, rest = text.partition(BEGIN)
         after = rest.partition(END)[2] if found else after
     write_bytes(path, (before + made + after).encode())
+    return path
 
 
 def metrics(rows: pd.DataFrame) -> list[str]:
@@ -137,7 +139,7 @@ def rank_correlations(rows: pd.DataFrame, score: str) -> pd.DataFrame:
 # Parts of the page.
 
 
-def introduction(rows: pd.DataFrame, setting: dict[str, object], score: str) -> str:
+def introduction(rows: pd.DataFrame, setting: dict[str, object], score: str, name: str) -> str:
     """What was done, with its counts."""
     teacher = rows[(rows["network"] == "teacher") & ~rows["floor"]]
     students = int((rows["network"] == "student").sum())
@@ -158,7 +160,7 @@ def introduction(rows: pd.DataFrame, setting: dict[str, object], score: str) -> 
         " error is the root mean square difference from the reference path's end, from the same"
         " noise. Samplers are ranked by"
         f" `{score}`; lower is better everywhere. Values are means over seeds ± one standard"
-        f" error. All numbers: [samplers.csv](samplers.csv)."
+        f" error. All numbers: [{name}.csv]({name}.csv)."
     )
 
 

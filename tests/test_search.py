@@ -341,6 +341,31 @@ def test_auto_says_whose_steps_it_took_and_how_sure_it_is(boss) -> None:
         assert f"│ {found.objective} │" in out.replace("  ", "")
 
 
+def test_auto_on_every_kind_of_network(boss) -> None:
+    torch.manual_seed(0)
+    conditional = UNet(CONFIG.model_copy(update={"classes": 3}))
+    torch.nn.init.normal_(conditional.last.weight, std=0.3)
+    save_checkpoint(Path("conditional"), conditional)
+    save_checkpoint(Path("edm"), EDM(EDMConfig.model_validate(NCSNPP)))
+    kinds = {
+        "conditional": ["--checkpoint", "conditional"],
+        "edm": ["--checkpoint", "edm", "--spacing", "karras"],
+        "velocity": flow("any_velocity"),
+    }
+    if (SHARED / "reference").is_dir():  # Rectified Flow's own layout
+        folder = SHARED / "reference" / "rf_cifar"
+        kinds["rf"] = ["--checkpoint", folder / "checkpoint_0.pth"]
+        kinds["rf"] += ["--config", folder / "config.json"]
+    for name, network in kinds.items():
+        code, out, err = boss(
+            "schedule", *network, "--budget", 3, "--grid", 5, "--samples", 2, "--noises", 20,
+            "--solver", "ab2", "--objective", "auto", "--out", name,
+        )  # fmt: skip
+        assert (code, err) == (0, ""), name
+        assert "schedule: K = 3, ab2: " in out
+        assert Schedule.from_json(Path(f"{name}/3.json").read_text()).solver == "ab2"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
