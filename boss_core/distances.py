@@ -97,7 +97,9 @@ def feature_frechet(reference: Tensor, features: Callable[[Tensor], Tensor]) -> 
         # Rounding makes a zero slightly negative, or the product slightly unsymmetric.
         squares = torch.linalg.eigvalsh((product + product.mT) / 2).clamp_min(0.0)
         apart = (mean_x - mean_y).square().sum(dim=-1)
-        return apart + _trace(covariance_x) + trace_y - 2 * squares.sqrt().sum(dim=-1)
+        found = apart + _trace(covariance_x) + trace_y - 2 * squares.sqrt().sum(dim=-1)
+        # Rounded to pixels, what is no number would be black.
+        return found.where(samples.isfinite().flatten(1).all(dim=1), torch.nan)
 
     return distance
 

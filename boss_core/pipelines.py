@@ -118,7 +118,8 @@ def sample_latents(
     solver: str = "euler",
 ) -> Tensor:
     """Where the steps of a schedule take a pipeline: final latents of all calls, (N, ...) float32,
-    as the pipeline hands them out, on its device.
+    as the pipeline hands them out, on its device. States are carried in float32 between steps, so
+    that many of them round no more than few.
 
     pipeline, calls: as for `estimate_pipeline_cost`. timesteps: K + 1 times. solver: ``euler`` or
     ``ab2``.
@@ -128,7 +129,7 @@ def sample_latents(
     own = pipeline.scheduler
     found = []
     try:
-        pipeline.scheduler = fixed_scheduler(own, times, solver)
+        pipeline.scheduler = _carrying_class(times, solver).from_config(_kept_config(own))
         for number, call in enumerate(calls):
             _check_call(call, number)
             latents = pipeline(
@@ -205,10 +206,8 @@ def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler")
         on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
     timesteps: K + 1 increasing times from 0 to 1.
     """
-    classes = {"euler": _fixed_class, "ab2": _two_step_class}
-    if solver not in classes:
-        raise InputError(f"solver: {solver!r}; {' or '.join(classes)} needed in a scheduler")
-    return classes[solver](validate_timesteps(timesteps)).from_config(_kept_config(scheduler))
+    times = validate_timesteps(timesteps)
+    return _solver_class(times, solver).from_config(_kept_config(scheduler))
 
 
 def _kept_config(scheduler: Any) -> dict[str, Any]:
@@ -294,6 +293,45 @@ def _two_step_class(times: Times) -> Any:
             return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=state)
 
     return FixedTwoStepScheduler
+
+
+def _solver_class(times: Times, solver: str) -> Any:
+    classes = {"euler": _fixed_class, "ab2": _two_step_class}
+    if solver not in classes:
+        raise InputError(f"solver: {solver!r}; {' or '.join(classes)} needed in a scheduler")
+    return classes[solver](times)
+
+
+def _carrying_class(times: Times, solver: str) -> Any:
+    base: Any = _solver_class(times, solver)
+
+    class CarryingScheduler(base):
+        """Keeps the state of the step before in float32, and goes on from it."""
+
+        state: Tensor
+
+        def step(
+            self,
+            model_output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            return_dict: bool = True,
+            **kwargs: Any,
+        ) -> Any:
+            from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+                FlowMatchEulerDiscreteSchedulerOutput,
+            )
+
+            start = sample.float() if self.step_index is None else self.state
+            (self.state,) = super().step(
+                model_output.float(), timestep, start, return_dict=False, **kwargs
+            )
+            rounded = self.state.to(sample.dtype)
+            if not return_dict:
+                return (rounded,)
+            return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=rounded)
+
+    return CarryingScheduler
 
 
 def _recording_scheduler(

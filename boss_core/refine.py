@@ -100,7 +100,10 @@ def refine(
     found = distance(states[-1]).tolist()
     for path, value in zip(paths, found, strict=True):
         if not np.isfinite(value):
-            raise InputError(f"distance: {value} for the steps {path}; a finite one needed")
+            raise InputError(
+                f"velocity: samples of the steps {path} are not finite, or their distance is"
+                f" {value}; a network with finite outputs needed"
+            )
     seen = dict(zip(paths, found, strict=True))
     begun = [
         ([noise, *(x[c] for x in states[:-1])], [first, *(v[c] for v in velocities)])

@@ -1,5 +1,6 @@
 """A schedule: which timesteps to sample at, and where they come from."""
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -64,6 +65,16 @@ class Schedule(BaseModel):
     def sigmas(self) -> tuple[float, ...]:
         """The noise levels 1 - t of the linear path, from 1 to 0."""
         return tuple(1.0 - t for t in self.timesteps)
+
+    def interval(self, groups: int) -> tuple[float, float]:
+        """The 95 % interval of the predicted error, by Student's t over so many groups of
+        trajectories; NaN where its standard error is not known."""
+        from scipy.special import stdtrit
+
+        if self.predicted_error is None or self.standard_error is None:
+            return math.nan, math.nan
+        half = float(stdtrit(groups - 1, 0.975)) * self.standard_error
+        return max(0.0, self.predicted_error - half), self.predicted_error + half
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)

@@ -169,11 +169,13 @@ def search_steps(
     # Even steps of the index: on a grid that is not uniform, its own spacing.
     even = nearest_indices(uniform(len(grid) - 1), uniform(len(steps[BASELINE]) - 1))
     starts = [steps[name] for name in sorted(nearest, key=nearest.__getitem__)[:best]]
+    if np.isfinite(nearest.get("uniform", 0.0)):
+        starts.append(even)
     refined = refine(
         velocity,
         selection.noise,
         grid,
-        [*starts, even],
+        starts,
         to_selection,
         solver=solver,
         batch_size=batch_size,
@@ -219,7 +221,17 @@ def _confirm(
 
 
 def _distances(ends: dict[str, Tensor], distance: Distance) -> dict[str, float]:
-    return {name: float(distance(x[None])) for name, x in ends.items()}
+    """Infinite where samples are not finite, whatever a distance makes of them; InputError when
+    those of the baseline are not."""
+    if not ends[BASELINE].isfinite().all():
+        raise InputError(
+            f"velocity: samples of the steps of {BASELINE} are not finite; a network with finite"
+            " outputs needed"
+        )
+    return {
+        name: float(distance(x[None])) if bool(x.isfinite().all()) else float("inf")
+        for name, x in ends.items()
+    }
 
 
 def _sampler(velocity: Velocity, grid: Times, solver: str, batch_size: int) -> Sampler:

@@ -162,6 +162,12 @@ class _Search:
 
     def oss(self, noise: Tensor, labels: Tensor | None) -> dict[int, Path]:
         """The forward recursion for all budgets."""
+        held = (4 if self.settings.solver == "ab2" else 3) * len(self.matrix.timesteps)
+        memory = held * noise.numel() * noise.element_size()
+        print(
+            f"schedule: oss on {len(noise)} noises, holding {memory / 2**20:,.0f} MiB of states",
+            flush=True,
+        )
         with progress("schedule: oss", None, "evaluations") as advance:
             return oss_paths(
                 self.velocity,
@@ -184,7 +190,7 @@ def _cheapest(
 
 
 def _verdict(choice: Choice) -> str:
-    if choice.winner == "l2_squared":
+    if choice.candidates[choice.winner] == choice.candidates["l2_squared"]:
         return "nothing is nearer to the teacher's samples than l2_squared, which stays"
     gain = (
         f"{choice.winner} is {choice.gain:.1%} nearer to the teacher's samples than l2_squared"

@@ -229,7 +229,7 @@ def schedule(
 
     Rolls out Euler trajectories on the fine grid, measures what every possible step would cost,
     and finds the cheapest K. Stopped, it goes on from where it was; asked for other budgets, it
-    need not measure again.
+    need not measure again. What oss, refine and auto sample beyond that is not kept.
 
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
@@ -274,7 +274,7 @@ def schedule(
         if size is not None:
             shared |= dict(zip(("height", "width"), parse_shape(size, 2), strict=True))
         pipe, weights = load_pipeline(pipeline, dtype, on)
-        search = Search(weights, grid, spacing, seed, conditions(texts, shared, dtype))
+        search = Search(weights, grid, spacing, seed, conditions=conditions(texts, shared, dtype))
         matrix = pipeline_costs(
             pipe, search, out, prompts=texts, shared=shared, samples=samples,
             batch_size=batch_size, device=on,
@@ -284,7 +284,8 @@ def schedule(
         )
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
-        search = Search(teacher.hash, grid, spacing, seed)
+        of_sample = "x".join(map(str, teacher.shape))
+        search = Search(teacher.hash, grid, spacing, seed, shape=of_sample)
         matrix = search_costs(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )
@@ -309,7 +310,7 @@ def sample(
     seed: int = SEED,
     device: str = DEVICE,
 ) -> None:
-    """Sample images with Euler on the steps of a schedule and write them as one picture."""
+    """Sample images on the steps of a schedule, with its solver, and write them as one picture."""
     from flows.sample import sample_grid
     from flows.teachers import choose_device, choose_teacher
 

@@ -1,6 +1,7 @@
 """The cost matrix as a file: ``results/cost.npz``."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,5 +30,5 @@ def read_cost_matrix(path: Path) -> tuple[CostMatrix, str]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _FIELDS}
             return CostMatrix(samples=int(file["samples"]), **arrays), str(file["teacher_hash"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: not a cost matrix ({error}); `dvc repro` makes it") from error

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from boss_core.schedules import Schedule
 from boss_core.teachers import Teacher
 from boss_core.timesteps import Times
 from boss_core.two_step import LARGEST_GRID
-from boss_core.uncertainty import bootstrap
+from boss_core.uncertainty import bootstrap, predicted_error
 from boss_core.velocity import sample_labels, sample_noise
 from flows.chosen import Chosen, chosen_steps, uniform_indices
 from flows.config import ScheduleSearch
@@ -51,13 +52,15 @@ class Search:
     """What a cost matrix depends on, but for the number of samples.
 
     teacher_hash: of the weights. grid, spacing: the fine grid's steps and their kind.
-    seed: of noise and labels. conditions: a hash of prompts and guidance, for a pipeline.
+    seed: of noise and labels. shape: of a sample, as ``3x32x32``; None for a pipeline.
+    conditions: a hash of its prompts, guidance and size.
     """
 
     teacher_hash: str | None
     grid: int
     spacing: str
     seed: int
+    shape: str | None = None
     conditions: str | None = None
 
     @property
@@ -96,7 +99,7 @@ def search_costs(
     rows = range(total.samples, max(samples, total.samples))
     batch_size = min(batch_size, max(1, len(rows)))
     held = rollout_bytes(search.grid, math.prod(teacher.shape), batch_size)
-    announce(total, len(rows), batch_size, held)
+    announce(total, len(rows), batch_size, held, unchecked=search.teacher_hash is None)
     if isinstance(teacher.velocity, torch.nn.Module):
         teacher.velocity.to(device)
     with (
@@ -120,11 +123,21 @@ def search_costs(
     return total.result()
 
 
-def announce(total: CostSum, samples: int, batch_size: int, held: int | None = None) -> None:
-    """Say what a search is about to take, before it takes it. ``held``: bytes of velocities."""
+def announce(
+    total: CostSum,
+    samples: int,
+    batch_size: int,
+    held: int | None = None,
+    *,
+    unchecked: bool = False,
+) -> None:
+    """Say what a search is about to take, before it takes it. held: bytes of velocities.
+    unchecked: the network has no hash to know it again by."""
     steps = len(total.timesteps) - 1
     if total.samples:
         print(f"search: {total.samples} trajectories are in {COST} already")
+        if unchecked:
+            print(f"search: a callable has no hash: if it has changed since, remove {COST}")
     if samples:
         memory = "" if held is None else f", holding {held / 2**20:,.1f} MiB of velocities"
         print(
@@ -171,7 +184,7 @@ def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:
             found = json.loads(str(file["search"]))
             names = ("timesteps", "samples", "grams", "sums", "squares", "norms")
             state = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: not the costs of a search ({error}); remove it") from error
     asked = asdict(search)
     for name, value in asked.items():
@@ -225,21 +238,20 @@ def write_schedules(
     wanted: ScheduleSearch,
 ) -> dict[int, Schedule]:
     """The best schedule of every budget, in ``K.json``; and the heat map."""
-    found_with = {"samples": matrix.samples, "schedule": wanted.model_dump()}
+    chosen_by = wanted.model_dump(exclude={"batch_size"})  # a batch changes no result
+    found_with = {"samples": matrix.samples, "schedule": chosen_by}
     settings = json.dumps(asdict(search) | found_with, sort_keys=True)
-    costs = step_costs(matrix, solver=wanted.solver)
     groups = group_step_costs(matrix, solver=wanted.solver)
     schedules = {}
     for budget, steps in found.items():
-        of_groups = path_values(groups, steps.indices)
-        error = of_groups.std(ddof=1) / np.sqrt(len(of_groups)) if len(of_groups) > 1 else None
+        predicted, error = predicted_error(groups, matrix.group_sizes, steps.indices)
         schedules[budget] = Schedule(
             timesteps=tuple(float(matrix.timesteps[i]) for i in steps.indices),
             indices=steps.indices,
             solver=wanted.solver,
             objective=steps.objective,
-            predicted_error=float(path_values(costs, steps.indices)[0]),
-            standard_error=None if error is None else float(error),
+            predicted_error=predicted,
+            standard_error=error,
             teacher_hash=search.teacher_hash,
             settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
         )
@@ -256,8 +268,8 @@ def report(
 ) -> None:
     """Print the schedules with their predicted errors, and where they are."""
     table = Table(
-        title=f"{wanted.solver}, {wanted.objective}; predicted error (sum of squared one-step"
-        f" errors, eq. 5), {matrix.samples} trajectories"
+        title=f"{wanted.solver}, {wanted.objective}; predicted error: the sum of squared errors of"
+        f" single steps, {matrix.samples} trajectories"
     )
     auto = ("steps of",) if wanted.objective == "auto" else ()
     for title in ("K (NFE)", *auto, "predicted error", "95 % interval", "uniform steps"):
@@ -265,14 +277,15 @@ def report(
     table.add_column("timesteps, 0 noise to 1 data")
     costs = step_costs(matrix, solver=wanted.solver)
     for budget, schedule in schedules.items():
-        error, half = schedule.predicted_error, interval(schedule, matrix.samples)
+        error = schedule.predicted_error
         assert error is not None
+        low, high = schedule.interval(len(matrix.group_gram))
         even = uniform_indices(matrix, budget)
         table.add_row(
             str(budget),
             *((schedule.objective,) if auto else ()),
             f"{error:.4g}",
-            f"{max(0.0, error - half):.4g} to {error + half:.4g}",
+            f"{low:.4g} to {high:.4g}",
             "" if even is None else f"{path_values(costs, even)[0]:.4g}",
             " ".join(f"{t:.4g}" for t in schedule.timesteps),
         )
@@ -294,17 +307,6 @@ def knots_line(matrix: CostMatrix, budgets: Sequence[int], wanted: ScheduleSearc
     unsure = [str(k) for k, of in found.items() if of.knots is not None and min(of.knots) < 0.95]
     more = f"; K = {', '.join(unsure)}: more --samples may move them" if unsure else ""
     return f"knots: each within a grid step of here in {min(shares):.0%} or more of resamples{more}"
-
-
-def interval(schedule: Schedule, samples: int) -> float:
-    """Half the width of the 95 % interval of the predicted error (Student's t over groups)."""
-    from scipy.stats import t
-
-    from boss_core.cost import GROUPS
-
-    freedom = min(samples, GROUPS) - 1
-    error = schedule.standard_error
-    return float(t.ppf(0.975, freedom) * error) if freedom and error is not None else float("nan")
 
 
 def _short(value: object) -> str:

@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused() -> None:
         run(batch_size=0)
     with pytest.raises(InputError, match="labels: 3 for 64 samples"):
         run(labels=torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(InputError, match=r"distance: nan for the steps \(0, 20, 40\)"):
+    with pytest.raises(InputError, match=r"samples of the steps \(0, 20, 40\) are not finite"):
         run(velocity=lambda x, t: x * np.nan)
     with pytest.raises(InputError, match="velocity: returned shape"):
         run(velocity=lambda x, t: x[:, :1])

@@ -72,13 +72,15 @@ def measured_schedules(
     rows = []
     curve = pd.read_csv(paths.PREDICTED_ERROR).set_index("nfe")
     intervals = curve[["bellman_low", "bellman_high"]].T.to_dict("list")
+    with np.load(paths.COST) as file:
+        groups = len(file["group_gram"])
     for budget, record in records.items():
         for name, variant in variants.items():
             if variant.trained:
                 continue
             schedule = schedules[budget][variant.schedule]
             assert schedule.predicted_error is not None  # every schedule of the pipeline has one
-            low, high = interval(schedule, intervals[budget])
+            low, high = interval(schedule, intervals[budget], groups)
             rows.append(
                 {
                     "nfe": budget,
@@ -93,15 +95,12 @@ def measured_schedules(
     return pd.DataFrame(rows)
 
 
-def interval(schedule: Schedule, of_bellman: list[float]) -> tuple[float, float]:
+def interval(schedule: Schedule, of_bellman: list[float], groups: int) -> tuple[float, float]:
     """The 95 % interval of a predicted error: the bootstrap's for Bellman's steps, else by the
-    standard error."""
+    standard error over the groups."""
     if schedule.solver == "euler" and schedule.objective == "l2_squared":
         return of_bellman[0], of_bellman[1]
-    assert schedule.predicted_error is not None
-    assert schedule.standard_error is not None
-    half = 1.96 * schedule.standard_error
-    return max(0.0, schedule.predicted_error - half), schedule.predicted_error + half
+    return schedule.interval(groups)
 
 
 def write_plots(

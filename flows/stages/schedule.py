@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -19,9 +18,9 @@ from boss_core.distances import Distance
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.frechet import Extractor, feature_function
-from boss_core.objectives import group_step_costs, path_values
+from boss_core.objectives import group_step_costs
 from boss_core.schedules import Schedule
-from boss_core.uncertainty import Stability, bootstrap
+from boss_core.uncertainty import Stability, bootstrap, predicted_error
 from boss_core.velocity import sample_noise
 from flows import paths
 from flows.chosen import Chosen, chosen_steps
@@ -43,26 +42,25 @@ OBJECTIVE = "l2_squared"
 def main(params: Params) -> None:
     matrix, teacher_hash = read_cost_matrix(paths.COST)
     cost, grid = matrix.cost, matrix.timesteps
-    settings = json.dumps(
-        {"cost": params.cost.model_dump(), "schedule": params.schedule.model_dump()},
-        sort_keys=True,
-    )
-    settings_hash = hashlib.sha256(settings.encode()).hexdigest()
-
     solver = params.schedule.solver
     of_groups = {name: group_step_costs(matrix, solver=name) for name in {SOLVER, solver}}
 
-    def schedule(indices: tuple[int, ...], objective: str, solver: Solver = SOLVER) -> Schedule:
-        errors = path_values(of_groups[solver], indices)
+    def schedule(
+        indices: tuple[int, ...],
+        objective: str,
+        solver: Solver = SOLVER,
+        found_by: ScheduleSearch | None = None,
+    ) -> Schedule:
+        predicted, error = predicted_error(of_groups[solver], matrix.group_sizes, indices)
         return Schedule(
             timesteps=tuple(float(grid[i]) for i in indices),
             indices=indices,
             solver=solver,
             objective=objective,
-            predicted_error=float(np.average(errors, weights=matrix.group_sizes)),
-            standard_error=float(errors.std(ddof=1) / np.sqrt(len(errors))),
+            predicted_error=predicted,
+            standard_error=error,
             teacher_hash=teacher_hash,
-            settings_hash=settings_hash,
+            settings_hash=settings_hash(params, found_by),
         )
 
     shown = range(1, min(len(grid) - 1, max(CURVE_BUDGETS, *params.budgets)) + 1)
@@ -81,7 +79,9 @@ def main(params: Params) -> None:
         on = device(params)
         network, _ = load_checkpoint(paths.TEACHER)
         for budget, chosen in choose(params, matrix, network.to(on), on).items():
-            found[budget]["chosen"] = schedule(chosen.indices, chosen.objective, solver)
+            found[budget]["chosen"] = schedule(
+                chosen.indices, chosen.objective, solver, params.schedule
+            )
             if solver != SOLVER:
                 uniform = found[budget]["uniform"].indices
                 found[budget]["chosen_uniform"] = schedule(uniform, "uniform", solver)
@@ -104,6 +104,14 @@ def main(params: Params) -> None:
         for k in shown
     ]
     write_bytes(paths.PREDICTED_ERROR, pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def settings_hash(params: Params, found_by: ScheduleSearch | None) -> str:
+    """The hash of what steps depend on beside the teacher; ``found_by``: of chosen ones."""
+    settings: dict[str, object] = {"cost": params.cost.model_dump()}
+    if found_by is not None:
+        settings["schedule"] = found_by.model_dump(exclude={"batch_size"})
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def choose(
