@@ -367,7 +367,7 @@ def cost_table(rows: pd.DataFrame) -> list[str]:
 def plot_score(path: Path, rows: pd.DataFrame, score: str) -> tuple[str, str]:
     """The score of the main samplers against the budget, and the floors."""
     few = rows[~rows["floor"]]
-    with figure(path, 6.4, 4.2) as ax:
+    with figure(path, 8.4, 4.2) as ax:
         for (solver, objective), (colour, dashes) in MAIN.items():
             part = few[(few["solver"] == solver) & (few["objective"] == objective)]
             points = [(k, *mean_and_error(p[score])) for k, p in part.groupby("budget")]
@@ -383,7 +383,8 @@ def plot_score(path: Path, rows: pd.DataFrame, score: str) -> tuple[str, str]:
             ax.axhline(part[score].mean(), color="black", lw=0.8, ls=style, label=label)
         ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=score, yscale="log")
         ax.set_xticks(sorted(few["budget"].unique()))
-        ax.legend(frameon=False, fontsize=8)
+        # Beside the curves, which fill the plot.
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return path.name, f"{score} against the number of evaluations"
 
 
