@@ -97,7 +97,7 @@ class CostMatrix:
 
     @cached_property
     def gram(self) -> NDArray[np.float64]:
-        """The mean of `group_gram` over all trajectories, both halves: (n+1, n+1), or twice that."""
+        """As one of `group_gram`, both halves: the mean Gram matrix over all trajectories."""
         upper = np.tensordot(self.group_sizes, self.group_gram, axes=1) / self.samples
         return np.triu(upper) + np.triu(upper, k=1).T
 
