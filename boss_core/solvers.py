@@ -127,6 +127,8 @@ def rk45(
         rtol=rtol,
         atol=atol,
         method="dopri5",
+        # It would step past the end and interpolate, on velocities of times above 1.
+        options={"step_t": times[-1:]},
     )
     if observer is not None:
         for k, state in enumerate(states):

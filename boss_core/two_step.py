@@ -9,11 +9,14 @@ With e_jk the error of Euler's step it errs on the fine trajectory by e_jk - H^2
 v_i), and both terms are sums of velocity increments d_l:
 
     e_jk = sum over l in (j, k) of (t_k - t_l) d_l,   v_j - v_i = sum over m in (i, j] of d_m.
+
+On a path other than Euler's e_jk has the residuals of its fine steps too (`boss_core.cost`).
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from boss_core.cost import step_weights
 from boss_core.errors import InputError
 from boss_core.timesteps import validate_timesteps
 
@@ -24,7 +27,8 @@ def ab2_costs(gram: ArrayLike, timesteps: ArrayLike) -> NDArray[np.float64]:
     """The cost of every step of two-step Adams-Bashforth: (n+1, n+1, n+1) float64, entry (i, j,
     k) for i < j < k, else 0. The first step of a path is Euler's and costs what eq. 5 says.
 
-    gram: (n+1, n+1), symmetric, of the increments (`CostMatrix.gram`). timesteps: (n+1,).
+    gram: (n+1, n+1), symmetric, of the increments, or (2n+2, 2n+2), of residuals too
+    (`CostMatrix.gram`). timesteps: (n+1,).
 
     Raises InputError when the grid has more than `LARGEST_GRID` steps.
     """
@@ -40,32 +44,38 @@ def ab2_cost_blocks(gram: ArrayLike, timesteps: ArrayLike) -> list[NDArray[np.fl
     """The costs of `ab2_costs`, with its errors, in a sixth of the memory: for each j in 0..n-1,
     (..., j, n-j) float64, whose entry (i, k - j - 1) is that of (i, j, k).
 
-    gram: (..., n+1, n+1), each symmetric.
+    gram: (..., n+1, n+1) or (..., 2n+2, 2n+2), each symmetric.
     """
     times = validate_timesteps(timesteps)
     g = np.asarray(gram, dtype=np.float64)
     n = len(times) - 1
-    if g.shape[-2:] != (n + 1, n + 1):
+    vectors = 2 if g.shape[-1] == 2 * (n + 1) else 1  # of each grid point, the increment last
+    if g.shape[-2:] != (vectors * (n + 1), vectors * (n + 1)):
         raise InputError(f"gram: shape {g.shape} for {n + 1} timesteps; ({n + 1}, {n + 1}) needed")
     if n > LARGEST_GRID:
         raise InputError(
             f"timesteps: {n} steps; at most {LARGEST_GRID} needed, as a cost is kept for every"
             " three points of the grid"
         )
-    ahead = np.triu(times[None, :] - times[:, None], k=1)  # t_k - t_l for l < k
+    weights = step_weights(times, g.shape[-1])
     # d_m with itself, and twice with all those after it up to d_j: (m, j).
-    own = 2 * np.triu(g, k=1).cumsum(axis=-1) + g.diagonal(axis1=-2, axis2=-1)[..., None]
+    increments = g[..., vectors - 1 :: vectors, vectors - 1 :: vectors]
+    own = 2 * np.triu(increments, k=1).cumsum(axis=-1)
+    own += increments.diagonal(axis1=-2, axis2=-1)[..., None]
     # As j goes down, the terms of one more increment, d_{j+1}, come in, the smallest first, so
     # that no small sum is a difference of large ones.
     euler = np.zeros((*g.shape[:-2], n + 1))  # the square of e_jk: (k,)
-    product = np.zeros_like(g)  # of d_m and e_jk: (m, k)
+    product = np.zeros((*g.shape[:-1], n + 1))  # of each vector and e_jk: (m, k)
     blocks = []
     for j in range(n - 1, 0, -1):
         new = j + 1
-        euler += ahead[new] * (g[..., new, new, None] * ahead[new] + 2 * product[..., new, :])
-        product[..., 1:new, new:] += g[..., 1:new, new, None] * ahead[new, new:]
+        for row in reversed(range(vectors * new, vectors * (new + 1))):
+            weight = weights[row]
+            euler += weight * (g[..., row, row, None] * weight + 2 * product[..., row, :])
+            product[..., vectors:row, new:] += g[..., vectors:row, row, None] * weight[new:]
+        slope = product[..., vectors - 1 :: vectors, new:]  # of d_m and e_jk
         # Sums over m in (i, j], for each i < j.
-        cross = product[..., j:0:-1, new:].cumsum(axis=-2)[..., ::-1, :]
+        cross = slope[..., j:0:-1, :].cumsum(axis=-2)[..., ::-1, :]
         slope_square = own[..., j:0:-1, j].cumsum(axis=-1)[..., ::-1, None]
         factor = (times[new:] - times[j]) ** 2 / (2 * (times[j] - times[:j])[:, None])
         cost = euler[..., None, new:] - 2 * factor * cross + factor**2 * slope_square

@@ -204,6 +204,9 @@ def schedule(
         "bfloat16", rich_help_panel=DIFFUSERS, help="float32, bfloat16 or float16."
     ),
     spacing: str = typer.Option("uniform", help=f"Fine grid: {', '.join(SPACINGS)}."),
+    reference: str = typer.Option(
+        "euler", help="Fine trajectories to measure on: euler (the paper), heun or rk45."
+    ),
     solver: str = typer.Option(
         "euler",
         help="euler, or ab2: two-step Adams-Bashforth, better samples from as many evaluations.",
@@ -227,7 +230,7 @@ def schedule(
 ) -> None:
     """Find the best K steps of a network, for each budget K: no training, no data.
 
-    Rolls out Euler trajectories on the fine grid, measures what every possible step would cost,
+    Rolls out trajectories on the fine grid, measures what every possible step would cost,
     and finds the cheapest K. Stopped, it goes on from where it was; asked for other budgets, it
     need not measure again. What oss, refine and auto sample beyond that is not kept.
 
@@ -245,7 +248,7 @@ def schedule(
     )
     from flows.teachers import choose_device, choose_teacher, parse_shape
 
-    check_request(budget, grid, spacing, solver, objective)
+    check_request(budget, grid, spacing, solver, objective, reference)
     wanted = ScheduleSearch(
         solver=solver,  # type: ignore[arg-type]
         objective=objective,  # type: ignore[arg-type]
@@ -258,7 +261,7 @@ def schedule(
     on = choose_device(device)
     if pipeline is not None:
         from flows.diffusers_search import (
-            check_objective,
+            check_pipeline_request,
             conditions,
             find_pipeline_steps,
             load_pipeline,
@@ -266,7 +269,7 @@ def schedule(
             read_prompts,
         )
 
-        check_objective(objective)
+        check_pipeline_request(objective, reference)
         if checkpoint is not None or velocity is not None:
             raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
         texts = read_prompts(prompts)
@@ -285,7 +288,7 @@ def schedule(
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
         of_sample = "x".join(map(str, teacher.shape))
-        search = Search(teacher.hash, grid, spacing, seed, shape=of_sample)
+        search = Search(teacher.hash, grid, spacing, seed, shape=of_sample, reference=reference)
         matrix = search_costs(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )

@@ -67,6 +67,9 @@ class Cost(Settings):
     )
     max_samples: int = Field(ge=2, description="trajectories at most, where samples is auto")
     batch_size: int = Field(ge=1, description="trajectories rolled out together")
+    reference: Literal["euler", "heun", "rk45"] = Field(
+        description="solver of the trajectories; the paper's: euler"
+    )
 
     @field_validator("samples", mode="before")
     @classmethod

@@ -123,9 +123,11 @@ def pipeline_costs(
     return total.result()
 
 
-def check_objective(objective: str) -> None:
-    """InputError for objectives that need the network at states of their own, which a pipeline,
-    a sampler from noise, does not give."""
+def check_pipeline_request(objective: str, reference: str) -> None:
+    """InputError for what needs the network at states of its own, which a pipeline, a sampler
+    from noise by Euler's steps, does not give."""
+    if reference != "euler":
+        raise InputError(f"--reference: {reference}; with --pipeline euler needed")
     if objective in ("oss", "refine"):
         raise InputError(
             f"--objective: {objective}; with --pipeline one of the costs, or auto, which"

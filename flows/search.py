@@ -29,6 +29,7 @@ from boss_core.distances import sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.files import replacing, write_bytes
 from boss_core.objectives import OBJECTIVES, group_step_costs, path_values, step_costs
+from boss_core.reference_paths import REFERENCES
 from boss_core.schedules import Schedule
 from boss_core.teachers import Teacher
 from boss_core.timesteps import Times
@@ -53,7 +54,8 @@ class Search:
 
     teacher_hash: of the weights. grid, spacing: the fine grid's steps and their kind.
     seed: of noise and labels. shape: of a sample, as ``3x32x32``; None for a pipeline.
-    conditions: a hash of its prompts, guidance and size.
+    conditions: a hash of its prompts, guidance and size. reference: the solver of the fine
+    trajectories.
     """
 
     teacher_hash: str | None
@@ -62,6 +64,7 @@ class Search:
     seed: int
     shape: str | None = None
     conditions: str | None = None
+    reference: str = "euler"
 
     @property
     def timesteps(self) -> Times:
@@ -69,7 +72,7 @@ class Search:
 
 
 def check_request(
-    budgets: Sequence[int], grid: int, spacing: str, solver: str, objective: str
+    budgets: Sequence[int], grid: int, spacing: str, solver: str, objective: str, reference: str
 ) -> None:
     """InputError before any work for what cannot be searched."""
     if solver not in SOLVERS:
@@ -78,6 +81,8 @@ def check_request(
         raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
     if solver == "ab2" and grid > LARGEST_GRID:
         raise InputError(f"--grid: {grid}; at most {LARGEST_GRID} needed with --solver ab2")
+    if reference not in REFERENCES:
+        raise InputError(f"--reference: {reference!r}; {', '.join(REFERENCES)} known")
     if spacing not in timesteps.GRIDS:
         raise InputError(f"--spacing: {spacing!r}; {', '.join(timesteps.GRIDS)} known")
     for budget in budgets:
@@ -98,7 +103,8 @@ def search_costs(
     total = read_costs(folder, search, device)
     rows = range(total.samples, max(samples, total.samples))
     batch_size = min(batch_size, max(1, len(rows)))
-    held = rollout_bytes(search.grid, math.prod(teacher.shape), batch_size)
+    elements = math.prod(teacher.shape)
+    held = rollout_bytes(search.grid, elements, batch_size, reference=search.reference)
     announce(total, len(rows), batch_size, held, unchecked=search.teacher_hash is None)
     if isinstance(teacher.velocity, torch.nn.Module):
         teacher.velocity.to(device)
@@ -134,6 +140,10 @@ def announce(
     """Say what a search is about to take, before it takes it. held: bytes of velocities.
     unchecked: the network has no hash to know it again by."""
     steps = len(total.timesteps) - 1
+    evaluations = samples * steps * (2 if total.reference == "heun" else 1)
+    count = f"{evaluations:,} evaluations"
+    if total.reference == "rk45":
+        count = f"{count}, and those of RK45's own steps,"
     if total.samples:
         print(f"search: {total.samples} trajectories are in {COST} already")
         if unchecked:
@@ -141,7 +151,7 @@ def announce(
     if samples:
         memory = "" if held is None else f", holding {held / 2**20:,.1f} MiB of velocities"
         print(
-            f"search: {samples} trajectories of {steps} steps: {samples * steps:,} evaluations of"
+            f"search: {samples} trajectories of {steps} steps: {count} of"
             f" the velocity for one sample, {batch_size} at a time{memory}",
             flush=True,
         )
@@ -178,12 +188,12 @@ def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:
     """
     path = folder / COST
     if not path.exists():
-        return CostSum(search.timesteps, device)
+        return CostSum(search.timesteps, device, reference=search.reference)
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = json.loads(str(file["search"]))
-            names = ("timesteps", "samples", "grams", "sums", "squares", "norms")
-            state = {name: file[name] for name in names}
+            # A file that names no reference is of before there were others.
+            found = {"reference": "euler"} | json.loads(str(file["search"]))
+            total = CostSum.from_state(file, device)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: not the costs of a search ({error}); remove it") from error
     asked = asdict(search)
@@ -193,7 +203,7 @@ def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:
                 f"{path}: the costs of another search: {name} is {_short(found.get(name))} there"
                 f" and {_short(value)} now; another --out, or remove the file"
             )
-    return CostSum.from_state(state, device)
+    return total
 
 
 def write_costs(folder: Path, search: Search, total: CostSum) -> None:

@@ -58,6 +58,10 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
         ({"schedule.samples": 10}, "schedule.samples: 10 found; input should be greater than or"),
         ({"schedule.budget": 4}, "schedule.budget: no such parameter; known here: solver, objec"),
         ({"cost.samples": 1}, "cost.samples: 1 found; auto, or an integer of 2 or more, needed"),
+        (
+            {"cost.reference": "ab2"},
+            "cost.reference: 'ab2' found; input should be 'euler', 'heun' or 'rk45'",
+        ),
         ({"cost.samples": "all"}, "cost.samples: 'all' found; auto, or an integer of 2 or more"),
         (
             {"cost.grid": 301},

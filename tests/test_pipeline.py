@@ -127,6 +127,15 @@ def test_costs_are_measured_until_the_steps_stay(finished: Project, tmp_path: Pa
     assert settled(matrix, (2, 4, 6, 8)) == ("cost.max_samples" not in shown)
     assert matrix.samples == 40 or "cost.max_samples" not in shown
 
+    project.set({"cost.samples": 24, "cost.reference": "heun"})
+    project.run("python", "-m", "flows.stages.cost")
+    on_heun, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
+    euler, _ = read_cost_matrix(finished.folder / "results" / "cost.npz")
+    assert (on_heun.cost.diagonal(1) > 0).all()
+    assert (euler.cost.diagonal(1) == 0).all()
+    # Both are of the same 24 noises: twelve steps of either path lead to nearly the same place.
+    assert on_heun.cost[0, 12] == pytest.approx(euler.cost[0, 12], rel=0.3)
+
 
 def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     html = (finished.folder / "results" / "report.html").read_text()

@@ -127,6 +127,52 @@ def test_the_costs_of_another_search_are_not_overwritten(boss) -> None:
     assert Path("schedules/cost.npz").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("reference", "evaluations"),
+    [("heun", "1,200 evaluations of"), ("rk45", "600 evaluations, and those of RK45's own steps,")],
+)
+def test_costs_on_the_path_of_another_solver(boss, reference: str, evaluations: str) -> None:
+    network = teacher(Path("net"))
+    options = ["--checkpoint", "net", "--budget", 3, "--grid", 20, "--batch-size", 30]
+    code, out, err = boss("schedule", *options, "--samples", 30, "--reference", reference)
+    assert (code, err) == (0, "")
+    assert f"30 trajectories of 20 steps: {evaluations}" in " ".join(out.split())
+    noise = sample_noise(range(30), (1, 8, 8), seed=0)
+    matrix = estimate_cost_matrix(network, noise, uniform(20), batch_size=30, reference=reference)
+    np.testing.assert_allclose(np.load("schedules/cost.npz")["cost"], matrix.cost, rtol=1e-6)
+    for solver in ("euler", "ab2"):  # the second from the same costs
+        code, out, _ = boss(
+            "schedule", *options, "--samples", 30, "--reference", reference, "--solver", solver
+        )
+        assert code == 0
+        assert "evaluations" not in out
+        found = Schedule.from_json(Path("schedules/3.json").read_text())
+        path = optimal_steps(matrix, [3], solver=solver)[3]
+        assert found.indices == path.indices
+        assert found.predicted_error == pytest.approx(path.cost, rel=1e-4)
+
+    code, _, err = boss("schedule", *options)
+    assert code == 2
+    assert f"another search: reference is {reference} there and euler now" in err
+
+
+def test_costs_that_name_no_reference_are_eulers(boss) -> None:
+    options = ["--budget", 2, "--grid", 5, "--samples", 2]
+    boss("schedule", *flow("before"), *options)
+    with np.load("schedules/cost.npz") as file:
+        old = {name: file[name] for name in file.files if name != "reference"}
+    search = json.loads(str(old["search"]))
+    assert search.pop("reference") == "euler"
+    np.savez("schedules/cost.npz", **old | {"search": json.dumps(search)})
+    code, out, _ = boss("schedule", *flow("before"), *options)
+    assert code == 0
+    assert "2 trajectories are in cost.npz already" in out
+    assert sys.modules["before"].calls == 0
+    code, _, err = boss("schedule", *flow("before"), *options, "--reference", "heun")
+    assert code == 2
+    assert "reference is euler there and heun now" in err
+
+
 def test_costs_of_an_older_version_are_named(boss) -> None:
     options = ["--budget", 2, "--grid", 5, "--samples", 2]
     assert boss("schedule", *flow("older"), *options)[0] == 0
@@ -241,6 +287,7 @@ def test_a_conditional_network_has_its_labels(boss) -> None:
         (["schedule", "--checkpoint", "net", "--budget", 0], "--budget: 0; 1..100"),
         (["schedule", "--checkpoint", "net", "--budget", 9, "--grid", 8], "--budget: 9; 1..8"),
         (["schedule", "--checkpoint", "net", "--budget", 2, "--spacing", "log"], "'log'; uniform"),
+        (["schedule", "--checkpoint", "net", "--budget", 2, "--reference", "x"], "'x'; euler, he"),
         (["schedule", "--checkpoint", "net", "--budget", 2, "--device", "tpu"], "--device: 'tpu'"),
         (["schedule", "--velocity", "nowhere:v", "--shape", "3", "--budget", 2], "No module named"),
         (["schedule", "--velocity", "json:v", "--shape", "3", "--budget", 2], "no attribute 'v'"),

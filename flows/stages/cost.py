@@ -29,13 +29,13 @@ def main(params: Params) -> None:
     auto = settings.samples == "auto"
     most = settings.max_samples if settings.samples == "auto" else settings.samples
     batch = min(settings.batch_size, most)
-    held = rollout_bytes(settings.grid, int(np.prod(shape)), batch)
+    held = rollout_bytes(settings.grid, int(np.prod(shape)), batch, reference=settings.reference)
     print(
         f"cost: {'at most ' * auto}{most} trajectories of {settings.grid} steps in batches of"
         f" {batch}, holding {held / 2**20:.1f} MiB of velocities"
     )
     labels = draw_labels(network.config.classes, most, params.seed + COST)
-    total = CostSum(uniform(settings.grid), on)
+    total = CostSum(uniform(settings.grid), on, reference=settings.reference)
     still = False
     with progress("cost", most * settings.grid, "sample steps") as advance:
         while total.samples < most and not still:
