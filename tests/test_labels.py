@@ -399,8 +399,7 @@ def test_a_conditional_network_of_ones_own_on_images_without_labels(
         unlabelled(tmp_path / "plain")
         | {"teacher.source": "checkpoint", "teacher.path": "inputs/mine"}
     )
-    # Without the extractor, for which there are no weights here: a search by samples needs none.
-    (project.folder / "models" / "features").mkdir()
+    # Not features, for whose extractor there are no weights here: a search by samples needs none.
     stages = ("check", "prepare", "teacher", "cost", "schedule", "trajectories")
     shown = project.run("dvc", "repro", "--single-item", *stages).stdout
     assert "teacher: 10 classes, but the data has no labels: each is sampled as often" in shown
