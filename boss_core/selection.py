@@ -23,7 +23,7 @@ from boss_core.velocity import Velocity, check_labels, with_labels
 
 # The objective that others have to beat: the paper's.
 BASELINE = "l2_squared"
-# Parts of the test noise, whose spread gives the standard error of a gain.
+# Parts of the test noise; what leaving out one changes gives the standard error of a gain.
 BLOCKS = 10
 
 
@@ -56,7 +56,7 @@ class Choice:
     winner: the nearest on the selection noise.
     gain: by how much the winner is nearer than the baseline on the test noise, as a share of the
         baseline's distance; 0 when it is the baseline.
-    standard_error: of ``gain``, from the spread between blocks of the test noise.
+    standard_error: of ``gain``, by the jackknife over blocks of the test noise.
     distances: of every candidate, on the whole test noise.
     candidates: the grid indices of every candidate.
     evaluations: network evaluations that refinement took for one sample of the selection noise.
@@ -110,10 +110,9 @@ def choose(
     solver: any of `boss_core.solvers.SOLVERS`.
     batch_size: samples in one call of the network.
 
-    Winner and baseline start from the same noise in each block of the test noise, and the gain is
-    the mean of their differences there over the mean distance of the baseline. A distance between
-    finite sets is larger than that between what they are drawn from, the more so the smaller a
-    block; both are so alike, so the difference is fair and the share is rather too small.
+    The gain is of the distances on all test noise, where winner and baseline start from the same;
+    its standard error is the jackknife's (Efron 1982), each of `BLOCKS` blocks left out in turn.
+    Blocks by themselves would not do: a distance between small sets is mostly that of any two.
 
     Raises InputError when the baseline is not among the candidates, for an unknown solver, steps
     that cannot be, and fewer than two test samples a block.
@@ -203,16 +202,17 @@ def _confirm(
     gain, error = 0.0, 0.0
     if candidates[winner] != candidates[BASELINE]:
         pair = torch.stack([ends[BASELINE], ends[winner]])
-        blocks = [distance(test.ends[b::BLOCKS])(pair[:, b::BLOCKS]) for b in range(BLOCKS)]
-        before, after = torch.stack(blocks).T.cpu().numpy()
-        gains = (before - after) / before.mean()
-        gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(BLOCKS))
+        block = torch.arange(len(test.ends), device=test.ends.device) % BLOCKS
+        without = [distance(test.ends[block != b])(pair[:, block != b]) for b in range(BLOCKS)]
+        found = torch.stack([distance(test.ends)(pair), *without]).cpu().numpy()
+        gain, *left_out = 1.0 - found[:, 1] / found[:, 0]
+        error = float(np.sqrt((BLOCKS - 1) * np.var(left_out)))
     objective = winner if gain > 2 * error else BASELINE
     return Choice(
         objective=objective,
         indices=candidates[objective],
         winner=winner,
-        gain=gain,
+        gain=float(gain),
         standard_error=error,
         distances=_distances(ends, distance(test.ends)),
         candidates=candidates,

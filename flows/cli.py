@@ -220,7 +220,7 @@ def schedule(
     noises: int = typer.Option(
         256,
         min=20,
-        help="Samples that oss, refine and auto search on; auto compares on as many others.",
+        help="Samples that oss, refine and auto search on; auto compares on twice as many others.",
     ),
     samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
     batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),

@@ -88,7 +88,9 @@ class ScheduleSearch(Settings):
     distance: Literal["sliced_wasserstein", "energy", "features"] = Field(
         description="refine, auto: of samples to the fine grid's; features: a Frechet distance"
     )
-    samples: int = Field(ge=20, description="oss, refine, auto: noises; auto holds out as many")
+    samples: int = Field(
+        ge=20, description="oss, refine, auto: noises; auto holds out twice as many"
+    )
     batch_size: int = Field(ge=1, description="oss, refine, auto: states evaluated together")
 
     @property

@@ -173,8 +173,8 @@ def find_pipeline_steps(
         return {name: ends[path] for name, path in steps.items()}
 
     count, found = settings.samples, {}
-    print(f"schedule: {2 * count} trajectories of {search.grid} steps to compare with", flush=True)
-    near, test = reference(SELECTION, count), reference(TEST, count)
+    print(f"schedule: {3 * count} trajectories of {search.grid} steps to compare with", flush=True)
+    near, test = reference(SELECTION, count), reference(TEST, 2 * count)
     for budget, steps in candidates(matrix, budgets, settings).items():
         choice = choose_sampled(
             sampler, search.grid, steps, near, test, distance=sliced_wasserstein

@@ -230,8 +230,8 @@ def find_steps(
     """The best steps of every budget, for the solver and the objective of the settings."""
 
     def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
-        first = TEST if held_out else SELECTION
-        rows = range(first, first + settings.samples)
+        first, count = (TEST, 2) if held_out else (SELECTION, 1)
+        rows = range(first, first + count * settings.samples)
         labels = None
         if teacher.classes is not None:
             labels = sample_labels(rows, teacher.classes, search.seed).to(device)

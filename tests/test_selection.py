@@ -37,23 +37,29 @@ def along_first(ends: torch.Tensor):
     return lambda samples: inner(samples[..., :1])
 
 
-def test_gain_and_error_are_those_of_the_blocks() -> None:
+def test_gain_and_error_are_those_of_the_jackknife() -> None:
     found = select({"l2_squared": EARLY, "uniform": EVEN}, distance=along_first)
     ends = {
         name: euler(mixture_velocity, TEST.noise, GRID[list(indices)])[:, 0].numpy()
         for name, indices in (("l2_squared", EARLY), ("uniform", EVEN))
     }
     real = TEST.ends[:, 0].numpy()
-    blocks = [np.arange(b, len(real), BLOCKS) for b in range(BLOCKS)]
-    before, after = (
-        np.array([scipy.stats.energy_distance(real[b], ends[name][b]) ** 2 for b in blocks])
-        for name in ("l2_squared", "uniform")
-    )
+
+    def gain(keep: np.ndarray) -> float:
+        before, after = (
+            scipy.stats.energy_distance(real[keep], ends[name][keep]) ** 2
+            for name in ("l2_squared", "uniform")
+        )
+        return 1 - after / before
+
+    rows = np.arange(len(real))
     assert found.objective == found.winner == "uniform"
     assert found.indices == EVEN
-    assert found.gain == pytest.approx(1 - after.mean() / before.mean(), rel=1e-5)
-    error = scipy.stats.sem(before - after) / before.mean()
-    assert found.standard_error == pytest.approx(error, rel=1e-5)
+    assert found.gain == pytest.approx(gain(rows), rel=1e-5)
+    left_out = [gain(np.flatnonzero(rows % BLOCKS != b)) for b in range(BLOCKS)]
+    # The jackknife: the spread of B means that share all but one block is 1 / (B - 1) of it.
+    error = np.sqrt((BLOCKS - 1) / BLOCKS * sum((g - np.mean(left_out)) ** 2 for g in left_out))
+    assert found.standard_error == pytest.approx(error, rel=1e-4)
     for name, samples in ends.items():
         expected = scipy.stats.energy_distance(real, samples) ** 2
         assert found.distances[name] == pytest.approx(expected, rel=1e-5)

@@ -121,9 +121,9 @@ def choose(
     samples, seed = params.schedule.samples, params.seed + CHOOSE
 
     def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
-        rows = range(samples, 2 * samples) if held_out else range(samples)
+        rows = range(samples, 3 * samples) if held_out else range(samples)
         # A label comes with the index of its sample: those of both are drawn at once.
-        labels = draw_labels(network.config.classes, 2 * samples, seed)
+        labels = draw_labels(network.config.classes, 3 * samples, seed)
         start = sample_noise(rows, network.config.sample_shape, seed).to(on)
         return start, None if labels is None else labels[rows.start : rows.stop].to(on)
 
