@@ -97,7 +97,7 @@ def cost(
         mesh = ax.pcolormesh(grid, grid, positive, norm=norm, cmap="viridis", shading="nearest")
         ax.figure.colorbar(mesh, label="squared error of one step (log scale)")
         ax.plot(best.timesteps[1:], best.timesteps[:-1], "o", ms=5, mfc="white", mec=BELLMAN,
-                label=f"the {best.steps} steps chosen")  # fmt: skip
+                label=f"the {best.steps} steps found")  # fmt: skip
         ax.set(xlabel="to time t_j", ylabel="from time t_i", aspect="equal")
         ax.invert_yaxis()
         ax.legend(frameon=False, fontsize=8, loc="lower left")
