@@ -315,8 +315,10 @@ def test_labels(settings) -> None:
 def test_straightening_reaches_every_parameter(settings) -> None:
     network = build(**settings, label_dim=4).requires_grad_()
     x, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 3])
-    start, end = torch.tensor([0.0, 0.5, 0.99]), torch.tensor([0.5, 0.99, 1.0])
-    straightening_loss(partial(network, labels=labels), x, x + 1, start, end).backward()
+    states = torch.stack([x + 1, x], dim=1)  # the end of a segment and its start
+    times = torch.tensor([[0.5, 0.0], [0.99, 0.5], [1.0, 0.99]])
+    velocity = partial(network, labels=labels)
+    straightening_loss(velocity, states, times, torch.ones(3, 1)).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
