@@ -172,7 +172,7 @@ def test_a_parameter_changed_and_changed_back(flowed, tmp_path: Path, prefect_se
     shown = run(project, prefect_server, "--target", "finetune@3")
     found = states(prefect_server, shown)
     assert found.pop("check") == found.pop("finetune@3") == "Ran"
-    assert set(found) == {"prepare", "teacher", "cost", "schedule", "trajectories"}
+    assert set(found) == {"prepare", "features", "teacher", "cost", "schedule", "trajectories"}
     assert set(found.values()) == {"Cached"}
     project.set({"finetune.training.iterations": 12})
     shown = run(project, prefect_server)
