@@ -316,7 +316,8 @@ def knots_line(matrix: CostMatrix, budgets: Sequence[int], wanted: ScheduleSearc
         return "knots: one trajectory cannot say how sure they are"
     unsure = [str(k) for k, of in found.items() if of.knots is not None and min(of.knots) < 0.95]
     more = f"; K = {', '.join(unsure)}: more --samples may move them" if unsure else ""
-    return f"knots: each within a grid step of here in {min(shares):.0%} or more of resamples{more}"
+    share = "all" if min(shares) == 1 else f"at least {min(shares):.0%} of"
+    return f"knots: each within a grid step of here in {share} resamples{more}"
 
 
 def _short(value: object) -> str:
