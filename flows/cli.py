@@ -134,6 +134,8 @@ def track(
 
     params = load_params()
     for budget in sorted(params.budgets):
+        if not paths.metrics(budget).exists():
+            continue  # not measured, as after a run of some targets
         try:
             print(track_budget(params, budget))
         except InputError as error:

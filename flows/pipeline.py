@@ -82,7 +82,7 @@ def pipeline(
         experiment = name or flow_run.name or "boss"
         # Refused before anything is copied or run.
         read_stages(root, targets or ())
-        with isolated_copy(root, experiment, overrides) as copy:
+        with isolated_copy(root, experiment, overrides, targets or ()) as copy:
             state = _run(root, copy, targets or (), workers, timeout, {"DVC_EXP_NAME": experiment})
             if state.is_failed():
                 raise StageError(state.message or "a stage failed")

@@ -6,6 +6,7 @@ stages or a fingerprint of its own.
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from boss_core.errors import InputError
+from boss_core.files import write_bytes
 from flows.config import known_parameters
 from flows.telemetry import TELEMETRY_OFF
 
@@ -29,6 +31,8 @@ _HINTS = (
 )  # fmt: skip
 RUN_LOCK = Path(".dvc/tmp/boss-run.lock")
 COPIES = Path(".dvc/tmp/boss-copies")
+# Of an experiment: it names a folder and a git reference.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Outcome(StrEnum):
@@ -243,20 +247,36 @@ def exclusive(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def isolated_copy(root: Path, name: str, overrides: Sequence[str]) -> Iterator[Path]:
+def isolated_copy(
+    root: Path, name: str, overrides: Sequence[str], targets: Sequence[str] = ()
+) -> Iterator[Path]:
     """A copy of the workspace, uncommitted changes included, with some parameters changed.
 
     It shares DVC's cache, so it restores what is known and whatever it computes is kept. What
-    the block leaves there becomes the DVC experiment ``name`` of the workspace's last commit.
-    Neither the workspace nor its params.yaml is touched.
+    the block leaves there becomes the DVC experiment ``name`` of the workspace's last commit:
+    with ``targets``, of theirs and of what they need only. Neither the workspace nor its
+    params.yaml is touched.
     """
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".lock")):
+        raise InputError(
+            f"--name: {name!r}; letters, digits, dots, dashes and underscores needed, and a letter"
+            " or a digit first"
+        )
     if _git(root, "rev-parse", "--verify", "HEAD", check=False).returncode:
         raise InputError(f"{root}: no git commit; a DVC experiment needs one to belong to")
     if name in dvc(root, "exp", "list", "--name-only").stdout.split():
         raise InputError(f"--name: {name!r} is an experiment already; another name needed")
     copy = root / COPIES / name
-    shutil.rmtree(copy, ignore_errors=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(copy.with_name(f"{name}.lock"))
     try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"--name: {name!r}: a run of that name is at work; another name needed"
+        ) from error
+    try:
+        shutil.rmtree(copy, ignore_errors=True)
         _git(root, "clone", "--quiet", "--shared", str(root), str(copy))
         _git(
             copy, "checkout", "--quiet", "--detach", _git(root, "rev-parse", "HEAD").stdout.strip()
@@ -271,10 +291,26 @@ def isolated_copy(root: Path, name: str, overrides: Sequence[str]) -> Iterator[P
         # What is in the cache saves a run of its stage; what is not will be made.
         dvc(copy, "checkout", "--quiet", "--allow-missing", check=False)
         yield copy
-        dvc(copy, "exp", "save", "--name", name)
+        saved: list[str] = []
+        if targets:
+            # DVC would record what other stages left under the changed parameters as made by them.
+            saved = [stage.name for stage in read_stages(copy, targets)]
+            _forget(copy, out_of_date(copy) - set(saved))
+        dvc(copy, "exp", "save", "--name", name, *saved)
         _git(root, "fetch", "--quiet", str(copy), "refs/exps/*:refs/exps/*")
     finally:
         shutil.rmtree(copy, ignore_errors=True)
+        lock.release()
+
+
+def _forget(folder: Path, stages: set[str]) -> None:
+    """Take stages out of dvc.lock: their results are of other parameters."""
+    path = folder / "dvc.lock"
+    if not path.exists():
+        return
+    content = yaml.safe_load(path.read_text())
+    kept = {name: entry for name, entry in content["stages"].items() if name not in stages}
+    write_bytes(path, yaml.safe_dump(content | {"stages": kept}, sort_keys=False).encode())
 
 
 def override(params: Path, overrides: Sequence[str]) -> None:

@@ -266,6 +266,36 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     assert "up to date" in project.run("dvc", "status").stdout
 
 
+def test_an_experiment_of_some_stages_says_nothing_of_the_others(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    change = ("--set", "evaluate.samples=44", "--set", "evaluate.kid_subset_size=40")
+    run(project, prefect_server, *change, "--target", "features", "--name", "some")
+    listed = pd.read_csv(
+        pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
+    ).set_index("Experiment")
+    assert listed.loc["some", "evaluate.samples"] == 44
+    assert listed.loc["some", "metrics/3.json:nfe"] == "!"  # what DVC shows where there is none
+    # Nothing was recorded for the changed parameters that was not made with them.
+    project.set({"evaluate.samples": 44, "evaluate.kid_subset_size": 40})
+    shown = run(project, prefect_server)
+    found = states(prefect_server, shown)
+    assert found["features"] == "Restored"
+    assert found["evaluate@3"] == found["floor"] == "Ran"
+    record = json.loads((project.folder / "metrics" / "3.json").read_text())
+    assert record["samples"] == 44
+
+
+@pytest.mark.parametrize("name", ["/elsewhere", "..", "a/b", "a b", "-x", "x.lock"])
+def test_a_name_that_is_no_name_is_refused(
+    flowed, tmp_path: Path, prefect_server, name: str
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    shown = run(project, prefect_server, "--set", "seed=1", f"--name={name}", code=2)
+    assert f"error: --name: {name!r}; letters" in shown
+
+
 def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
     flowed, tmp_path: Path, prefect_server
 ) -> None:
