@@ -60,7 +60,7 @@ def run(
     targets: list[str] = typer.Option(
         [], "--target", metavar="STAGE", help="A stage to bring up to date, with what it needs."
     ),
-    workers: int = typer.Option(2, min=1, help="Stages that may run side by side."),
+    workers: int = typer.Option(2, min=1, help="Stages that may run side by side, on GPUs too."),
     timeout: float = typer.Option(86400, min=1, help="Seconds for one stage."),
     name: str | None = typer.Option(None, help="Name of the experiment, with --set."),
 ) -> None:

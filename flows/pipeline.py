@@ -109,7 +109,7 @@ def _run(
     uri = tracking_uri(params, root)
     environment = {"MLFLOW_TRACKING_URI": uri, **extra}
     runner = Runner(folder)
-    run = Run(runner, environment, gpus, max(workers, len(gpus)), timeout)
+    run = Run(runner, environment, gpus, workers, timeout)
     try:
         outcomes, failures = _all_stages(run, read_stages(folder, targets), out_of_date(folder))
     finally:
