@@ -1,11 +1,12 @@
 """The chosen steps of every budget: those of one objective, or the best of all of them."""
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from boss_core.bellman import Path
+from boss_core.bellman import Path, optimal_paths
 from boss_core.cost import CostMatrix
 from boss_core.distances import Distance
 from boss_core.errors import InputError
@@ -21,6 +22,9 @@ from flows.progress import progress
 # One of so many noises is enough for the forward recursion when it is one candidate of several: it
 # takes K n evaluations for each, as many as all of the refinement.
 OSS_SHARE = 4
+# One of so many noises for the perceptual costs: n (n - 1) / 2 evaluations for each, of a network
+# that is mostly larger than the teacher.
+LPIPS_SHARE = 8
 
 # Start states and labels to search on, or, held out, to compare on.
 Noise = Callable[[bool], tuple[Tensor, Tensor | None]]
@@ -52,6 +56,8 @@ def chosen_steps(
     search = _Search(velocity, matrix, budgets, settings, distance)
     if settings.objective == "oss":
         return _named("oss", search.oss(*noise(False)))
+    if settings.objective == "lpips":
+        return _named("lpips", search.lpips(*noise(False)))
     near = search.ends(*noise(False))
     if settings.objective == "refine":
         return search.refined(near)
@@ -179,6 +185,27 @@ class _Search:
                 batch_size=self.settings.batch_size,
                 on_step=advance,
             )
+
+    def lpips(self, noise: Tensor, labels: Tensor | None) -> dict[int, Path]:
+        """The perceptually cheapest steps, on a share of the noises."""
+        # torch-fidelity takes a second to import.
+        from boss_core.perceptual import estimate_lpips_costs, load_lpips, lpips_distances
+
+        share, steps = len(noise) // LPIPS_SHARE, len(self.matrix.timesteps) - 1
+        distance = load_lpips(pathlib.Path(self.settings.lpips), noise.device)
+        count = lpips_distances(steps, share)
+        print(f"schedule: lpips on {share} noises: {count:,} perceptual distances", flush=True)
+        with progress("schedule: lpips", count, "distances") as advance:
+            cost = estimate_lpips_costs(
+                self.velocity,
+                noise[:share],
+                self.matrix.timesteps,
+                distance,
+                batch_size=self.settings.batch_size,
+                labels=None if labels is None else labels[:share],
+                on_distances=advance,
+            )
+        return optimal_paths(cost, self.budgets)
 
 
 def _cheapest(

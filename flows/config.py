@@ -81,17 +81,22 @@ class Cost(Settings):
 
 class ScheduleSearch(Settings):
     solver: Literal["euler", "ab2"] = Field(description="of the chosen steps; the paper's: euler")
-    objective: Literal["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine"] = Field(
-        description="what the chosen steps minimise; auto: the best of all on held-out noise"
+    objective: Literal["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine", "lpips"] = (
+        Field(
+            description="what the chosen steps minimise; auto: the best on held-out noise, lpips"
+            " apart"
+        )
     )
     gamma: float = Field(gt=0, le=10, description="gits: weight of the errors carried forward")
     distance: Literal["sliced_wasserstein", "energy", "features"] = Field(
         description="refine, auto: of samples to the fine grid's; features: a Frechet distance"
     )
+    lpips: str = Field(description="folder of the two weights files, used for lpips")
     samples: int = Field(
-        ge=20, description="oss, refine, auto: noises; auto holds out twice as many"
+        ge=20,
+        description="oss, refine, auto: noises; auto holds out twice as many, lpips takes 1/8",
     )
-    batch_size: int = Field(ge=1, description="oss, refine, auto: states evaluated together")
+    batch_size: int = Field(ge=1, description="oss, refine, auto, lpips: states evaluated together")
 
     @property
     def papers(self) -> bool:
@@ -174,6 +179,10 @@ class Params(Settings):
             raise ValueError(
                 f"schedule.solver: ab2 with cost.grid {self.cost.grid}; a grid of at most"
                 f" {AB2_GRID} steps, or euler, needed"
+            )
+        if self.schedule.objective == "lpips" and self.schedule.solver != "euler":
+            raise ValueError(
+                f"schedule.solver: {self.schedule.solver} with schedule.objective lpips; euler needed"
             )
         return self
 

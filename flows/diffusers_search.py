@@ -128,7 +128,7 @@ def check_pipeline_request(objective: str, reference: str) -> None:
     from noise by Euler's steps, does not give."""
     if reference != "euler":
         raise InputError(f"--reference: {reference}; with --pipeline euler needed")
-    if objective in ("oss", "refine"):
+    if objective in ("oss", "refine", "lpips"):
         raise InputError(
             f"--objective: {objective}; with --pipeline one of the costs, or auto, which"
             " compares samples of their steps, needed"

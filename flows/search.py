@@ -3,7 +3,7 @@
 The folder of a search holds ``cost.npz``, the sum of costs so far, from which a search that
 stopped goes on and one for other budgets starts finished; ``K.json``, a schedule for each budget;
 and ``cost.png``, the heat map. What compares samples (``refine``, ``auto``) or the student's own
-states (``oss``) evaluates the network once more each time.
+states (``oss``), or needs its images (``lpips``), evaluates the network once more each time.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from flows.progress import progress
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
 SOLVERS = ("euler", "ab2")
-SAMPLED = ("oss", "refine", "auto")  # objectives that evaluate the network again
+SAMPLED = ("oss", "refine", "auto", "lpips")  # objectives that evaluate the network again
 # The first samples of the noise that steps are compared on: no cost matrix gets that far.
 SELECTION, TEST = 1 << 40, 1 << 41
 SAVE_INTERVAL = 30.0  # seconds of a long search that a power cut may cost
@@ -81,6 +81,8 @@ def check_request(
         raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
     if solver == "ab2" and grid > LARGEST_GRID:
         raise InputError(f"--grid: {grid}; at most {LARGEST_GRID} needed with --solver ab2")
+    if objective == "lpips" and solver != "euler":
+        raise InputError(f"--solver: {solver}; euler needed with --objective lpips")
     if reference not in REFERENCES:
         raise InputError(f"--reference: {reference!r}; {', '.join(REFERENCES)} known")
     if spacing not in timesteps.GRIDS:
