@@ -182,7 +182,8 @@ class Params(Settings):
             )
         if self.schedule.objective == "lpips" and self.schedule.solver != "euler":
             raise ValueError(
-                f"schedule.solver: {self.schedule.solver} with schedule.objective lpips; euler needed"
+                f"schedule.solver: {self.schedule.solver} with schedule.objective lpips; euler"
+                " needed"
             )
         return self
 
