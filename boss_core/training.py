@@ -50,7 +50,13 @@ def train(
     """
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(
+        parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        decoupled_weight_decay=True,  # AdamW; without decay it is Adam
+        fused=True,
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, settings)
     )

@@ -37,6 +37,10 @@ class Data(Settings):
 
 class Features(Settings):
     extractor: Literal["classifier", "inception"]
+    network: Literal["small", "resnet"] = Field(description="classifier: three layers, or sixteen")
+    augment: bool = Field(
+        description="classifier: train on images shifted by up to 4 pixels and flipped"
+    )
     path: str = Field(description="folder of the weights file, used when extractor is inception")
     width: int = Field(ge=8, multiple_of=8, description="classifier: channels, first layer")
     features: int = Field(ge=2, le=2048, description="classifier: width of the feature layer")

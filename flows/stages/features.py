@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from boss_core.augmentation import augmented
 from boss_core.errors import InputError
 from boss_core.files import replacing
 from boss_core.frechet import Extractor, evaluate_images
@@ -78,6 +79,7 @@ def _train_classifier(params: Params, weights: Path, on: torch.device) -> float:
             classes=shape["classes"],
             width=params.features.width,
             features=params.features.features,
+            network=params.features.network,
         )
     ).to(on)
     settings = params.features.training
@@ -87,8 +89,12 @@ def _train_classifier(params: Params, weights: Path, on: torch.device) -> float:
         return torch.from_numpy(np.array(of.images[rows])).to(on)
 
     def loss(network: Classifier, step: int) -> Tensor:
-        rows = step_generator(params.seed, step).integers(len(labels), size=settings.batch_size)
-        return F.cross_entropy(network(pixels(data, rows)), torch.from_numpy(labels[rows]).to(on))
+        generator = step_generator(params.seed, step)
+        rows = generator.integers(len(labels), size=settings.batch_size)
+        images = pixels(data, rows)
+        if params.features.augment:
+            images = augmented(images, generator)
+        return F.cross_entropy(network(images), torch.from_numpy(labels[rows]).to(on))
 
     with progress("features: classifier", settings.iterations, "steps") as advance:
         trained = train(network, loss, settings, on_step=advance)
