@@ -125,7 +125,7 @@ def pipeline_costs(
 
 def check_pipeline_request(objective: str, reference: str) -> None:
     """InputError for what needs the network at states of its own, which a pipeline, a sampler
-    from noise by Euler's steps, does not give."""
+    from noise by Euler's steps, does not give, or images, which latents are not."""
     if reference != "euler":
         raise InputError(f"--reference: {reference}; with --pipeline euler needed")
     if objective in ("oss", "refine", "lpips"):
