@@ -1,5 +1,5 @@
-"""Straighten the teacher for one budget: on uniform steps, on Bellman's (BOSS), and on the chosen
-ones, each for the solver of its schedule."""
+"""Finetune the teacher for one budget, by every method that was asked for: straightening, each for
+the steps and the solver of its schedule, and reflow."""
 
 import sys
 
@@ -8,8 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from boss_core.adapters import adapter_tensors, add_adapter, save_adapter
 from boss_core.checkpoints import Network, load_checkpoint, save_checkpoint
 from boss_core.files import write_bytes
+from boss_core.reflow import Pairs
 from boss_core.straighten import Segments
 from boss_core.training import Row, Trained, step_generator, train
 from flows import paths
@@ -17,7 +19,9 @@ from flows.config import Params
 from flows.progress import progress
 from flows.records import read_json
 from flows.runtime import device, run_stage
-from flows.variants import read_schedules, trained
+from flows.variants import Loss, read_schedules, students
+
+Steps = tuple[tuple[int, ...], str]  # grid indices and solver
 
 
 def main(params: Params, budget: int) -> None:
@@ -28,29 +32,51 @@ def main(params: Params, budget: int) -> None:
     labels = np.load(path) if path.exists() else None  # of a conditional network
     schedules = read_schedules()[budget]
     curves: dict[str, list[Row]] = {}
-    done: dict[tuple[tuple[int, ...], str], Trained[Network]] = {}
-    for name in trained(schedules):
-        schedule = schedules[name]
+    done: dict[tuple[Loss | None, bool, Steps], Trained[Network]] = {}
+    for name, variant in students(schedules, params.finetune.methods).items():
+        schedule = schedules[variant.schedule]
         teacher, card = load_checkpoint(paths.TEACHER)
         # Where schedules are the same, so are their students: at one step, for example, which
         # every solver takes as Euler does.
         steps = schedule.indices, schedule.solver if schedule.steps > 1 else "euler"
-        if steps not in done:
+        key = variant.loss, variant.adapter, steps
+        if key not in done:
             label = f"finetune@{budget} {name}"
-            segments = Segments.of(states, knots, schedule, labels)
-            done[steps] = _straighten(params, teacher.to(on), segments, label, on)
-        curves[name] = done[steps].curve
-        save_checkpoint(
-            paths.student(budget) / name,
-            done[steps].network.cpu(),
-            teacher_hash=card.weights_sha256,
-            schedule=schedule,
-        )
+            batches: Segments | Pairs
+            if variant.loss == "straightening":
+                batches = Segments.of(states, knots, schedule, labels)
+            else:
+                distill = variant.loss == "distillation"
+                batches = Pairs.of(states, knots, schedule, labels, distill=distill)
+            network = _to_train(params, teacher, label, adapter=variant.adapter)
+            done[key] = _train(params, network.to(on), batches, label, on)
+        curves[name] = done[key].curve
+        network, folder = done[key].network.cpu(), paths.student(budget) / name
+        of = card.weights_sha256
+        if variant.adapter:
+            rank = params.finetune.lora_rank
+            save_adapter(folder, network, rank=rank, teacher_hash=of, schedule=schedule)
+        else:
+            save_checkpoint(folder, network, teacher_hash=of, schedule=schedule)
     write_bytes(paths.curves(budget), _table(curves).to_csv(index=False).encode())
 
 
-def _straighten(
-    params: Params, teacher: Network, segments: Segments, label: str, on: torch.device
+def _to_train(params: Params, teacher: Network, label: str, *, adapter: bool) -> Network:
+    """The teacher with what is to be trained of it needing gradients: all, or an adapter."""
+    if not adapter:
+        return teacher.requires_grad_(True)
+    of_teacher = sum(p.numel() for p in teacher.parameters())
+    network = add_adapter(teacher, params.finetune.lora_rank, seed=params.seed)
+    count = sum(p.numel() for _, p in adapter_tensors(network))
+    print(
+        f"{label}: {count:,} parameters trained, {100 * count / of_teacher:.2f} % of the teacher's"
+        f" {of_teacher:,}"
+    )
+    return network
+
+
+def _train(
+    params: Params, network: Network, batches: Segments | Pairs, label: str, on: torch.device
 ) -> Trained[Network]:
     settings = params.finetune.training
     first = params.trajectories.training_samples
@@ -58,23 +84,26 @@ def _straighten(
 
     def loss(network: Network, step: int) -> Tensor:
         draw = step_generator(params.seed, step)
-        return segments.random_loss(network, draw, first, settings.batch_size, on)
+        return batches.random_loss(network, draw, first, settings.batch_size, on)
 
     def validate(network: Network) -> Row:
-        losses = segments.segment_losses(network, validation, 4 * settings.batch_size, on)
+        if isinstance(batches, Segments):
+            part = "segment"
+            losses = batches.segment_losses(network, validation, 4 * settings.batch_size, on)
+        else:
+            part = "time"
+            losses = batches.time_losses(network, validation, 4 * settings.batch_size, on)
         return {
             "validation_loss": float(np.mean(losses)),
-            **{f"validation_loss_segment_{k}": value for k, value in enumerate(losses)},
+            **{f"validation_loss_{part}_{k}": value for k, value in enumerate(losses)},
         }
 
     with progress(label, settings.iterations, "steps") as advance:
-        return train(
-            teacher.requires_grad_(True), loss, settings, validate=validate, on_step=advance
-        )
+        return train(network, loss, settings, validate=validate, on_step=advance)
 
 
 def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:
-    """One row a step, the columns of each schedule's student under its name."""
+    """One row a step, the columns of each student under its name."""
     tables = [
         pd.DataFrame(rows).set_index("step").add_prefix(f"{name}_") for name, rows in curves.items()
     ]
