@@ -56,14 +56,15 @@ def frechet(
     label: str,
 ) -> None:
     """Frechet distance of every variant against NFE, with the teacher's floor."""
-    with figure(path, 6.4, 3.8) as ax:
+    with figure(path, 8.4, 3.8) as ax:
         for name, variant in variants.items():
             ax.plot(budgets, values[name], "-" if variant.trained else "--", marker="o", ms=4,
                     color=COLOURS[name], label=variant.title)  # fmt: skip
         ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
         ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label, yscale="log")
         ax.set_xticks(list(budgets))
-        ax.legend(frameon=False, fontsize=8)
+        # Beside the curves, of which there can be too many to leave it a place.
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
@@ -154,13 +155,12 @@ def training(
             ax.set_axis_off()
         for ax, (name, variant) in zip(axes.flat, shown.items(), strict=False):
             for shade, (budget, table) in zip(shades, curves.items(), strict=True):
-                ax.plot(table["step"], table[f"{name}_validation_loss"], color=shade,
+                ax.plot(table["step"], table[f"{name}_validation_loss"], ".-", color=shade,
                         label=f"K = {budget}")  # fmt: skip
             ax.set(xlabel="finetuning step", yscale="log")
             ax.set_title(variant.title, fontsize=8)
         for ax in axes[:, 0]:
             ax.set_ylabel("validation loss")
-        # Beside the curves: on them it would hide some, wherever they end.
         handles, names = axes.flat[0].get_legend_handles_labels()
         axes.flat[0].figure.legend(handles, names, frameon=False, fontsize=7,
                                    loc="outside right center")  # fmt: skip

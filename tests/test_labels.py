@@ -378,7 +378,7 @@ def test_the_pipeline_keeps_labels(conditional: Project, monkeypatch: pytest.Mon
     assert apart[0] < 0.1 * apart[1]
 
     for budget in (1, 3):
-        _, student_card = load_checkpoint(paths.student(budget) / "bellman")
+        _, student_card = load_checkpoint(paths.student(budget) / "boss")
         assert student_card.config.classes == 10
         assert student_card.teacher_hash == card.weights_sha256
         found = json.loads(paths.metrics(budget).read_text())
