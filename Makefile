@@ -2,10 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-export DVC_NO_ANALYTICS := true
-export MLFLOW_DISABLE_TELEMETRY := true
-export DO_NOT_TRACK := true
-export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: run flow test test-slow test-ui check ui lock
 .DEFAULT_GOAL := run

@@ -15,6 +15,7 @@ from flows import paths
 from flows.config import Params
 from flows.links import read_links
 from flows.records import frechet_name
+from flows.tracking import tracking_uri
 from flows.variants import recorded
 from flows.workspace import dvc_environment
 
@@ -46,16 +47,17 @@ def track(folder: Path, environment: Mapping[str, str]) -> None:
 
 
 def publish_results(
-    params: Params, folder: Path, environment: Mapping[str, str], *, changed: bool
+    params: Params, root: Path, folder: Path, environment: Mapping[str, str], *, changed: bool
 ) -> None:
     """A table artifact of all budgets that have a record, and a link to each one's MLflow run.
 
+    folder: where the records are, the workspace ``root`` or a copy of it.
     changed: a record may be new, so MLflow is brought up to date first; else only if it does
     not have them all."""
     budgets = [k for k in sorted(params.budgets) if (folder / paths.metrics(k)).exists()]
     if not budgets:
         return
-    uri = environment["MLFLOW_TRACKING_URI"]
+    uri = tracking_uri(params, root)
     links = read_links(uri, budgets, folder)
     if changed or len(links) < len(budgets):
         state = track(folder, environment, return_state=True)

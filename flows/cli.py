@@ -10,6 +10,7 @@ import typer
 from flows import paths
 from flows.config import load_params
 from flows.errors import reported
+from flows.resources import TIMEOUT, WORKERS
 
 TARGETS = ("diffusers", "diffusers-fixed", "comfyui", "flow_matching", "json")
 SPACINGS = ("uniform", "karras", "quadratic", "shifted")
@@ -60,8 +61,8 @@ def run(
     targets: list[str] = typer.Option(
         [], "--target", metavar="STAGE", help="A stage to bring up to date, with what it needs."
     ),
-    workers: int = typer.Option(2, min=1, help="Stages that may run side by side, on GPUs too."),
-    timeout: float = typer.Option(86400, min=1, help="Seconds for one stage."),
+    workers: int = typer.Option(WORKERS, min=1, help="Stages side by side, on GPUs too."),
+    timeout: float = typer.Option(TIMEOUT, min=1, help="Seconds for one stage."),
     name: str | None = typer.Option(None, help="Name of the experiment, with --set."),
 ) -> None:
     """Run the Prefect flow: every stage a task, budgets side by side; then print the table."""
@@ -131,12 +132,17 @@ def track(
     """Log the recorded metrics of every budget to MLflow, as into an empty database; what is
     there already stays as it is."""
     from boss_core.errors import InputError
+    from flows.links import lacking
     from flows.tracking import track_budget
 
     params = load_params()
     for budget in sorted(params.budgets):
         if not paths.metrics(budget).exists():
             continue  # not measured, as after a run of some targets
+        lack = lacking(budget)
+        if lack:
+            print(f"K={budget}: not logged: {lack}; `boss run` makes it")
+            continue
         try:
             print(track_budget(params, budget))
         except InputError as error:
@@ -381,19 +387,21 @@ def merge(
 @app.command()
 def ui(port: int = typer.Option(5000, help="Port on this machine.")) -> None:
     """Open the MLflow UI on the runs of this project; Ctrl-C ends it."""
+    from flows.links import without_password
     from flows.tracking import tracking_uri
 
     uri = tracking_uri(load_params())
-    print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C to stop), showing {uri}")
+    shown = without_password(uri)
+    print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C to stop), showing {shown}")
     raise SystemExit(_serve(uri, port))
 
 
 def _serve(uri: str, port: int) -> int:
     from flows.telemetry import TELEMETRY_OFF
 
-    command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1"]
+    command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | TELEMETRY_OFF | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line with a password is seen by all
     try:
         return subprocess.run([sys.executable, "-m", *command], env=environment).returncode
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from boss_core.errors import InputError
-from flows.config import PARAMS, load_params
-from flows.stages.check import check
+from flows.request import check_request
 from flows.telemetry import TELEMETRY_OFF
-from flows.workspace import dvc_environment, override, read_stages
+from flows.workspace import dvc_environment
 
 PREFECT_ENVIRONMENT = TELEMETRY_OFF | {
     # A busy machine takes longer than the default to start a server for one run.
@@ -32,11 +30,7 @@ def launch(
     """Run the flow in this process; InputError when it fails.
 
     What can be refused is refused before a server is started."""
-    check(load_params())
-    if overrides:
-        check_overrides(overrides)
-    if targets:
-        read_stages(Path.cwd(), targets)
+    check_request(Path(), overrides, targets, name)
     _prepare_prefect()
     from flows.pipeline import pipeline
 
@@ -50,19 +44,6 @@ def launch(
     )
     if not state.is_completed():
         raise InputError(state.message or f"the flow ended as {state.name}")
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """InputError when params.yaml with these changes would not be valid."""
-    with tempfile.TemporaryDirectory() as folder:
-        changed = Path(folder) / PARAMS.name
-        changed.write_bytes(PARAMS.read_bytes())
-        override(changed, overrides)
-        try:
-            params = load_params(changed)
-        except InputError as error:
-            raise InputError(str(error).replace(f"{changed}: ", "--set: ")) from error
-    check(params)
 
 
 def deploy(pool: str) -> None:

@@ -22,9 +22,16 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from boss_core.errors import InputError
 from flows.artifacts import publish_results
 from flows.config import load_params
-from flows.resources import announce_gpus, gpu_slot, threads, visible_gpus
-from flows.stages.check import check
-from flows.tracking import tracking_uri
+from flows.request import check_request
+from flows.resources import (
+    TIMEOUT,
+    WORKERS,
+    announce_gpus,
+    gpu_slot,
+    threads,
+    visible_gpus,
+)
+from flows.tracking import PROJECT
 from flows.workspace import (
     Outcome,
     Runner,
@@ -37,9 +44,6 @@ from flows.workspace import (
     read_stages,
     restore,
 )
-
-TIMEOUT = 24 * 3600.0  # seconds for one stage
-WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,11 @@ def pipeline(
     try:
         if workers < 1:
             raise InputError(f"workers: {workers}; at least 1 needed")
+        check_request(root, overrides or (), targets or (), name)
         if not overrides:
-            read_stages(root, targets or ())
             with exclusive(root):
                 return _run(root, root, targets or (), workers, timeout, {})
         experiment = name or flow_run.name or "boss"
-        # Refused before anything is copied or run.
-        read_stages(root, targets or ())
         with isolated_copy(root, experiment, overrides, targets or ()) as copy:
             state = _run(root, copy, targets or (), workers, timeout, {"DVC_EXP_NAME": experiment})
             if state.is_failed():
@@ -102,12 +104,10 @@ def _run(
 ) -> State[Any]:
     """All stages in ``folder``: the workspace ``root``, or a copy of it."""
     params = load_params(folder / "params.yaml")
-    check(params)
     gpus = visible_gpus(params)
     announce_gpus(gpus)
     # A copy's runs belong into the workspace's database, beside those they are compared with.
-    uri = tracking_uri(params, root)
-    environment = {"MLFLOW_TRACKING_URI": uri, **extra}
+    environment = {PROJECT: str(root), **extra}
     runner = Runner(folder)
     run = Run(runner, environment, gpus, workers, timeout)
     try:
@@ -121,7 +121,7 @@ def _run(
     changed = any(
         outcome != Outcome.CACHED for stage, outcome in outcomes.items() if "evaluate" in stage
     )
-    publish_results(params, folder, environment, changed=changed)
+    publish_results(params, root, folder, environment, changed=changed)
     counts = {kind: list(outcomes.values()).count(kind) for kind in Outcome}
     return Completed(message=", ".join(f"{n} {kind}" for kind, n in counts.items()), data=counts)
 
@@ -192,7 +192,8 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
     logger = get_run_logger()
     cores = threads(run.workers)
     try:
-        with gpu_slot(run.gpus if stage.computes else []) as gpu:
+        gpus = run.gpus if stage.computes else []
+        with gpu_slot(gpus, stopped=run.runner.stopped, log=logger.info) as gpu:
             outcome = run.runner.run(
                 stage.name,
                 environment={**run.environment, "OMP_NUM_THREADS": str(cores), **gpu},

@@ -1,4 +1,5 @@
-"""Nothing that the project starts reports home: one list for DVC, MLflow and Prefect."""
+"""Nothing that the project starts reports home: one list for DVC, MLflow and Prefect, and the same
+in docker/Dockerfile, for the servers that start there without our code."""
 
 TELEMETRY_OFF = {
     "DVC_NO_ANALYTICS": "true",

@@ -22,27 +22,29 @@ from filelock import FileLock
 from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
-from flows.links import note_link, record_hash
+from flows.links import note_link, record_hash, without_password
 from flows.records import Json, read_json
 from flows.telemetry import TELEMETRY_OFF
 from flows.variants import read_schedules, recorded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 RECORD_TAG = "boss.record"
 PIPELINE_TAG = "boss.pipeline"
 PARENT_TAG = "mlflow.parentRunId"
+# A variable of the stages that the flow runs: the user's folder, where theirs is a copy of it.
+PROJECT = "BOSS_PROJECT"
+NOT_LOGGED = {"tracking"}  # where the log is; its address may hold a password
 
 
-def tracking_uri(params: Params, root: Path = Path()) -> str:
-    """The MLflow server of params.yaml or of the environment, else sqlite in the project, by
-    its absolute path (a relative one would name another file in another folder)."""
-    return (
-        params.tracking.uri
-        or os.environ.get("MLFLOW_TRACKING_URI")
-        or f"sqlite:///{(root / 'mlflow.db').resolve()}"
-    )
+def tracking_uri(params: Params, root: Path | None = None) -> str:
+    """The MLflow server of params.yaml or of the environment, else sqlite in the project
+    ``root``, by its absolute path (a relative one would name another file in another folder)."""
+    uri = params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = _sqlite_file(uri)
+    return f"sqlite:///{((root or _project_folder()) / database).resolve()}" if database else uri
 
 
 def track_budget(params: Params, budget: int) -> str:
@@ -59,8 +61,8 @@ def track_budget(params: Params, budget: int) -> str:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"MLflow at {uri}: {reason}; metrics are safe in {paths.metrics(budget)},"
-            " `boss track` logs them later"
+            without_password(f"MLflow at {uri}: {reason}")
+            + f"; metrics are safe in {paths.metrics(budget)}, `boss track` logs them later"
         ) from error
 
 
@@ -69,6 +71,8 @@ def _client(uri: str) -> "MlflowClient":
     # A server that is down is known to be after seconds, not minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # MLflow would print the address of every run, its server's password included.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     import logging
 
     import mlflow
@@ -82,7 +86,7 @@ def _project(uri: str, params: Params, budget: int) -> str:
     database = _sqlite_file(uri)
     # One writer at a time: several on a fresh database crash in its migration, and two budgets
     # that end together would each make the parent.
-    with FileLock(f"{database}.lock" if database else Path("mlflow.db.lock")):
+    with FileLock(f"{database or _project_folder() / 'mlflow.db'}.lock"):
         client = _client(uri)
         record = read_json(paths.metrics(budget))
         experiment = _experiment(client, str(read_json(paths.DATA / "card.json")["source"]), uri)
@@ -95,16 +99,37 @@ def _project(uri: str, params: Params, budget: int) -> str:
         run = client.create_run(
             experiment, run_name=f"K={budget}", tags={PARENT_TAG: parent}
         ).info.run_id
-        _log(client, run, parent, params, record)
-        # Last, so that a run that was cut short is not taken for the whole of its record.
-        client.set_tag(run, RECORD_TAG, digest)
+        _log(client, run, params, record)
+        _log_to_parent(client, parent, record)
         client.set_terminated(run)
         client.set_terminated(parent)
+        # Last, so that a run that was cut short is not taken for the whole of its record.
+        client.set_tag(run, RECORD_TAG, digest)
         note_link(uri, digest, experiment, run)
         return f"K={budget}: logged"
 
 
-def _log(client: "MlflowClient", run: str, parent: str, params: Params, record: Json) -> None:
+def _final_metrics(record: Json) -> "list[Metric]":
+    """Every metric of every variant, at step = NFE."""
+    from mlflow.entities import Metric
+
+    now = int(1000 * time.time())
+    return [
+        Metric(f"{variant}/{name}", value, now, int(record["nfe"]))
+        for variant in recorded(record)
+        for name, value in record[variant].items()
+    ]
+
+
+def _log_to_parent(client: "MlflowClient", parent: str, record: Json) -> None:
+    """The final metrics, unless a run that was cut short right after has logged them."""
+    metrics = _final_metrics(record)
+    history = client.get_metric_history(parent, metrics[0].key)
+    if (metrics[0].step, metrics[0].value) not in {(m.step, m.value) for m in history}:
+        client.log_batch(parent, metrics=metrics)
+
+
+def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     budget = int(record["nfe"])
@@ -112,13 +137,7 @@ def _log(client: "MlflowClient", run: str, parent: str, params: Params, record: 
     schedules = {k: v.model_dump(mode="json") for k, v in found.items()}
     variants = recorded(record)
     now = int(1000 * time.time())
-    final = [
-        Metric(f"{variant}/{name}", value, now, budget)
-        for variant in variants
-        for name, value in record[variant].items()
-    ]
-    client.log_batch(parent, metrics=final)
-    metrics = [*final, Metric("nfe", budget, now, budget)]
+    metrics = [*_final_metrics(record), Metric("nfe", budget, now, budget)]
     metrics.append(Metric("samples", record["samples"], now, budget))
     for row in pd.read_csv(paths.curves(budget)).to_dict("records"):
         step = int(row.pop("step"))
@@ -133,7 +152,7 @@ def _log(client: "MlflowClient", run: str, parent: str, params: Params, record: 
     }
     if "chosen" in found:
         tags["chosen.objective"] = found["chosen"].objective
-    values = {"nfe": budget, **_flatten(params.model_dump(mode="json"))}
+    values = {"nfe": budget, **_flatten(params.model_dump(mode="json", exclude=NOT_LOGGED))}
     client.log_batch(
         run,
         params=[Param(k, str(v)) for k, v in values.items()],
@@ -148,21 +167,33 @@ def _parent(
     client: "MlflowClient", experiment: str, params: Params, record: Json, budget: int
 ) -> str:
     """The run of the pipeline run that a record belongs to: the one with the same settings and
-    the same teacher that has no other record of this budget, else a new one."""
-    from mlflow.entities import Param
-
+    the same teacher that has no other record of this budget, else a new one. What was left of
+    this budget by a projection that was cut short is deleted."""
     settings = params.model_dump(mode="json", exclude={"budgets", "device", "tracking"})
     key = _hash(settings, record["teacher_hash"], record["extractor_hash"])
     for run in client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{key}'"):
-        of_parent = f"tags.`{PARENT_TAG}` = '{run.info.run_id}' and params.nfe = '{budget}'"
-        if not client.search_runs([experiment], of_parent, max_results=1):
-            return str(run.info.run_id)
+        parent = str(run.info.run_id)
+        of_parent = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.run_name = 'K={budget}'"
+        found = client.search_runs([experiment], of_parent)
+        if any(RECORD_TAG in child.data.tags for child in found):
+            continue
+        for child in found:
+            client.delete_run(child.info.run_id)
+        if not run.data.params:
+            _describe(client, parent, params)
+        return parent
     tags = {**_tags(record), PIPELINE_TAG: key}
     name = tags.get("dvc_experiment") or f"pipeline {key[:8]}"
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-    values = _flatten(params.model_dump(mode="json", exclude={"budgets"}))
-    client.log_batch(run_id, params=[Param(k, str(v)) for k, v in values.items()])
+    _describe(client, run_id, params)
     return run_id
+
+
+def _describe(client: "MlflowClient", parent: str, params: Params) -> None:
+    from mlflow.entities import Param
+
+    values = _flatten(params.model_dump(mode="json", exclude={"budgets", *NOT_LOGGED}))
+    client.log_batch(parent, params=[Param(k, str(v)) for k, v in values.items()])
 
 
 def _tags(record: Json) -> dict[str, str]:
@@ -179,6 +210,10 @@ def _tags(record: Json) -> dict[str, str]:
 
 def _hash(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _project_folder() -> Path:
+    return Path(os.environ.get(PROJECT, ""))
 
 
 def _sqlite_file(uri: str) -> Path | None:

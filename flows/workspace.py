@@ -134,7 +134,7 @@ class Runner:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._children: set[subprocess.Popen[str]] = set()
-        self._stopped = False
+        self.stopped = threading.Event()
 
     def run(
         self,
@@ -173,7 +173,7 @@ class Runner:
             timer = threading.Timer(timeout, end_overdue)
             timer.start()
             try:
-                if self._stopped:
+                if self.stopped.is_set():
                     _end(child)
                 assert child.stdout is not None
                 for line in map(str.rstrip, child.stdout):
@@ -204,7 +204,7 @@ class Runner:
 
     def stop(self) -> None:
         """End every stage that is still running, and let no other start."""
-        self._stopped = True
+        self.stopped.set()
         for child in list(self._children):
             _end(child)
 
@@ -363,10 +363,30 @@ def _run(command: list[str], root: Path, check: bool) -> subprocess.CompletedPro
 def _mirror(root: Path, copy: Path) -> None:
     """Make the files that git tracks or would track in the copy those of the workspace."""
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
-    for name in filter(None, listed.split("\0")):
+    # Links last: where they lead to is there by then, if it comes at all.
+    names = sorted(filter(None, listed.split("\0")), key=lambda name: (root / name).is_symlink())
+    for name in names:
         source, target = root / name, copy / name
-        if source.is_file():
+        if source.is_symlink():
+            _link(source, target)
+        elif source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
         else:
             target.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same link in the copy; to where it leads from the workspace if from there to nothing, as
+    a relative one out of the project, or to what git ignores."""
+    if target.is_dir() and not target.is_symlink():
+        raise InputError(  # which an experiment cannot record: DVC fails to, at the end
+            f"{source}: a link in place of a folder that git knows; a commit of that, or a link"
+            " under another name, needed for --set"
+        )
+    target.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(source.readlink())
+    if source.exists() and not target.exists():
+        target.unlink()
+        target.symlink_to(source.resolve())

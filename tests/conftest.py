@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ.setdefault("DVC_NO_ANALYTICS", "true")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+from flows.telemetry import TELEMETRY_OFF
+
+os.environ.update(TELEMETRY_OFF)
 # Prefect's database and profiles of the tests, apart from the user's.
 PREFECT_HOME = tempfile.mkdtemp(prefix="boss-prefect-")
 os.environ["PREFECT_HOME"] = PREFECT_HOME

@@ -25,6 +25,7 @@ import psycopg2
 import pytest
 import yaml
 
+from flows.telemetry import TELEMETRY_OFF
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
@@ -43,6 +44,12 @@ def test_image_does_not_run_as_root() -> None:
     assert instructions("USER") == ["boss"]
     assert "useradd --create-home --uid ${UID} boss" in DOCKERFILE
     assert "UID=1000" in instructions("ARG")
+
+
+def test_nothing_in_the_image_reports_home() -> None:
+    (variables,) = [line for line in instructions("ENV") if line.startswith("PATH=")]
+    found = dict(pair.split("=", 1) for pair in variables.split())
+    assert {name: found.get(name) for name in TELEMETRY_OFF} == TELEMETRY_OFF
 
 
 def test_dependencies_are_a_layer_below_the_sources() -> None:

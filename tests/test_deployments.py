@@ -37,9 +37,15 @@ def test_deployments_run_on_a_worker(
         run = ["prefect", "deployment", "run", "--watch"]
         overrides = 'overrides=["budgets=[2]","finetune.training.iterations=15"]'
         project.run(*run, "boss-pipeline/on-demand", "--param", overrides, env=server)
+        wrong = ["--param", 'overrides=["budgets=[0]"]', "--flow-run-name", "wrong"]
+        project.run(*run, "boss-pipeline/on-demand", *wrong, code=1, env=server)
         project.run(*run, "boss-pipeline/evaluate-only", env=server)
         project.run(*run, "boss-pipeline/nightly", env=server)
         runs = api(server, "flow_runs/filter", {})
+        (refused,) = [r for r in runs if r["name"] == "wrong"]
+        assert refused["state_type"] == "FAILED"
+        assert refused["state"]["message"].startswith("--set: budgets.0: 0 found; input should be")
+        runs.remove(refused)
         ended = {
             name: [r for r in runs if r["deployment_id"] == found[name]["id"] and r["start_time"]]
             for name in found

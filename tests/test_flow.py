@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -16,6 +17,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from flows.resources import gpu_lock
+from tests.conftest import PREFECT_HOME
 from tests.project import Project
 from tests.servers import free_port
 
@@ -287,6 +290,30 @@ def test_an_experiment_of_some_stages_says_nothing_of_the_others(
     assert record["samples"] == 44
 
 
+def test_changed_parameters_count_for_targets_and_for_what_was_wrong_before(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"budgets": [0]})
+    change = ("--set", "budgets=[2]", "--set", "tracking.uri=sqlite:///other.db")
+    shown = run(project, prefect_server, *change, "--target", "evaluate@2", "--name", "right")
+    assert tasks(prefect_server, shown)["evaluate@2"]["state_name"] == "Ran"
+    assert "right" in project.run("dvc", "exp", "list", "--name-only").stdout.split()
+    # A relative address is one in the user's folder, for the stage and for the links.
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'other.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id], "params.nfe = '2'")
+    ended = artifacts(prefect_server, flow_run(prefect_server, shown))
+    (link,) = [a["data"] for a in ended if a["key"] == "boss-mlflow-2"]
+    assert logged.info.run_id in link
+    # And a target that they take away is refused.
+    change = ("--set", "budgets=[2]", "--target", "finetune@3")
+    assert "error: target: 'finetune@3'; a stage needed" in run(
+        project, prefect_server, *change, code=2
+    )
+
+
 @pytest.mark.parametrize("name", ["/elsewhere", "..", "a/b", "a b", "-x", "x.lock"])
 def test_a_name_that_is_no_name_is_refused(
     flowed, tmp_path: Path, prefect_server, name: str
@@ -315,8 +342,7 @@ def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
     project.set({"finetune.training.iterations": 13})
     shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
     assert {m[1] for m in re.finditer(r"sees gpu=(\d*) threads", shown)} == {"4", "7"}
-    limits = api(prefect_server, "v2/concurrency_limits/filter", {})
-    assert [x["limit"] for x in limits if x["name"].startswith("boss-gpu-")] == [2]
+    assert gpu_limits(prefect_server) == {"4-7": 2}
 
     project.set({"finetune.training.iterations": 15})
     one = prefect_server | {"CUDA_VISIBLE_DEVICES": "4"}
@@ -325,6 +351,33 @@ def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
     echoes = [line[:12] for line in shown.splitlines() if "- sees gpu" in line]
     start = [pd.Timestamp(f"2000-01-01 {t}") for t in echoes]
     assert abs(start[1] - start[0]) > timedelta(seconds=3)  # one after the other
+    # A flow that is shown fewer of them leaves the limit of the others alone.
+    assert gpu_limits(prefect_server) == {"4-7": 2, "4": 1}
+
+
+def gpu_limits(server: dict[str, str]) -> dict[str, int]:
+    """The concurrency limits of this machine's GPUs, by the GPUs."""
+    start = f"boss-gpu-{socket.gethostname()}-"
+    found = api(server, "v2/concurrency_limits/filter", {})
+    return {x["name"].removeprefix(start): x["limit"] for x in found if x["name"].startswith(start)}
+
+
+def test_a_gpu_that_a_flow_of_another_server_holds_is_waited_for(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"finetune.training.iterations": 13})
+    server = prefect_server | {"CUDA_VISIBLE_DEVICES": "9"}
+    with gpu_lock("9"):
+        stopped = project.start("boss", "run", "--target", "finetune@3", env=server)
+        wait_for_line(stopped, "waiting for a GPU: 9 in use by other stages")
+        stopped.terminate()
+        stopped.communicate(timeout=60)
+        waits = project.start("boss", "run", "--target", "finetune@3", env=server)
+        wait_for_line(waits, "waiting for a GPU: 9 in use by other stages")
+    rest, _ = waits.communicate(timeout=300)
+    assert waits.returncode == 0, rest
+    assert "> python -m flows.stages.finetune 3" in rest
 
 
 def test_a_stage_that_takes_too_long_is_ended(flowed, tmp_path: Path, prefect_server) -> None:
@@ -377,6 +430,7 @@ def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
         (["--set", "budgets=[0]"], "--set: budgets.0: 0 found; input should be greater"),
         (["--set", "budgets"], "--set: 'budgets'; NAME=VALUE needed"),
         (["--set", "budgets=[13]"], "--set: budgets: 13 is above cost.grid (12)"),
+        (["--name", "mine"], "--name: 'mine' without --set;"),
     ],
 )  # fmt: skip
 def test_bad_input(flowed, tmp_path: Path, prefect_server, arguments, says) -> None:
@@ -404,7 +458,8 @@ def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect
 
 def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> None:
     project = flowed[0].copy(tmp_path / "project")
-    project.set({"tracking.uri": f"http://127.0.0.1:{free_port()}", "evaluate.samples": 71})
+    address = f"127.0.0.1:{free_port()}"
+    project.set({"tracking.uri": f"http://boss:geheim@{address}", "evaluate.samples": 71})
     done = project.run(
         "boss", "run", "--target", "evaluate@3",
         env={"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"},
@@ -412,6 +467,10 @@ def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> N
     assert "does not answer; the run goes on with a server of its own" in done.stderr
     shown = done.stdout + done.stderr
     assert "the records are safe in metrics/" in shown
+    assert f"MLflow at http://boss:***@{address}: " in shown
+    assert "geheim" not in shown
+    for database in Path(PREFECT_HOME).glob("prefect.db*"):
+        assert b"geheim" not in database.read_bytes()
     assert json.loads((project.folder / "metrics" / "3.json").read_text())["samples"] == 71
     # Later, with a database that answers, the record is projected.
     project.set({"tracking.uri": None})

@@ -3,12 +3,21 @@
 import hashlib
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
+import pytest
 
+from boss_core.errors import InputError
+from flows.config import load_params
+from flows.links import read_links, without_password
+from flows.tracking import track_budget, tracking_uri
 from tests.project import Project
+from tests.servers import mlflow_server
 from tests.test_pipeline import VARIANTS
 
 
@@ -97,3 +106,143 @@ def test_a_server_that_is_down_is_a_warning(finished: Project, tmp_path: Path) -
     assert "`boss track` logs them later" in done.stderr
     done = project.run("boss", "track", "--rebuild", code=2)
     assert done.stderr.startswith("error: MLflow at http://127.0.0.1:9")
+
+
+def test_a_budget_whose_record_is_not_whole_is_passed_over(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.run("boss", "track")  # the links of this folder's database
+    uri = f"sqlite:///{project.folder / 'mlflow.db'}"
+    assert list(read_links(uri, [1, 3], project.folder)) == [1, 3]
+
+    schedules = project.folder / "results" / "schedules.json"
+    content = json.loads(schedules.read_text())
+    del content["1"]
+    schedules.write_text(json.dumps(content))
+    assert list(read_links(uri, [1, 3], project.folder)) == [3]
+    (project.folder / "results" / "curves" / "3.csv").unlink()
+    assert read_links(uri, [1, 3], project.folder) == {}
+    done = project.run("boss", "track", "--rebuild")
+    assert done.stdout.splitlines() == [
+        "K=1: not logged: results/schedules.json: no budget 1; `boss run` makes it",
+        "K=3: not logged: results/curves/3.csv: no such file; `boss run` makes it",
+    ]
+    schedules.unlink()
+    assert read_links(uri, [1, 3], project.folder) == {}
+
+
+# What fails in the database, in the order of a projection: the parent and its parameters, the run
+# of the budget and all that it holds, the parent's metrics, the ends, and the mark of the whole.
+CHILD = "(SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId')"
+LOST = (
+    "INSERT ON runs",
+    "INSERT ON params",
+    "INSERT ON tags WHEN new.key = 'mlflow.parentRunId'",
+    f"INSERT ON metrics WHEN new.run_uuid IN {CHILD}",
+    "INSERT ON metrics WHEN new.key = 'training/boss_loss'",
+    f"INSERT ON params WHEN new.run_uuid IN {CHILD}",
+    "INSERT ON tags WHEN new.key = 'teacher_hash' AND new.run_uuid IN " + CHILD,
+    f"INSERT ON metrics WHEN new.run_uuid NOT IN {CHILD}",
+    f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid IN {CHILD}",
+    f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid NOT IN {CHILD}",
+    "INSERT ON tags WHEN new.key = 'boss.record'",
+)
+
+
+def shown(client: mlflow.MlflowClient, experiment: str) -> list[Any]:
+    """All that an experiment shows, but for times and identifiers."""
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    tags = [
+        {k: names.get(v, v) for k, v in run.data.tags.items() if k != "boss.record"} for run in runs
+    ]
+    histories = [
+        {
+            key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+            for key in run.data.metrics
+        }
+        for run in runs
+    ]
+    files = [{a.path for a in client.list_artifacts(run.info.run_id)} for run in runs]
+    rows = zip(runs, tags, histories, files, strict=True)
+    return sorted(
+        (run.info.run_name, run.info.status, run.data.params, tag, history, sorted(file))
+        for run, tag, history, file in rows
+    )
+
+
+def test_a_projection_that_was_cut_short_is_made_whole(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    monkeypatch.chdir(project.folder)
+    params = load_params()
+    client = mlflow.MlflowClient(tracking_uri(params))
+    card = project.folder / "data" / "card.json"
+
+    def project_into(experiment: str) -> None:
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"source": experiment}))
+        for budget in (1, 3):
+            track_budget(params, budget)
+
+    def change_database(command: str) -> None:
+        with closing(sqlite3.connect("mlflow.db")) as database, database:
+            database.execute(command)
+
+    project_into("never cut")
+    expected = shown(client, "never cut")
+    assert [row[:2] for row in expected[:2]] == [("K=1", "FINISHED"), ("K=3", "FINISHED")]
+    for number, event in enumerate(LOST):
+        change_database(
+            f"CREATE TRIGGER lost BEFORE {event} BEGIN SELECT RAISE(ABORT, 'lost'); END"
+        )
+        with pytest.raises(InputError, match="`boss track` logs them later"):
+            project_into(f"cut {number}")
+        change_database("DROP TRIGGER lost")
+        project_into(f"cut {number}")
+        assert shown(client, f"cut {number}") == expected, event
+
+
+def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.set({"tracking.uri": "http://boss:geheim@127.0.0.1:9"})
+    done = project.run("boss", "track")
+    assert "warning: MLflow at http://boss:***@127.0.0.1:9: " in done.stderr
+    assert "geheim" not in done.stderr
+
+    database = tmp_path / "server.db"
+    with mlflow_server(database, tmp_path / "artifacts", tmp_path) as url:
+        uri = url.replace("//", "//boss:geheim@")
+        project.set({"tracking.uri": uri})
+        done = project.run("boss", "track", "--rebuild")
+        assert done.stdout == "K=1: logged\nK=3: logged\n"
+        links = read_links(uri, [1, 3], project.folder)
+    assert all(link.startswith(f"{url}/#/experiments/") for link in links.values())
+    assert len(links) == 2
+    for path in [database, *(project.folder / ".dvc" / "tmp").rglob("*")]:
+        assert path.is_dir() or b"geheim" not in path.read_bytes(), path
+    with project.start("boss", "ui", "--port", "0") as ui:
+        assert ui.stdout is not None
+        line = ui.stdout.readline()
+        ui.terminate()
+    assert line.endswith(f"showing {url.replace('//', '//boss:***@')}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sqlite:////home/me@work/a:b.db", "sqlite:////home/me@work/a:b.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me@host/path", "https://me@host/path"),
+        ("at https://me:s@e/c@host:1/x: lost", "at https://me:***@host:1/x: lost"),
+        (
+            "postgresql://host/a?user=me&password=s&b=c",
+            "postgresql://host/a?user=me&password=***&b=c",
+        ),
+    ],
+)
+def test_without_password(text: str, expected: str) -> None:
+    assert without_password(text) == expected

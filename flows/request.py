@@ -1,0 +1,50 @@
+"""What is asked of a run, checked before anything is copied or started."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+
+from boss_core.errors import InputError
+from flows.config import PARAMS, load_params
+from flows.stages.check import check
+from flows.workspace import override, read_stages
+
+
+def check_request(
+    root: Path, overrides: Sequence[str], targets: Sequence[str], name: str | None
+) -> None:
+    """InputError when the folder ``root`` cannot be run like this.
+
+    With overrides, targets are left to the copy that is run: which budgets there are, its
+    parameters say."""
+    if overrides:
+        check_overrides(root, overrides)
+        return
+    if name is not None:
+        raise InputError(
+            f"--name: {name!r} without --set; a run without changed parameters is no experiment,"
+            " so no name needed"
+        )
+    check(load_params(root / PARAMS))
+    if targets:
+        read_stages(root, targets)
+
+
+def check_overrides(root: Path, overrides: Sequence[str]) -> None:
+    """InputError when params.yaml with these changes would not be valid."""
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / PARAMS.name
+        try:
+            shutil.copyfile(root / PARAMS, changed)
+            override(changed, overrides)
+        except (OSError, DvcException):
+            load_params(root / PARAMS)  # not there, or not YAML: says so
+            raise
+        try:
+            params = load_params(changed)
+        except InputError as error:
+            raise InputError(str(error).replace(f"{changed}: ", "--set: ")) from error
+    check(params)
