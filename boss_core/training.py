@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from boss_core.draws import Loss, Share
 from boss_core.errors import InputError
 from boss_core.settings import TrainingSettings
 
@@ -32,22 +32,23 @@ class Trained(Generic[Network]):
 
 def train(
     network: Network,
-    loss: Callable[[Network, int], Tensor],
+    loss: Loss,
     settings: TrainingSettings,
     *,
     validate: Callable[[Network], Row] | None = None,
     log_every: int = 50,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained[Network]:
-    """Minimise ``loss(network, step)`` over the parameters of the network that need gradients.
+    """Minimise ``loss(network, step, share)`` over the parameters of the network that need gradients.
 
     loss: the loss of step 0, 1, ...; draws its batch from the step alone (see
-        `step_generator`), so a run depends on nothing that came before it but the weights.
+        `boss_core.draws`), so a run depends on nothing that came before it but the weights.
     log_every: the losses stay on the device for this many steps, so that no step waits for it.
     on_step: called with 1 after each step.
 
     Raises InputError naming the first step whose loss was not finite.
     """
+    share = Share()
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
@@ -60,7 +61,7 @@ def train(
     norms = torch.zeros(log_every, device=device)
     curve: list[Row] = []
     for step in range(settings.iterations):
-        value = loss(network, step)
+        value = loss(network, step, share)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         slot = step % log_every
@@ -102,11 +103,6 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
         return 1.0
     progress = (step - settings.warmup) / max(1, settings.iterations - settings.warmup)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def step_generator(seed: int, step: int) -> np.random.Generator:
-    """The random numbers of one training step: they depend on seed and step alone."""
-    return np.random.Generator(np.random.Philox(key=[seed, step]))
 
 
 def _ema(network: nn.Module, decay: float) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from boss_core.draws import Share, step_generator
 from boss_core.errors import InputError
 from boss_core.files import replacing
 from boss_core.frechet import Extractor, evaluate_images
@@ -17,7 +18,7 @@ from boss_core.networks.classifier import (
     accuracy,
     save_classifier,
 )
-from boss_core.training import step_generator, train
+from boss_core.training import train
 from flows import paths
 from flows.config import Params
 from flows.progress import progress
@@ -86,7 +87,7 @@ def _train_classifier(params: Params, weights: Path, on: torch.device) -> float:
     def pixels(of: Images, rows: np.ndarray | slice) -> Tensor:
         return torch.from_numpy(np.array(of.images[rows])).to(on)
 
-    def loss(network: Classifier, step: int) -> Tensor:
+    def loss(network: Classifier, step: int, share: Share) -> Tensor:
         rows = step_generator(params.seed, step).integers(len(labels), size=settings.batch_size)
         return F.cross_entropy(network(pixels(data, rows)), torch.from_numpy(labels[rows]).to(on))
 

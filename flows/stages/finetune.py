@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from boss_core.checkpoints import Network, load_checkpoint, save_checkpoint
+from boss_core.draws import Share, step_generator
 from boss_core.files import write_bytes
 from boss_core.straighten import Segments
-from boss_core.training import Row, Trained, step_generator, train
+from boss_core.training import Row, Trained, train
 from flows import paths
 from flows.config import Params
 from flows.progress import progress
@@ -56,7 +57,7 @@ def _straighten(
     first = params.trajectories.training_samples
     validation = range(first, params.trajectories.samples)
 
-    def loss(network: Network, step: int) -> Tensor:
+    def loss(network: Network, step: int, share: Share) -> Tensor:
         draw = step_generator(params.seed, step)
         return segments.random_loss(network, draw, first, settings.batch_size, on)
 

@@ -17,12 +17,13 @@ from boss_core.checkpoints import (
     load_rectified_flow,
     save_checkpoint,
 )
+from boss_core.draws import Share, step_generator
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.losses import flow_matching_loss
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.pixels import from_uint8
-from boss_core.training import Row, step_generator, train
+from boss_core.training import Row, train
 from boss_core.velocity import sample_noise, with_labels
 from flows import paths
 from flows.config import Params, Teacher
@@ -111,7 +112,7 @@ def _train(
             return None
         return torch.from_numpy(of.labels[rows]).to(on)
 
-    def loss(network: UNet, step: int) -> Tensor:
+    def loss(network: UNet, step: int, share: Share) -> Tensor:
         draw = step_generator(params.seed, step)
         rows = draw.integers(len(data.images), size=teacher.training.batch_size)
         batch = pixels(rows, data)
