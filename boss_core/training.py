@@ -195,14 +195,14 @@ def _moving_average(network: nn.Module, averaged: nn.Module, decay: float) -> Ca
     layers keep in buffers are averaged too."""
     means: list[Tensor] = []
     currents: list[Tensor] = []
-    for mean, current in zip(averaged.parameters(), network.parameters(), strict=True):
-        if current.requires_grad:
+    for mean, weight in zip(averaged.parameters(), network.parameters(), strict=True):
+        if weight.requires_grad:
             means.append(mean)
-            currents.append(current)
-    for mean, current in zip(averaged.buffers(), network.buffers(), strict=True):
-        if current.is_floating_point():
+            currents.append(weight)
+    for mean, statistic in zip(averaged.buffers(), network.buffers(), strict=True):
+        if statistic.is_floating_point():
             means.append(mean)
-            currents.append(current)
+            currents.append(statistic)
 
     @torch.no_grad()
     def update(step: int) -> None:

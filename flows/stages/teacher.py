@@ -104,9 +104,8 @@ def _train(
     shape = tuple(data.images.shape[1:])
 
     def rows(step: int, share: Share) -> tuple[NDArray]:
-        return (
-            share.take(step_generator(params.seed, step).integers(len(images.array), size=size)),
-        )
+        draw = step_generator(params.seed, step)
+        return (share.take(draw.integers(len(images.array), size=size)),)
 
     batch = images.batches(rows)
 
