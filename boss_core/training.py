@@ -4,7 +4,7 @@ on several processes, in mixed precision, from the last checkpoint on."""
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -193,16 +193,13 @@ def _moving_average(network: nn.Module, averaged: nn.Module, decay: float) -> Ca
     """An exponential moving average whose decay grows to its value, min(decay, (1 + s) / (10 +
     s)) after s steps, so that a short run does not average in its random start. Statistics that
     layers keep in buffers are averaged too."""
-    means: list[Tensor] = []
-    currents: list[Tensor] = []
-    for mean, weight in zip(averaged.parameters(), network.parameters(), strict=True):
-        if weight.requires_grad:
-            means.append(mean)
-            currents.append(weight)
-    for mean, statistic in zip(averaged.buffers(), network.buffers(), strict=True):
-        if statistic.is_floating_point():
-            means.append(mean)
-            currents.append(statistic)
+    # Weights that train, and all statistics.
+    moving = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    moving |= {name for name, buffer in network.named_buffers() if buffer.is_floating_point()}
+    means, currents = (
+        [tensor.detach() for name, tensor in _named_tensors(of) if name in moving]
+        for of in (averaged, network)
+    )
 
     @torch.no_grad()
     def update(step: int) -> None:
@@ -210,6 +207,11 @@ def _moving_average(network: nn.Module, averaged: nn.Module, decay: float) -> Ca
         torch._foreach_lerp_(means, currents, weight)
 
     return update
+
+
+def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 def _check(recent: Tensor, step: int, settings: TrainingSettings) -> None:
