@@ -28,12 +28,13 @@ CPU = torch.device("cpu")
 SIZE = 8
 DEFAULTS = {
     "kill_at": -1, "iterations": 40, "learning_rate": 1e-3, "data_seed": 0, "start_seed": 0,
-    "nan_at": -1, "bare_gradient": 0,
+    "nan_at": -1,
 }  # fmt: skip
 
 
 def main(folder: Path, given: dict[str, float]) -> None:
-    """Write the averaged weights and the curve; die at step ``kill_at`` of this process."""
+    """Write the gradient of the first step, the averaged weights and the curve; the main process
+    dies at step ``kill_at``. In float64: Adam makes noise of the gradients that should be 0."""
     torch.set_num_threads(1)
     if "WORLD_SIZE" in os.environ:
         distributed.init_process_group("gloo")
@@ -44,7 +45,7 @@ def main(folder: Path, given: dict[str, float]) -> None:
     network = UNet(UNetConfig(
         image_size=8, channels=1, base_channels=8, channel_multipliers=(1, 2), blocks=1,
         attention_sizes=(4,),
-    ))  # fmt: skip
+    )).double()  # fmt: skip
     torch.nn.init.normal_(network.last.weight, std=0.1)  # 0 would hide the gradient of the rest
     batch = data.batches(
         lambda step, share: (share.take(step_generator(0, step).integers(60, size=SIZE)),)
@@ -52,23 +53,22 @@ def main(folder: Path, given: dict[str, float]) -> None:
 
     def loss(network, step, share):
         draw = device_generator(0, step, CPU)
-        noise, t = torch.randn(SIZE, 1, 8, 8, generator=draw), torch.rand(SIZE, generator=draw)
-        pixels = from_uint8(batch(step, share))
+        noise = torch.randn(SIZE, 1, 8, 8, generator=draw).double()
+        t = torch.rand(SIZE, generator=draw).double()
+        pixels = from_uint8(batch(step, share)).double()
         value = flow_matching_loss(network, pixels, share.take(noise), share.take(t))
         # In the last process alone: the others have to hear of it.
         ill = step == given["nan_at"] and share.rank == share.of - 1
         return value * (torch.nan if ill else 1.0)
 
-    if given["bare_gradient"]:
-        share = processes.own_share()
-        loss(network, 0, share).backward()
-        gradients = {name: p.grad for name, p in network.named_parameters()}
-        if share.of > 1:
-            processes.average(list(gradients.values()))
-        if main_process:
-            tensors = {name: g.contiguous() for name, g in gradients.items()}
-            save_file(tensors, folder / "result.safetensors")
-        return
+    share = processes.own_share()
+    loss(network, 0, share).backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    if share.of > 1:
+        processes.average(list(gradients.values()))
+    if main_process:
+        tensors = {name: g.contiguous() for name, g in gradients.items()}
+        save_file(tensors, folder / "gradient.safetensors")
 
     done = 0
 
