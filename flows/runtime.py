@@ -36,14 +36,17 @@ def run_stage(
     with reported():
         params = load_params()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: same bits each run
-        if trains(params):
-            _check_processes(params)
-            if params.compute.processes > 1 and "WORLD_SIZE" not in os.environ:
-                _start_processes(params.compute.processes)
-                return
-        elif _started() > 1:
-            raise InputError(f"stage: started in {_started()} processes; it trains nothing, so 1")
         try:
+            if trains(params):
+                _check_processes(params)
+                if params.compute.processes > 1 and "WORLD_SIZE" not in os.environ:
+                    _start_processes(params.compute.processes)
+                    return
+            elif _started() > 1:
+                raise InputError(
+                    f"stage: started as {_started()} processes, but with these parameters it trains"
+                    " nothing; one needed"
+                )
             stage(params)
         except InputError:
             if not is_main():

@@ -191,10 +191,7 @@ def config_to_train(teacher: Teacher) -> NCSNppConfig:
             f"params.yaml: teacher.conditional: true with teacher.config: {teacher.config}, a"
             " network without classes; false, or config: null for a U-Net, needed"
         )
-    try:
-        return read_config(teacher.config)[0]
-    except InputError as error:
-        raise InputError(f"params.yaml: teacher.{error}") from error
+    return read_config(teacher.config)[0]
 
 
 def _on_device(data: Images, classes: int | None, on: torch.device) -> tuple[Rows, Rows | None]:
