@@ -41,5 +41,13 @@ def step_generator(seed: int, step: int) -> np.random.Generator:
 def device_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """For what only the device sees, as noise and times: as `step_generator`, and independent of
     it. The numbers are others on another kind of device."""
-    generator = torch.Generator(device)
-    return generator.manual_seed((seed * _SPREAD + step) % 2**63)
+    return torch.Generator(device).manual_seed(_mixed(seed, step))
+
+
+def seed_all(seed: int, step: int) -> None:
+    """The same for what torch draws without being given a generator, on every device."""
+    torch.manual_seed(_mixed(seed + 1, step))
+
+
+def _mixed(seed: int, step: int) -> int:
+    return (seed * _SPREAD + step) % 2**63

@@ -5,6 +5,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from boss_core import processes
-from boss_core.draws import Loss
+from boss_core.draws import Loss, Share, seed_all
 from boss_core.errors import InputError
 from boss_core.files import sha256
 from boss_core.resume import Checkpoints
@@ -84,8 +85,9 @@ def train(
     state = _state(network, averaged, optimizer) | {"losses": losses, "norms": norms}
 
     done, curve, fingerprint = 0, list[Row](), ""
-    saves = checkpoints is not None and settings.iterations > checkpoints.every
-    if checkpoints is not None and main and (saves or checkpoints.exist()):
+    # A short run writes none, but may find one.
+    kept = checkpoints if checkpoints and settings.iterations > checkpoints.every else None
+    if checkpoints and main and (kept or checkpoints.exist()):
         kind = settings.model_dump() | {"precision": precision, "log_every": log_every}
         kind["code"] = [sha256(path) for path in _sources(network, loss)]
         fingerprint = checkpoints.fingerprint(kind, network.state_dict())
@@ -100,27 +102,32 @@ def train(
 
     call = _in_precision(torch.compile(network, dynamic=False) if compile else network, precision)
     update_average = _moving_average(network, averaged, settings.ema_decay)
-    for step in range(done, settings.iterations):
-        rate = settings.learning_rate * learning_rate_factor(step, settings)
-        optimizer.param_groups[0]["lr"] = rate
-        value = loss(call, step, share)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        if share.of > 1:
-            processes.average([p.grad for p in parameters if p.grad is not None])
-        slot = step % log_every
-        norms[slot] = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
-        losses[slot] = value.detach()
-        optimizer.step()
-        update_average(step)
-        if on_step is not None:
-            on_step(1)
-        last = step == settings.iterations - 1
-        if slot == log_every - 1 or last:
+    with _random_numbers_of_steps(device, share) as of_step:
+        for step in range(done, settings.iterations):
+            of_step(step)
+            rate = settings.learning_rate * learning_rate_factor(step, settings)
+            optimizer.param_groups[0]["lr"] = rate
+            value = loss(call, step, share)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
             if share.of > 1:
+                processes.average([p.grad for p in parameters if p.grad is not None])
+            slot = step % log_every
+            norms[slot] = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+            losses[slot] = value.detach()
+            optimizer.step()
+            update_average(step)
+            if on_step is not None:
+                on_step(1)
+
+            last = step == settings.iterations - 1
+            logs = slot == log_every - 1 or last
+            stores = kept is not None and ((step + 1) % kept.every == 0 or last)
+            if share.of > 1 and (logs or stores):
                 processes.average([losses])
-            _check(losses[: slot + 1].cpu(), step, settings)
-            if main:
+            if logs:
+                _check(losses[: slot + 1].cpu(), step, settings)
+            if logs and main:
                 row: Row = {
                     "step": step + 1,
                     "loss": float(losses[: slot + 1].mean()),
@@ -131,11 +138,8 @@ def train(
                     with torch.no_grad():
                         row |= validate(_in_precision(averaged.eval(), precision))
                 curve.append(row)
-        if checkpoints is not None and saves and ((step + 1) % checkpoints.every == 0 or last):
-            if share.of > 1:
-                processes.average([losses])
-            if main:
-                checkpoints.save(step + 1, fingerprint, state, curve)
+            if kept is not None and stores and main:
+                kept.save(step + 1, fingerprint, state, curve)
     return Trained(averaged.eval().requires_grad_(False), curve)
 
 
@@ -147,6 +151,15 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
         return 1.0
     progress = (step - settings.warmup) / max(1, settings.iterations - settings.warmup)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+@contextmanager
+def _random_numbers_of_steps(device: torch.device, share: Share) -> Iterator[Callable[[int], None]]:
+    """Yield a function that makes what layers draw in a step, as dropout does, depend on the
+    step, the process and torch's seed; outside of it torch's numbers go on as if nothing was."""
+    seed = torch.initial_seed()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield lambda step: seed_all(seed, step * share.of + share.rank)
 
 
 def _adam(parameters: list[nn.Parameter]) -> torch.optim.Adam:

@@ -179,3 +179,24 @@ def test_running_statistics_are_averaged_too() -> None:
         average = decay * average + (1 - decay) * mean
     trained = train(network, loss, settings(iterations=5)).network
     assert float(trained[0].running_mean) == pytest.approx(average, rel=1e-5)
+
+
+def test_what_layers_draw_depends_on_seed_and_step_and_leaves_no_trace() -> None:
+    drawn = {}
+
+    def loss(network, step, share):
+        drawn[step] = float(torch.rand(()))
+        return network.w**2
+
+    def run(seed: int, iterations: int) -> dict[int, float]:
+        drawn.clear()
+        torch.manual_seed(seed)
+        expected = torch.rand(2)
+        torch.manual_seed(seed)
+        train(scalar(1.0), loss, settings(iterations=iterations))
+        assert torch.equal(torch.rand(2), expected)
+        return dict(drawn)
+
+    first = run(0, 5)
+    assert len({*first.values(), *run(1, 5).values()}) == 10
+    assert run(0, 3) == {step: first[step] for step in range(3)}

@@ -133,10 +133,10 @@ def test_a_killed_finetuning_goes_on_to_the_same_bytes(finished: Project, tmp_pa
     project.run(*finetune)
     expected = project.outputs()
     shutil.rmtree(project.folder / "models/student/3")
-    # In its second student; the first is not trained again.
-    kill_at(project, 60, *finetune, label="finetune@3 bellman")
+    # In its second student (Bellman's steps are the uniform ones here); the first is done.
+    kill_at(project, 60, *finetune, label="finetune@3 chosen")
     done = project.run(*finetune)
     assert "finetune@3 uniform/000000100.safetensors: going on after step 100" in done.stdout
-    assert "finetune@3 bellman/0000000" in done.stdout
+    assert "finetune@3 chosen/0000000" in done.stdout
     assert project.outputs() == expected
     assert not list((project.folder / "build/training").iterdir())

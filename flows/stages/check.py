@@ -34,7 +34,7 @@ def check(params: Params) -> None:
         from flows.stages.teacher import read_teacher
 
         read_teacher(params.teacher)
-    elif params.teacher.config is not None:
+    elif params.teacher.config is not None:  # to train
         from flows.stages.teacher import config_to_train
 
         config_to_train(params.teacher)
