@@ -48,9 +48,6 @@ _BLOCK_BYTES = 4 << 20
 # The Gram matrix is symmetric; on a CPU this many rows at a time are multiplied with those from
 # there on only, which saves a third of the work.
 _BLOCK_ROWS = 33
-# Products of 100 rows are too small to divide among cores: two samples side by side keep a CPU
-# busier than one, and the products of one hide the widening of the other.
-_WORKERS = 2
 # Gram matrices of samples that become costs together.
 _GRAM_BYTES = 4 << 20
 
@@ -366,10 +363,18 @@ def _grams(velocities: Tensor, residuals: Tensor | None) -> Tensor:
                     product = grams[sample, block, vectors + row : vectors + count]
                     product.addmm_(factors[row:end], factors[row:].T)
 
-    workers = _WORKERS if on_cpu else 1
+    if not on_cpu:
+        multiply(range(samples))
+        return grams
+    # Products of 100 rows are too small to divide among cores: each core has samples of its own.
+    threads = torch.get_num_threads()
+    workers = min(threads, samples)
     shares = [range(first, samples, workers) for first in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(multiply, shares))
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(multiply, shares))
+    finally:
+        torch.set_num_threads(threads)
     return grams
 
 

@@ -74,7 +74,7 @@ def to_diffusers(schedule: Schedule) -> str:
     if schedule.solver == "ab2":
         raise InputError(
             "schedule: for solver ab2, whose steps no scheduler class of diffusers takes; the"
-            " target diffusers-fixed needed, or boss_core.pipelines.fixed_scheduler"
+            " target diffusers-fixed needed, or boss_core.fixed_schedulers.fixed_scheduler"
         )
     _refuse_heun(schedule)
     return _diffusers_scheduler(schedule) + (
@@ -90,7 +90,7 @@ def to_diffusers_fixed(schedule: Schedule) -> str:
     _refuse_heun(schedule)
     if schedule.solver == "ab2":
         return (
-            "from boss_core.pipelines import fixed_scheduler\n"
+            "from boss_core.fixed_schedulers import fixed_scheduler\n"
             "\n"
             f"timesteps = {_rows(schedule.timesteps)}\n"
             'pipeline.scheduler = fixed_scheduler(pipeline.scheduler, timesteps, solver="ab2")\n'
@@ -179,7 +179,7 @@ def check_scheduler(
         (diffusers' ``calculate_shift`` of the number of image tokens); needed then only.
 
     Raises InputError for a scheduler that does not take the steps of the schedule's solver, and
-    when mu is missing. Those of ``ab2`` are taken by a `boss_core.pipelines.fixed_scheduler`.
+    when mu is missing. A `boss_core.fixed_schedulers.fixed_scheduler` takes those of ``ab2``.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -195,7 +195,7 @@ def check_scheduler(
         raise InputError(
             f"scheduler: {type(scheduler).__name__} takes steps of {solver}, and the schedule is"
             f" for {schedule.solver}; one for the same solver needed (diffusers has only euler,"
-            " boss_core.pipelines.fixed_scheduler ab2 too)"
+            " boss_core.fixed_schedulers.fixed_scheduler ab2 too)"
         )
     config: Any = scheduler.config
     dynamic = bool(config.use_dynamic_shifting)

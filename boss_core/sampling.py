@@ -1,6 +1,8 @@
 """Images from a velocity and a schedule."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -35,12 +37,24 @@ def sample_images(
         raise InputError(f"solver: {solver!r}; one of {', '.join(SOLVERS)} needed")
     check_labels(labels, samples)
     images = np.empty((samples, *shape), dtype=np.uint8)
-    for start in range(0, samples, batch_size):
-        rows = range(start, min(start + batch_size, samples))
-        of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
-        noise = sample_noise(rows, shape, seed).to(device)
-        x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
-        images[rows.start : rows.stop] = to_uint8(x).cpu().numpy()
-        if on_step is not None:
-            on_step(len(rows))
+    batches = [
+        range(start, min(start + batch_size, samples)) for start in range(0, samples, batch_size)
+    ]
+
+    def draw(rows: range) -> Tensor:
+        noise = sample_noise(rows, shape, seed)
+        return noise.pin_memory() if device.type == "cuda" else noise
+
+    # The noise of the next batch is drawn while the device works on this one.
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(draw, batches[0])
+        for rows, following in zip_longest(batches, batches[1:]):
+            noise = drawn.result().to(device, non_blocking=True)
+            if following is not None:
+                drawn = pool.submit(draw, following)
+            of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
+            x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
+            images[rows.start : rows.stop] = to_uint8(x).cpu().numpy()
+            if on_step is not None:
+                on_step(len(rows))
     return images

@@ -13,6 +13,22 @@ from boss_core.timesteps import validate_timesteps
 EVALUATIONS = {"euler": 1, "ab2": 1, "heun": 2}
 
 
+class HeldOut(BaseModel):
+    """What samples said of steps, from noise that these were not searched on.
+
+    winner: the objective whose samples were nearest to the teacher's on the noise of the search.
+    gain: by how much nearer than those of ``l2_squared`` they are on held-out noise, as a share
+        of that distance; standard_error: of it. Steps of the winner are chosen only where the
+        gain is more than two standard errors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    winner: str
+    gain: float
+    standard_error: float
+
+
 class Schedule(BaseModel):
     """Steps on a grid, the solver for them, and where they come from. Immutable; equal when every
     field is.
@@ -27,6 +43,7 @@ class Schedule(BaseModel):
     standard_error: of ``predicted_error``, from the spread between groups of trajectories.
     teacher_hash: the hash of the weights that the costs were measured on.
     settings_hash: the hash of the settings of the search.
+    held_out: for steps that ``auto`` chose, the comparison that it went by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +56,7 @@ class Schedule(BaseModel):
     standard_error: float | None = None
     teacher_hash: str | None = None
     settings_hash: str | None = None
+    held_out: HeldOut | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

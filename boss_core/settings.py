@@ -25,6 +25,9 @@ class TrainingSettings(Settings):
     warmup: int = Field(ge=0, description="steps of linear warm-up")
     gradient_clip: float = Field(gt=0, description="largest L2 norm of the gradient")
     ema_decay: float = Field(ge=0, lt=1, description="decay of the weight average, a step")
+    weight_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="share of a weight lost a step, in learning rates"
+    )
 
 
 class ComputeSettings(Settings):

@@ -77,7 +77,7 @@ def train(
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     device = parameters[0].device
-    optimizer = _adam(parameters)
+    optimizer = _adam(parameters, settings.weight_decay)
     averaged = copy.deepcopy(network)
     losses = torch.zeros(log_every, device=device)
     norms = torch.zeros(log_every, device=device)
@@ -162,10 +162,13 @@ def _random_numbers_of_steps(device: torch.device, share: Share) -> Iterator[Cal
         yield lambda step: seed_all(seed, step * share.of + share.rank)
 
 
-def _adam(parameters: list[nn.Parameter]) -> torch.optim.Adam:
+def _adam(parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Adam:
     """With its state there from the start, so that a checkpoint can fill it. In the layout of the
     parameters: the fused kernel reads all of them in the order of the memory."""
-    optimizer = torch.optim.Adam(parameters, fused=True)
+    # With decoupled weight decay it is AdamW, and without any it is Adam.
+    optimizer = torch.optim.Adam(
+        parameters, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True
+    )
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),

@@ -1,17 +1,19 @@
 """The chosen steps of every budget: those of one objective, or the best of all of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from boss_core.bellman import Path
+from boss_core.bellman import Path, optimal_paths
 from boss_core.cost import CostMatrix
 from boss_core.distances import Distance
 from boss_core.errors import InputError
 from boss_core.objectives import OBJECTIVES, optimal_steps
 from boss_core.oss import oss_paths
 from boss_core.refine import refine
+from boss_core.schedules import HeldOut
 from boss_core.selection import Choice, Reference, roll_out, search_steps
 from boss_core.timesteps import nearest_indices, uniform
 from boss_core.velocity import Velocity
@@ -21,6 +23,9 @@ from flows.progress import progress
 # One of so many noises is enough for the forward recursion when it is one candidate of several: it
 # takes K n evaluations for each, as many as all of the refinement.
 OSS_SHARE = 4
+# One of so many noises for the perceptual costs: n (n - 1) / 2 evaluations for each, of a network
+# that is mostly larger than the teacher.
+LPIPS_SHARE = 8
 
 # Start states and labels to search on, or, held out, to compare on.
 Noise = Callable[[bool], tuple[Tensor, Tensor | None]]
@@ -28,10 +33,12 @@ Noise = Callable[[bool], tuple[Tensor, Tensor | None]]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The steps of one budget, and the name of the objective that they are the best of."""
+    """The steps of one budget, and the name of the objective that they are the best of.
+    held_out: what ``auto`` went by."""
 
     objective: str
     indices: tuple[int, ...]
+    held_out: HeldOut | None = None
 
 
 def chosen_steps(
@@ -41,8 +48,8 @@ def chosen_steps(
     settings: ScheduleSearch,
     noise: Noise,
     distance: Callable[[Tensor], Distance],
-) -> dict[int, Chosen]:
-    """What the settings ask for, for every budget.
+) -> Iterator[tuple[int, Chosen]]:
+    """What the settings ask for, budget by budget, each as soon as it is found.
 
     velocity: the teacher that the costs were measured on, on the device. noise: called for what
     evaluates it again only. distance: what ``refine`` and ``auto`` go by, to given samples.
@@ -52,6 +59,8 @@ def chosen_steps(
     search = _Search(velocity, matrix, budgets, settings, distance)
     if settings.objective == "oss":
         return _named("oss", search.oss(*noise(False)))
+    if settings.objective == "lpips":
+        return _named("lpips", search.lpips(*noise(False)))
     near = search.ends(*noise(False))
     if settings.objective == "refine":
         return search.refined(near)
@@ -60,7 +69,7 @@ def chosen_steps(
 
 def from_costs(
     matrix: CostMatrix, budgets: Sequence[int], settings: ScheduleSearch
-) -> dict[int, Chosen]:
+) -> Iterator[tuple[int, Chosen]]:
     """The best steps of every budget by the cost matrix alone."""
     return _named(settings.objective, _cheapest(matrix, budgets, settings, settings.objective))
 
@@ -86,9 +95,11 @@ def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
         return None
 
 
-def say(budget: int, solver: str, choice: Choice) -> None:
-    """Print how ``auto`` came to the steps of a budget."""
+def chosen_by(choice: Choice, budget: int, solver: str) -> Chosen:
+    """What ``auto`` makes of a comparison; a printed line says how it came to it."""
     print(f"schedule: K = {budget}, {solver}: {_verdict(choice)}", flush=True)
+    held_out = HeldOut(winner=choice.winner, gain=choice.gain, standard_error=choice.standard_error)
+    return Chosen(choice.objective, choice.indices, held_out)
 
 
 @dataclass(frozen=True)
@@ -113,14 +124,13 @@ class _Search:
             labels=labels,
         )
 
-    def best_of_all(self, search: Reference, test: Reference) -> dict[int, Chosen]:
+    def best_of_all(self, search: Reference, test: Reference) -> Iterator[tuple[int, Chosen]]:
         """For each budget the objective whose samples are nearest to the teacher's, if beyond
         chance; a line for each says what came out."""
         found = candidates(self.matrix, self.budgets, self.settings)
         share = len(search.noise) // OSS_SHARE
         labels = None if search.labels is None else search.labels[:share]
         forward = self.oss(search.noise[:share], labels)
-        chosen = {}
         for budget in self.budgets:
             with progress(f"schedule: refine, K = {budget}", None, "evaluations") as advance:
                 choice = search_steps(
@@ -134,15 +144,12 @@ class _Search:
                     batch_size=self.settings.batch_size,
                     on_evaluations=advance,
                 )
-            say(budget, self.settings.solver, choice)
-            chosen[budget] = Chosen(choice.objective, choice.indices)
-        return chosen
+            yield budget, chosen_by(choice, budget, self.settings.solver)
 
-    def refined(self, search: Reference) -> dict[int, Chosen]:
+    def refined(self, search: Reference) -> Iterator[tuple[int, Chosen]]:
         """The steps nearest to the teacher's samples, from the cheapest and from uniform ones."""
         distance = self.distance(search.ends)
         cheapest = _cheapest(self.matrix, self.budgets, self.settings, "l2_squared")
-        chosen = {}
         for budget in self.budgets:
             starts = [cheapest[budget].indices, uniform_indices(self.matrix, budget)]
             with progress(f"schedule: refine, K = {budget}", None, "evaluations") as advance:
@@ -157,8 +164,7 @@ class _Search:
                     labels=search.labels,
                     on_evaluations=advance,
                 )
-            chosen[budget] = Chosen("refine", refined.indices)
-        return chosen
+            yield budget, Chosen("refine", refined.indices)
 
     def oss(self, noise: Tensor, labels: Tensor | None) -> dict[int, Path]:
         """The forward recursion for all budgets."""
@@ -179,6 +185,27 @@ class _Search:
                 batch_size=self.settings.batch_size,
                 on_step=advance,
             )
+
+    def lpips(self, noise: Tensor, labels: Tensor | None) -> dict[int, Path]:
+        """The perceptually cheapest steps, on a share of the noises."""
+        # torch-fidelity takes a second to import.
+        from boss_core.perceptual import estimate_lpips_costs, load_lpips, lpips_distances
+
+        share, steps = len(noise) // LPIPS_SHARE, len(self.matrix.timesteps) - 1
+        distance = load_lpips(pathlib.Path(self.settings.lpips), noise.device)
+        count = lpips_distances(steps, share)
+        print(f"schedule: lpips on {share} noises: {count:,} perceptual distances", flush=True)
+        with progress("schedule: lpips", count, "distances") as advance:
+            cost = estimate_lpips_costs(
+                self.velocity,
+                noise[:share],
+                self.matrix.timesteps,
+                distance,
+                batch_size=self.settings.batch_size,
+                labels=None if labels is None else labels[:share],
+                on_distances=advance,
+            )
+        return optimal_paths(cost, self.budgets)
 
 
 def _cheapest(
@@ -201,5 +228,6 @@ def _verdict(choice: Choice) -> str:
     return f"{gain}: not more than chance, l2_squared stays"
 
 
-def _named(objective: str, found: Mapping[int, Path]) -> dict[int, Chosen]:
-    return {budget: Chosen(objective, path.indices) for budget, path in found.items()}
+def _named(objective: str, found: Mapping[int, Path]) -> Iterator[tuple[int, Chosen]]:
+    for budget, path in found.items():
+        yield budget, Chosen(objective, path.indices)

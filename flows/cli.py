@@ -216,13 +216,17 @@ def schedule(
     objective: str = typer.Option(
         "l2_squared",
         help="What the steps are best for: l2_squared (the paper), l2, minimax, gits, oss, refine,"
-        " or auto, which compares samples of them all.",
+        " auto, which compares samples of all these, or lpips, which needs weights files.",
     ),
     gamma: float = typer.Option(1.15, min=0.01, max=10, help="Of --objective gits."),
+    lpips_weights: Path = typer.Option(
+        Path("inputs/lpips"), help="Of --objective lpips: the folder of its two weights files."
+    ),
     noises: int = typer.Option(
         256,
         min=20,
-        help="Samples that oss, refine and auto search on; auto compares on twice as many others.",
+        help="Samples that oss, refine and auto search on; auto compares on twice as many others,"
+        " and lpips takes an eighth of them.",
     ),
     samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
     batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
@@ -234,7 +238,7 @@ def schedule(
 
     Rolls out trajectories on the fine grid, measures what every possible step would cost,
     and finds the cheapest K. Stopped, it goes on from where it was; asked for other budgets, it
-    need not measure again. What oss, refine and auto sample beyond that is not kept.
+    need not measure again. What oss, refine, auto and lpips sample beyond that is not kept.
 
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
@@ -256,6 +260,7 @@ def schedule(
         objective=objective,  # type: ignore[arg-type]
         gamma=gamma,
         distance="sliced_wasserstein",
+        lpips=str(lpips_weights),
         samples=noises,
         batch_size=batch_size,
     )

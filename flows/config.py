@@ -37,6 +37,10 @@ class Data(Settings):
 
 class Features(Settings):
     extractor: Literal["classifier", "inception"]
+    network: Literal["small", "resnet"] = Field(description="classifier: three layers, or sixteen")
+    augment: bool = Field(
+        description="classifier: train on images shifted by up to 4 pixels and flipped"
+    )
     path: str = Field(description="folder of the weights file, used when extractor is inception")
     width: int = Field(ge=8, multiple_of=8, description="classifier: channels, first layer")
     features: int = Field(ge=2, le=2048, description="classifier: width of the feature layer")
@@ -82,17 +86,22 @@ class Cost(Settings):
 
 class ScheduleSearch(Settings):
     solver: Literal["euler", "ab2"] = Field(description="of the chosen steps; the paper's: euler")
-    objective: Literal["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine"] = Field(
-        description="what the chosen steps minimise; auto: the best of all on held-out noise"
+    objective: Literal["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine", "lpips"] = (
+        Field(
+            description="what the chosen steps minimise; auto: the best on held-out noise, lpips"
+            " apart"
+        )
     )
     gamma: float = Field(gt=0, le=10, description="gits: weight of the errors carried forward")
     distance: Literal["sliced_wasserstein", "energy", "features"] = Field(
         description="refine, auto: of samples to the fine grid's; features: a Frechet distance"
     )
+    lpips: str = Field(description="folder of the two weights files, used for lpips")
     samples: int = Field(
-        ge=20, description="oss, refine, auto: noises; auto holds out twice as many"
+        ge=20,
+        description="oss, refine, auto: noises; auto holds out twice as many, lpips takes 1/8",
     )
-    batch_size: int = Field(ge=1, description="oss, refine, auto: states evaluated together")
+    batch_size: int = Field(ge=1, description="oss, refine, auto, lpips: states evaluated together")
 
     @property
     def papers(self) -> bool:
@@ -133,6 +142,7 @@ class Evaluate(Settings):
 
 class Tracking(Settings):
     uri: str | None = Field(description="MLflow tracking URI; null for sqlite in the project")
+    grid_intensity: float = Field(ge=0, description="of the electricity used, g CO2 a kWh")
 
 
 class Params(Settings):
@@ -176,6 +186,11 @@ class Params(Settings):
             raise ValueError(
                 f"schedule.solver: ab2 with cost.grid {self.cost.grid}; a grid of at most"
                 f" {AB2_GRID} steps, or euler, needed"
+            )
+        if self.schedule.objective == "lpips" and self.schedule.solver != "euler":
+            raise ValueError(
+                f"schedule.solver: {self.schedule.solver} with schedule.objective lpips; euler"
+                " needed"
             )
         return self
 

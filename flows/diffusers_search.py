@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from boss_core.pipelines import (
 )
 from boss_core.selection import Reference, choose_sampled
 from boss_core.timesteps import Times
-from flows.chosen import Chosen, candidates, from_costs, say
+from flows.chosen import Chosen, candidates, chosen_by, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.search import (
@@ -125,10 +125,10 @@ def pipeline_costs(
 
 def check_pipeline_request(objective: str, reference: str) -> None:
     """InputError for what needs the network at states of its own, which a pipeline, a sampler
-    from noise by Euler's steps, does not give."""
+    from noise by Euler's steps, does not give, or images, which latents are not."""
     if reference != "euler":
         raise InputError(f"--reference: {reference}; with --pipeline euler needed")
-    if objective in ("oss", "refine"):
+    if objective in ("oss", "refine", "lpips"):
         raise InputError(
             f"--objective: {objective}; with --pipeline one of the costs, or auto, which"
             " compares samples of their steps, needed"
@@ -144,10 +144,11 @@ def find_pipeline_steps(
     *,
     prompts: Sequence[str],
     shared: Mapping[str, Any],
-) -> dict[int, Chosen]:
+) -> Iterator[tuple[int, Chosen]]:
     """As `find_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
     if settings.objective != "auto":
-        return from_costs(matrix, budgets, settings)
+        yield from from_costs(matrix, budgets, settings)
+        return
 
     def sample(rows: Sequence[int], times: Times, solver: str) -> torch.Tensor:
         calls = (
@@ -172,13 +173,11 @@ def find_pipeline_steps(
         }
         return {name: ends[path] for name, path in steps.items()}
 
-    count, found = settings.samples, {}
+    count = settings.samples
     print(f"schedule: {3 * count} trajectories of {search.grid} steps to compare with", flush=True)
     near, test = reference(SELECTION, count), reference(TEST, 2 * count)
     for budget, steps in candidates(matrix, budgets, settings).items():
         choice = choose_sampled(
             sampler, search.grid, steps, near, test, distance=sliced_wasserstein
         )
-        say(budget, settings.solver, choice)
-        found[budget] = Chosen(choice.objective, choice.indices)
-    return found
+        yield budget, chosen_by(choice, budget, settings.solver)

@@ -3,7 +3,7 @@
 The folder of a search holds ``cost.npz``, the sum of costs so far, from which a search that
 stopped goes on and one for other budgets starts finished; ``K.json``, a schedule for each budget;
 and ``cost.png``, the heat map. What compares samples (``refine``, ``auto``) or the student's own
-states (``oss``) evaluates the network once more each time.
+states (``oss``), or needs its images (``lpips``), evaluates the network once more each time.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -42,7 +42,7 @@ from flows.progress import progress
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
 SOLVERS = ("euler", "ab2")
-SAMPLED = ("oss", "refine", "auto")  # objectives that evaluate the network again
+SAMPLED = ("oss", "refine", "auto", "lpips")  # objectives that evaluate the network again
 # The first samples of the noise that steps are compared on: no cost matrix gets that far.
 SELECTION, TEST = 1 << 40, 1 << 41
 SAVE_INTERVAL = 30.0  # seconds of a long search that a power cut may cost
@@ -81,6 +81,8 @@ def check_request(
         raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
     if solver == "ab2" and grid > LARGEST_GRID:
         raise InputError(f"--grid: {grid}; at most {LARGEST_GRID} needed with --solver ab2")
+    if objective == "lpips" and solver != "euler":
+        raise InputError(f"--solver: {solver}; euler needed with --objective lpips")
     if reference not in REFERENCES:
         raise InputError(f"--reference: {reference!r}; {', '.join(REFERENCES)} known")
     if spacing not in timesteps.GRIDS:
@@ -226,8 +228,8 @@ def find_steps(
     budgets: Sequence[int],
     settings: ScheduleSearch,
     device: torch.device,
-) -> dict[int, Chosen]:
-    """The best steps of every budget, for the solver and the objective of the settings."""
+) -> Iterator[tuple[int, Chosen]]:
+    """The best steps, budget by budget, for the solver and the objective of the settings."""
 
     def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
         first, count = (TEST, 2) if held_out else (SELECTION, 1)
@@ -244,16 +246,17 @@ def write_schedules(
     folder: Path,
     search: Search,
     matrix: CostMatrix,
-    found: Mapping[int, Chosen],
+    found: Iterable[tuple[int, Chosen]],
     wanted: ScheduleSearch,
 ) -> dict[int, Schedule]:
-    """The best schedule of every budget, in ``K.json``; and the heat map."""
+    """The best schedule of every budget, in ``K.json`` as soon as it is found; and the heat
+    map."""
     chosen_by = wanted.model_dump(exclude={"batch_size"})  # a batch changes no result
     found_with = {"samples": matrix.samples, "schedule": chosen_by}
     settings = json.dumps(asdict(search) | found_with, sort_keys=True)
     groups = group_step_costs(matrix, solver=wanted.solver)
     schedules = {}
-    for budget, steps in found.items():
+    for budget, steps in found:
         predicted, error = predicted_error(groups, matrix.group_sizes, steps.indices)
         schedules[budget] = Schedule(
             timesteps=tuple(float(matrix.timesteps[i]) for i in steps.indices),
@@ -264,6 +267,7 @@ def write_schedules(
             standard_error=error,
             teacher_hash=search.teacher_hash,
             settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
+            held_out=steps.held_out,
         )
         write_bytes(folder / f"{budget}.json", schedules[budget].to_json().encode() + b"\n")
 
@@ -281,7 +285,7 @@ def report(
         title=f"{wanted.solver}, {wanted.objective}; predicted error: the sum of squared errors of"
         f" single steps, {matrix.samples} trajectories"
     )
-    auto = ("steps of",) if wanted.objective == "auto" else ()
+    auto = ("steps of", "held-out gain") if wanted.objective == "auto" else ()
     for title in ("K (NFE)", *auto, "predicted error", "95 % interval", "uniform steps"):
         table.add_column(title, justify="right")
     table.add_column("timesteps, 0 noise to 1 data")
@@ -293,7 +297,7 @@ def report(
         even = uniform_indices(matrix, budget)
         table.add_row(
             str(budget),
-            *((schedule.objective,) if auto else ()),
+            *((schedule.objective, gain(schedule)) if auto else ()),
             f"{error:.4g}",
             f"{low:.4g} to {high:.4g}",
             "" if even is None else f"{path_values(costs, even)[0]:.4g}",
@@ -304,6 +308,14 @@ def report(
         print(knots_line(matrix, list(schedules), wanted))
     names = ", ".join(f"{budget}.json" for budget in schedules)
     print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
+
+
+def gain(schedule: Schedule) -> str:
+    """How much nearer than the paper's steps the winner's are to the teacher, and how sure."""
+    found = schedule.held_out
+    if found is None or found.winner == "l2_squared":
+        return ""
+    return f"{found.winner} {found.gain:+.1%} ± {found.standard_error:.1%}"
 
 
 def knots_line(matrix: CostMatrix, budgets: Sequence[int], wanted: ScheduleSearch) -> str:

@@ -50,8 +50,8 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
             "schedule.solver: 'rk45' found; input should be 'euler' or 'ab2'",
         ),
         (
-            {"schedule.objective": "lpips"},
-            "schedule.objective: 'lpips' found; input should be 'auto', 'l2_squared', ",
+            {"schedule.objective": "l1"},
+            "schedule.objective: 'l1' found; input should be 'auto', 'l2_squared', ",
         ),
         ({"schedule.distance": "fid"}, "schedule.distance: 'fid' found; input should be "),
         ({"schedule.gamma": 0}, "schedule.gamma: 0 found; input should be greater than 0"),
@@ -91,6 +91,14 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
         ({"data.image_size": 0}, "data.image_size: 0 found; input should be greater than or"),
         ({"teacher.source": "checkpoint"}, "inputs/teacher/card.json: no such file"),
         ({"features.extractor": "inception"}, "inputs/inception: 0 .pth files; exactly one"),
+        (
+            {"schedule.objective": "lpips"},
+            "schedule.solver: ab2 with schedule.objective lpips; euler needed",
+        ),
+        (
+            {"schedule.objective": "lpips", "schedule.solver": "euler"},
+            "inputs/lpips/weights-vgg16-lpips.pth: no such file; that of https://",
+        ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

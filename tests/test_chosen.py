@@ -37,7 +37,7 @@ class Setting:
     def choose(self, **change: object) -> dict[int, Chosen]:
         schedule = self.params.schedule.model_copy(update=change)
         params = self.params.model_copy(update={"schedule": schedule, "budgets": [1, 4]})
-        return choose(params, self.matrix, self.network, torch.device("cpu"))
+        return dict(choose(params, self.matrix, self.network, torch.device("cpu")))
 
 
 @pytest.fixture
@@ -103,11 +103,15 @@ def test_the_best_of_all_is_said_for_every_budget(
         "nothing is nearer to the teacher's samples than l2_squared, which stays"
     )
     for budget, line in zip((1, 4), lines, strict=True):
-        chosen = found[budget].objective
+        chosen, held_out = found[budget].objective, found[budget].held_out
+        assert held_out is not None
         assert (f": {chosen} is" in line) == ("chosen" in line)
+        assert ("chosen" in line) == (held_out.gain > 2 * held_out.standard_error)
+        if held_out.gain:
+            assert f": {held_out.winner} is {held_out.gain:.1%} nearer" in line
         if "chosen" not in line:
             cheapest = optimal_steps(setting.matrix, [budget], solver="ab2")[budget]
-            assert found[budget] == Chosen("l2_squared", cheapest.indices)
+            assert found[budget] == Chosen("l2_squared", cheapest.indices, held_out)
 
 
 def test_columns_are_those_of_the_schedules(setting: Setting) -> None:

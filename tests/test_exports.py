@@ -36,7 +36,8 @@ from boss_core.exports import (
     to_flow_matching,
     to_json,
 )
-from boss_core.pipelines import fixed_scheduler, sample_generators
+from boss_core.fixed_schedulers import fixed_scheduler
+from boss_core.pipelines import sample_generators
 from boss_core.schedules import Schedule
 from boss_core.solvers import ab2, euler, extrapolation_weights, heun
 from boss_core.timesteps import uniform, validate_timesteps

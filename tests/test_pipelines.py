@@ -22,9 +22,9 @@ from diffusers import (
 
 from boss_core.cost import CostMatrix, estimate_cost_matrix
 from boss_core.errors import InputError
+from boss_core.fixed_schedulers import fixed_scheduler
 from boss_core.pipelines import (
     estimate_pipeline_cost,
-    fixed_scheduler,
     prompt_calls,
     sample_generators,
     sample_latents,

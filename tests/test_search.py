@@ -105,6 +105,17 @@ def test_a_search_goes_on_where_it_stopped(boss) -> None:
     assert sys.modules["more"].calls == 10
 
 
+def test_a_schedule_is_written_as_soon_as_it_is_found(boss) -> None:
+    options = ["--grid", 10, "--samples", 4, "--objective", "refine", "--noises", 20]
+    assert boss("schedule", *flow("one"), *options, "--budget", 2, "--out", "one")[0] == 0
+    # Cut off in the search of the second budget.
+    stop = sys.modules["one"].calls + 3
+    budgets = ["--budget", 2, "--budget", 3]
+    assert boss("schedule", *flow("two", stop=stop), *options, *budgets)[0] == 130
+    assert Path("schedules/2.json").read_text() == Path("one/2.json").read_text()
+    assert not Path("schedules/3.json").exists()
+
+
 def test_other_grids_to_choose_from(boss) -> None:
     code, *_ = boss("schedule", *flow("edm"), "--grid", 20, "--spacing", "karras", "--budget", 4)
     assert code == 0
@@ -386,6 +397,11 @@ def test_auto_says_whose_steps_it_took_and_how_sure_it_is(boss) -> None:
         assert f"schedule: K = {budget}, ab2: " in out
         assert found.solver == "ab2"
         assert found.objective in (*OBJECTIVES, "uniform", "oss", "refine")
+        assert found.held_out is not None
+        winner, gain = found.held_out.winner, found.held_out.gain
+        chosen = gain > 2 * found.held_out.standard_error
+        assert found.objective == (winner if chosen else "l2_squared")
+        assert winner == "l2_squared" or f"{winner} {gain:+.1%} ± " in out
         rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines()]
         assert any(row[1:3] == [str(budget), found.objective] for row in rows)
 

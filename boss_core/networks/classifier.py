@@ -2,6 +2,7 @@
 little: on images that are tiny or far from photographs."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,8 @@ from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.pixels import from_uint8
 
+ACCURACY_BATCH = 1000
+
 
 class ClassifierConfig(BaseModel):
     """The shape of a `Classifier`; carried in the metadata of its weights file."""
@@ -24,22 +27,25 @@ class ClassifierConfig(BaseModel):
     classes: int = Field(ge=2, description="labels")
     width: int = Field(ge=8, multiple_of=8, description="channels of the first layer")
     features: int = Field(ge=2, description="width of the feature layer")
+    network: Literal["small", "resnet"] = "small"
 
 
 class Classifier(nn.Module):
-    """uint8 images (B, C, H, W) to logits (B, classes)."""
+    """uint8 images (B, C, H, W) to logits (B, classes).
+
+    ``small``: three convolutions, for digits. ``resnet``: a wide residual network of 16 layers
+    (Zagoruyko and Komodakis 2016, Wide Residual Networks; their WRN-16-4 where width is 64), with
+    three levels of ``width``, twice and four times that. Its batch norm takes each image by itself
+    in evaluation mode only, in which `load_classifier` returns it.
+    """
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        layers: list[nn.Module] = []
-        cin = config.channels
-        for cout, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
-            layers += [nn.Conv2d(cin, cout, 3, stride, 1), nn.GroupNorm(8, cout), nn.SiLU()]
-            cin = cout
-        self.trunk = nn.Sequential(*layers)
-        self.to_features = nn.Linear(cin * 4, config.features)
+        small = config.network == "small"
+        self.trunk = _three_layers(config) if small else _wide_resnet(config)
+        self.side = 2 if small else 1  # of what the trunk's result is pooled to
+        self.to_features = nn.Linear(4 * config.width * self.side**2, config.features)
         self.to_logits = nn.Linear(config.features, config.classes)
         self.feature_scale: Tensor
         self.register_buffer("feature_scale", torch.ones(()))
@@ -59,14 +65,59 @@ class Classifier(nn.Module):
         self.feature_scale.copy_(self._penultimate(images).square().mean().rsqrt())
 
     def _penultimate(self, images: Tensor) -> Tensor:
-        h = F.adaptive_avg_pool2d(self.trunk(from_uint8(images)), 2).flatten(1)
+        h = _pool(self.trunk(from_uint8(images)), self.side).flatten(1)
         return F.silu(self.to_features(h))
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside the identity, each after its norm and activation."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.BatchNorm2d(cin)
+        self.conv_1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(cout)
+        self.conv_2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False)
+        same = cin == cout and stride == 1
+        self.skip = nn.Identity() if same else nn.Conv2d(cin, cout, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm_1(x))
+        return self.skip(x) + self.conv_2(F.relu(self.norm_2(self.conv_1(h))))
+
+
+def _three_layers(config: ClassifierConfig) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width, cin = config.width, config.channels
+    for cout, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+        layers += [nn.Conv2d(cin, cout, 3, stride, 1), nn.GroupNorm(8, cout), nn.SiLU()]
+        cin = cout
+    return nn.Sequential(*layers)
+
+
+def _wide_resnet(config: ClassifierConfig) -> nn.Sequential:
+    width, cin = config.width, config.width // 4
+    layers: list[nn.Module] = [nn.Conv2d(config.channels, cin, 3, 1, 1, bias=False)]
+    for cout, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+        layers += [_Block(cin, cout, stride), _Block(cout, cout, 1)]
+        cin = cout
+    return nn.Sequential(*layers, nn.BatchNorm2d(cin), nn.ReLU())
+
+
+def _pool(x: Tensor, side: int) -> Tensor:
+    """The means of side x side parts of the image."""
+    if x.shape[-2] % side or x.shape[-1] % side:
+        return F.adaptive_avg_pool2d(x, side)
+    # The same, for which torch has a gradient on GPUs that is the same in every run.
+    return x.unflatten(-1, (side, -1)).unflatten(-3, (side, -1)).mean(dim=(-3, -1))
 
 
 def save_classifier(path: Path, network: Classifier) -> None:
     """Write weights and configuration into one safetensors file, whole or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    write_bytes(path, save(tensors, {"config": network.config.model_dump_json()}))
+    # Without what a file of before there were other networks does not have.
+    config = network.config.model_dump_json(exclude_defaults=True)
+    write_bytes(path, save(tensors, {"config": config}))
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -88,4 +139,10 @@ def load_classifier(path: Path) -> Classifier:
 def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     """The share of images whose largest logit is that of their label."""
     with torch.no_grad():
-        return float((network(images).argmax(dim=1) == labels).float().mean())
+        right = [
+            (network(part).argmax(dim=1) == of_part).sum()
+            for part, of_part in zip(
+                images.split(ACCURACY_BATCH), labels.split(ACCURACY_BATCH), strict=True
+            )
+        ]
+    return float(torch.stack(right).sum()) / len(labels)

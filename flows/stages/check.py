@@ -30,6 +30,10 @@ def check(params: Params) -> None:
         )
     if params.features.extractor == "inception":
         inception_weights(Path(params.features.path))
+    if params.schedule.objective == "lpips":
+        from boss_core.perceptual import weights_files
+
+        weights_files(Path(params.schedule.lpips))
     if params.teacher.source == "checkpoint":
         from flows.stages.teacher import read_teacher
 

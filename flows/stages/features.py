@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from boss_core.draws import Share, step_generator
+from boss_core.augmentation import augmented
+from boss_core.draws import Share, device_generator, step_generator
 from boss_core.errors import InputError
 from boss_core.files import replacing
 from boss_core.frechet import Extractor, evaluate_images
@@ -86,6 +87,7 @@ def _train_classifier(params: Params, on: torch.device) -> tuple[Classifier, Che
             classes=shape["classes"],
             width=params.features.width,
             features=params.features.features,
+            network=params.features.network,
         )
     ).to(on)
     settings = params.features.training
@@ -98,9 +100,15 @@ def _train_classifier(params: Params, on: torch.device) -> tuple[Classifier, Che
     batch = images.batches(rows)
 
     def loss(network: Classifier, step: int, share: Share) -> Tensor:
-        return F.cross_entropy(network(batch(step, share)), labels.take(*rows(step, share)))
+        pixels = batch(step, share)
+        if params.features.augment:
+            pixels = augmented(pixels, device_generator(params.seed, step, on), share)
+        return F.cross_entropy(network(pixels), labels.take(*rows(step, share)))
 
-    run = {"network": network.config.model_dump(mode="json")}
+    run = {
+        "network": network.config.model_dump(mode="json"),
+        "augment": params.features.augment,
+    }
     kept = checkpoints(params, "features", run, [data.images, data.labels])
     with training_progress("features: classifier", settings.iterations) as advance:
         trained = train(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,7 @@ from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.frechet import Extractor, feature_function
 from boss_core.objectives import group_step_costs
-from boss_core.schedules import Schedule
+from boss_core.schedules import HeldOut, Schedule
 from boss_core.uncertainty import Stability, bootstrap, predicted_error
 from boss_core.velocity import sample_noise
 from flows import paths
@@ -50,6 +50,7 @@ def main(params: Params) -> None:
         objective: str,
         solver: Solver = SOLVER,
         found_by: ScheduleSearch | None = None,
+        held_out: HeldOut | None = None,
     ) -> Schedule:
         predicted, error = predicted_error(of_groups[solver], matrix.group_sizes, indices)
         return Schedule(
@@ -61,6 +62,7 @@ def main(params: Params) -> None:
             standard_error=error,
             teacher_hash=teacher_hash,
             settings_hash=settings_hash(params, found_by),
+            held_out=held_out,
         )
 
     shown = range(1, min(len(grid) - 1, max(CURVE_BUDGETS, *params.budgets)) + 1)
@@ -78,9 +80,9 @@ def main(params: Params) -> None:
     if not params.schedule.papers:
         on = device(params)
         network, _ = load_checkpoint(paths.TEACHER)
-        for budget, chosen in choose(params, matrix, network.to(on), on).items():
+        for budget, chosen in choose(params, matrix, network.to(on), on):
             found[budget]["chosen"] = schedule(
-                chosen.indices, chosen.objective, solver, params.schedule
+                chosen.indices, chosen.objective, solver, params.schedule, chosen.held_out
             )
             if solver != SOLVER:
                 uniform = found[budget]["uniform"].indices
@@ -116,8 +118,8 @@ def settings_hash(params: Params, found_by: ScheduleSearch | None) -> str:
 
 def choose(
     params: Params, matrix: CostMatrix, network: Network, on: torch.device
-) -> dict[int, Chosen]:
-    """The chosen steps of every budget. network: the teacher, on the device."""
+) -> Iterator[tuple[int, Chosen]]:
+    """The chosen steps, budget by budget. network: the teacher, on the device."""
     samples, seed = params.schedule.samples, params.seed + CHOOSE
 
     def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:

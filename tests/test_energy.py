@@ -1,0 +1,69 @@
+"""Time, memory and energy of a block."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from flows.energy import COUNTER, MILLIJOULES, Usage, measured
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def test_time_is_that_of_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads = threading.active_count()
+    with measured(CPU) as usage:
+        time.sleep(0.3)
+    assert 0.3 <= usage.seconds < 0.6
+    assert threading.active_count() == threads
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_on_a_cpu_is_at_least_that_of_the_block() -> None:
+    """In a process of its own: the peak is that of its whole life."""
+    # The first block goes beyond the peak of importing torch.
+    code = (
+        "import torch; from flows.energy import measured\n"
+        "def of(mib):\n"
+        "    with measured(torch.device('cpu')) as usage:\n"
+        "        torch.ones(mib << 20, dtype=torch.uint8)\n"
+        "    return usage.peak_memory_bytes\n"
+        "print(-of(500) + of(700))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == pytest.approx(200 << 20, rel=0.05)
+
+
+def test_energy_that_nothing_measures_is_left_out() -> None:
+    with measured(CPU) as usage:
+        pass
+    assert (usage.energy_kwh, usage.energy_source, usage.co2_grams(475)) == (None, None, None)
+
+
+def test_co2_of_a_kilowatt_hour_is_the_intensity_of_the_grid() -> None:
+    assert MILLIJOULES == 1000 * 1000 * 3600  # mJ in a J, W in a kW, s in an hour
+    assert Usage(energy_kwh=2.0, energy_source=COUNTER).co2_grams(475) == 950
+
+
+@needs_gpu
+def test_a_gpu_counts_its_energy() -> None:
+    on = torch.device("cuda")
+    x = torch.randn(8192, 8192, device=on)
+    with measured(on) as usage:
+        for _ in range(200):
+            y = x @ x
+    assert y.is_cuda
+    assert usage.peak_memory_bytes >= 2 * x.nbytes
+    if usage.energy_kwh is not None:  # a part of a GPU has no counter
+        watts = usage.energy_kwh * 3.6e6 / usage.seconds
+        assert 30 < watts < 2000
+        assert usage.energy_source == COUNTER
