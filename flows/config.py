@@ -181,6 +181,21 @@ class Params(Settings):
         return self
 
     @model_validator(mode="after")
+    def _shared_equally(self) -> Self:
+        trained = {"finetune": self.finetune.training.batch_size}
+        if self.teacher.source == "train":
+            trained["teacher"] = self.teacher.training.batch_size
+        if self.features.extractor == "classifier":
+            trained["features"] = self.features.training.batch_size
+        for stage, batch_size in trained.items():
+            if batch_size % self.compute.processes:
+                raise ValueError(
+                    f"{stage}.training.batch_size: {batch_size} with compute.processes:"
+                    f" {self.compute.processes}; a multiple of that needed"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _fits_solver(self) -> Self:
         if self.schedule.solver == "ab2" and self.cost.grid > AB2_GRID:
             raise ValueError(
