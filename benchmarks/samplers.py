@@ -106,10 +106,12 @@ def measure(chosen: argparse.Namespace) -> None:
         from flows.config import load_params
 
         params = load_params(chosen.params)
-        training = {"finetune": params.finetune, "trajectories": params.trajectories}
         hold_to(
             chosen.out / "students.json",
-            {name: block.model_dump(mode="json") for name, block in training.items()},
+            {
+                "finetune": {"training": params.finetune.training.model_dump(mode="json")},
+                "trajectories": params.trajectories.model_dump(mode="json"),
+            },
         )
     bench = load_bench(
         checkpoint=chosen.checkpoint,

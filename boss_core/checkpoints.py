@@ -4,12 +4,14 @@ The card says what the weights are: architecture, their hash, and for a student 
 and the teacher it comes from.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.files import sha256, write_bytes
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
+ADAPTER = "adapter.safetensors"  # in place of the weights: `boss_core.adapters`
 
 # What a network of this project has: ``config``, and in it ``sample_shape``, (C, H, W), and
 # ``classes``, None for one without.
@@ -41,6 +44,7 @@ ARCHITECTURES: dict[str, tuple[type[Any], type[BaseModel]]] = {
     "ncsnpp": (NCSNpp, NCSNppConfig),
     "edm": (EDM, EDMConfig),
 }
+AnyCard = TypeVar("AnyCard", bound=BaseModel)
 
 
 class Card(BaseModel):
@@ -111,18 +115,56 @@ def load_checkpoint(folder: Path) -> tuple[Network, Card]:
     """
     card = read_card(folder)
     path = folder / WEIGHTS
+    tensors = read_tensors(path, card.weights_sha256)
+    network: Network = ARCHITECTURES[card.architecture][0](card.config)
+    check_shapes(path, tensors, network.state_dict())
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), card
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a checkpoint, without its weights; InputError as for `load_checkpoint`."""
+    if (folder / ADAPTER).is_file():
+        raise InputError(
+            f"{folder}: an adapter, which is no network without its teacher; a folder that"
+            f" `boss merge {folder} --teacher TEACHER --out FOLDER` makes of both needed"
+        )
+    for path in (folder / CARD, folder / WEIGHTS):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a checkpoint folder has {WEIGHTS} and {CARD}")
+    return parse_card(folder / CARD, Card)
+
+
+def parse_card(path: Path, kind: type[AnyCard]) -> AnyCard:
+    """A card of this kind from its file; InputError naming the field that does not hold."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {where or 'card'}: {message}") from error
+
+
+def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of a file whose SHA-256, by the card beside it, is ``digest``; InputError where
+    it is another, or the file is no safetensors."""
     found = sha256(path)
-    if found != card.weights_sha256:
+    if found != digest:
         raise InputError(
             f"{path}: truncated or altered: SHA-256 {found[:12]}, but {CARD} beside it says"
-            f" {card.weights_sha256[:12]}"
+            f" {digest[:12]}"
         )
     try:
-        tensors = load(path.read_bytes())
+        return load(path.read_bytes())
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error})") from error
-    network: Network = ARCHITECTURES[card.architecture][0](card.config)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def check_shapes(path: Path, tensors: Mapping[str, Tensor], of: Mapping[str, Tensor]) -> None:
+    """InputError naming the first tensor of the file that is missing, too many, or of another
+    shape than in the network that it is for."""
+    expected = {name: tuple(tensor.shape) for name, tensor in of.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
@@ -130,19 +172,3 @@ def load_checkpoint(folder: Path) -> tuple[Network, Card]:
                 f"{path}: {name} has shape {shapes.get(name, 'none: it is missing')}, but the"
                 f" architecture in {CARD} has {expected.get(name, 'no such parameter')}"
             )
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False), card
-
-
-def read_card(folder: Path) -> Card:
-    """The card of a checkpoint, without its weights; InputError as for `load_checkpoint`."""
-    for path in (folder / CARD, folder / WEIGHTS):
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; a checkpoint folder has {WEIGHTS} and {CARD}")
-    try:
-        return Card.model_validate_json((folder / CARD).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{folder / CARD}: {where or 'card'}: {message}") from error

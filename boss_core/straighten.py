@@ -115,10 +115,10 @@ class Segments:
         device: torch.device | None = None,
     ) -> "Segments":
         """``states``: an array, memory-mapped or in memory, or its `Rows`, for several schedules
-        to share. ``knots``: the grid index of each of the U states. ``device``: of the loss, the
-        CPU without it; that of `Rows` is theirs. InputError when the trajectories
-        lack a knot of the schedule, or have not one label each, and for a schedule of a solver
-        that is neither ``euler`` nor ``ab2``."""
+        to share. ``knots``: the grid index of each of the U states. ``device``: where an array's
+        rows go; None for the CPU. InputError when the trajectories lack a knot of the schedule, or
+        have not one label each, and for a schedule of a solver that is neither ``euler`` nor
+        ``ab2``."""
         if not isinstance(states, Rows):
             states = Rows.of(states, device or torch.device("cpu"), halve=True)
         check_labels(labels, len(states.array))

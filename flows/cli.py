@@ -103,7 +103,8 @@ def table() -> None:
     )
     records = {k: read_json(paths.metrics(k)) for k in sorted(params.budgets)}
     variants = {name: found for r in records.values() for name, found in recorded(r).items()}
-    # Seven columns fit into 100 characters with one word a line and little around it.
+    # Seven columns fit into 100 characters with one word a line and little around it, all ten
+    # into 140.
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("NFE", justify="right")
     for variant in variants.values():
@@ -118,7 +119,7 @@ def table() -> None:
     shown.add_section()
     shown.add_row(str(floor["nfe"]), f"{floor['fine'][metric]:.4g}", "(the floor)")
     # In a log there is no terminal to fit into: a row must not be folded.
-    Console(width=None if sys.stdout.isatty() else 110).print(shown)
+    Console(width=None if sys.stdout.isatty() else 150).print(shown)
 
 
 @app.command()
@@ -307,7 +308,7 @@ def schedule(
 def sample(
     checkpoint: Path | None = CHECKPOINT,
     schedule: Path | None = typer.Option(
-        None, help="A schedule's JSON; a student's own steps when left out."
+        None, help="A schedule's JSON, or a student's folder; its own steps when left out."
     ),
     number: int = typer.Option(64, "--number", "-n", min=1, help="Images."),
     out: Path = typer.Option(Path("samples.png"), help="The PNG to write: a grid of all images."),
@@ -334,7 +335,7 @@ def sample(
 
 @app.command()
 def export(
-    schedule: Path = typer.Argument(help="A schedule's JSON."),
+    schedule: Path = typer.Argument(help="A schedule's JSON, or the folder of a student."),
     to: str = typer.Option(..., help=f"{', '.join(TARGETS)}."),
     out: Path | None = typer.Option(None, help="File to write; printed when left out."),
     scheduler: Path | None = typer.Option(
@@ -357,6 +358,24 @@ def export(
         from boss_core.files import write_bytes
 
         write_bytes(out, text.encode())
+
+
+@app.command()
+def merge(
+    adapter: Path = typer.Argument(help="An adapter's folder, as models/student/6/boss_lora."),
+    teacher: Path = typer.Option(..., help="The folder of the network that it was trained on."),
+    out: Path = typer.Option(..., help="A new folder: a checkpoint of the whole student."),
+) -> None:
+    """Merge an adapter into its teacher's weights: a student like any other, with its steps."""
+    from boss_core.adapters import load_adapter
+    from boss_core.checkpoints import save_checkpoint
+    from boss_core.errors import InputError
+
+    if out.exists():
+        raise InputError(f"--out: {out} is there already; a new folder needed")
+    network, card = load_adapter(adapter, teacher)
+    save_checkpoint(out, network, teacher_hash=card.teacher_hash, schedule=card.schedule)
+    print(f"{out}: the teacher {card.teacher_hash[:12]} with the adapter {adapter}")
 
 
 @app.command()

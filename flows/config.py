@@ -1,7 +1,7 @@
 """The schema of params.yaml: strict, every field with its unit and range. Imports no torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,25 @@ PARAMS = Path("params.yaml")
 AB2_GRID = 300
 
 Budget = Annotated[int, Field(ge=1)]
+# Columns of the table that have a student of their own: `flows.variants`.
+Method = Literal[
+    "straightened_uniform",
+    "boss",
+    "boss_lora",
+    "reflow_uniform",
+    "reflow_distill",
+    "chosen_straightened",
+]
+
+
+Value = TypeVar("Value", int, Method)
+
+
+def _distinct(values: list[Value], what: str) -> list[Value]:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(map(str, repeated))} repeated; each {what} once")
+    return values
 
 
 class Data(Settings):
@@ -121,7 +140,14 @@ class Trajectories(Settings):
 
 
 class Finetune(Settings):
+    methods: list[Method] = Field(min_length=1, description="ways to train a student, each once")
+    lora_rank: int = Field(ge=1, description="boss_lora: rank of what is added to every layer")
     training: TrainingSettings
+
+    @field_validator("methods")
+    @classmethod
+    def _once_each(cls, methods: list[Method]) -> list[Method]:
+        return _distinct(methods, "method")
 
 
 class Evaluate(Settings):
@@ -165,10 +191,7 @@ class Params(Settings):
     @field_validator("budgets")
     @classmethod
     def _once_each(cls, budgets: list[int]) -> list[int]:
-        repeated = sorted({k for k in budgets if budgets.count(k) > 1})
-        if repeated:
-            raise ValueError(f"{', '.join(map(str, repeated))} repeated; each budget once")
-        return budgets
+        return _distinct(budgets, "budget")
 
     @model_validator(mode="after")
     def _within_grid(self) -> Self:
@@ -193,6 +216,15 @@ class Params(Settings):
                     f"{stage}.training.batch_size: {batch_size} with compute.processes:"
                     f" {self.compute.processes}; a multiple of that needed"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.schedule.papers and self.finetune.methods == ["chosen_straightened"]:
+            raise ValueError(
+                "finetune.methods: chosen_straightened alone, but schedule asks for no steps beside"
+                " the paper's; another method, solver or objective needed"
+            )
         return self
 
     @model_validator(mode="after")

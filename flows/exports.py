@@ -31,7 +31,17 @@ def export_notes(path: Path, to: str) -> Iterator[str]:
 
 
 def read_schedule(path: Path) -> Schedule:
-    """A schedule from its JSON file."""
+    """A schedule from its JSON file, or from the card of a student, adapter or not."""
+    if path.is_dir():
+        # They import torch, which a JSON file does not need.
+        from boss_core.adapters import read_adapter_card
+        from boss_core.checkpoints import ADAPTER, read_card
+
+        read = read_adapter_card if (path / ADAPTER).is_file() else read_card
+        schedule = read(path).schedule
+        if schedule is None:
+            raise InputError(f"{path}: a network without steps of its own; a student needed")
+        return schedule
     if not path.is_file():
         raise InputError(f"{path}: no such file; a schedule as `boss schedule` writes it needed")
     return Schedule.from_json(path.read_text(), path)

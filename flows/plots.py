@@ -19,19 +19,20 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours and three of Tol's, told apart by colour-blind readers too.
 COLOURS = {
     "pretrained_uniform": "#999999",
     "pretrained_bellman": "#E69F00",
     "straightened_uniform": "#56B4E9",
     "boss": "#D55E00",
+    "boss_lora": "#882255",
+    "reflow_uniform": "#999933",
+    "reflow_distill": "#332288",
     "chosen_uniform": "#CC79A7",
     "chosen": "#0072B2",
     "chosen_straightened": "#009E73",
 }
 UNIFORM, BELLMAN, CHOSEN = (COLOURS[name] for name in ("pretrained_uniform", "boss", "chosen"))
-# The steps that students are trained for: colour and line.
-STEPS = {"uniform": (UNIFORM, "--"), "bellman": (BELLMAN, "-"), "chosen": (CHOSEN, ":")}
 
 
 @contextmanager
@@ -55,14 +56,15 @@ def frechet(
     label: str,
 ) -> None:
     """Frechet distance of every variant against NFE, with the teacher's floor."""
-    with figure(path, 6.4, 3.8) as ax:
+    with figure(path, 8.4, 3.8) as ax:
         for name, variant in variants.items():
             ax.plot(budgets, values[name], "-" if variant.trained else "--", marker="o", ms=4,
                     color=COLOURS[name], label=variant.title)  # fmt: skip
         ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
         ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label, yscale="log")
         ax.set_xticks(list(budgets))
-        ax.legend(frameon=False, fontsize=8)
+        # Beside the curves, of which there can be too many to leave it a place.
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
@@ -74,7 +76,7 @@ def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
         for ax in axes.flat[len(found) :]:
             ax.set_axis_off()
         for ax, (budget, named) in zip(axes.flat, found.items(), strict=False):
-            for name, (colour, _) in STEPS.items():
+            for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN), ("chosen", CHOSEN)):
                 if name not in named:
                     continue
                 times = named[name].timesteps
@@ -138,15 +140,27 @@ def measured(path: Path, table: pd.DataFrame, variants: Mapping[str, Variant], m
         ax.legend(frameon=False, fontsize=7)
 
 
-def training(path: Path, curves: Mapping[int, pd.DataFrame]) -> None:
-    """Validation loss of every student."""
-    with figure(path, 4.9, 3.4) as ax:
+def training(
+    path: Path, curves: Mapping[int, pd.DataFrame], variants: Mapping[str, Variant]
+) -> None:
+    """Validation loss of every student, a panel for each method: losses of different methods do
+    not compare."""
+    shown = {name: variant for name, variant in variants.items() if variant.trained}
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    with figure(path, 2.5 * columns + 0.8, 2.4 * rows + 0.3, nrows=rows, ncols=columns,
+                squeeze=False) as axes:  # fmt: skip
         shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(curves)))
-        for shade, (budget, table) in zip(shades, curves.items(), strict=True):
-            for name, (_, style) in STEPS.items():
-                if f"{name}_validation_loss" in table:
-                    ax.plot(table["step"], table[f"{name}_validation_loss"], style, color=shade,
-                            label=f"K = {budget}, {name}")  # fmt: skip
-        ax.set(xlabel="finetuning step", ylabel="validation loss (eq. 9)", yscale="log")
-        # Beside the curves: on them it would hide some, wherever they end.
-        ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        for ax in axes.flat[len(shown) :]:
+            ax.set_axis_off()
+        for ax, (name, variant) in zip(axes.flat, shown.items(), strict=False):
+            for shade, (budget, table) in zip(shades, curves.items(), strict=True):
+                ax.plot(table["step"], table[f"{name}_validation_loss"], ".-", color=shade,
+                        label=f"K = {budget}")  # fmt: skip
+            ax.set(xlabel="finetuning step", yscale="log")
+            ax.set_title(variant.title, fontsize=8)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("validation loss")
+        handles, names = axes.flat[0].get_legend_handles_labels()
+        axes.flat[0].figure.legend(handles, names, frameon=False, fontsize=7,
+                                   loc="outside right center")  # fmt: skip

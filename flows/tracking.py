@@ -129,7 +129,7 @@ def _log(client: "MlflowClient", run: str, parent: str, params: Params, record: 
         **_tags(record),
         "variant": ",".join(variants),
         **{f"student_hash.{k}": str(v) for k, v in record["student_hash"].items()},
-        **{f"schedule_hash.{k}": _hash(schedules[k]) for k in record["student_hash"]},
+        **{f"schedule_hash.{v.schedule}": _hash(schedules[v.schedule]) for v in variants.values()},
     }
     if "chosen" in found:
         tags["chosen.objective"] = found["chosen"].objective

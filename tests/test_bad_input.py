@@ -34,7 +34,7 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
     [
         (
             {"finetune.iteratoins": 5},
-            "finetune.iteratoins: no such parameter; known here: training",
+            "finetune.iteratoins: no such parameter; known here: methods, lora_rank, training",
         ),
         ({"budget": [2]}, "budget: no such parameter; known here: seed"),
         ({"budgets": [0, 3]}, "budgets.0: 0 found; input should be greater than or equal to 1"),
@@ -67,6 +67,23 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
             {"cost.grid": 301},
             "schedule.solver: ab2 with cost.grid 301; a grid of at most 300 steps, or euler,",
         ),
+        (
+            {"finetune.methods": ["boss", "lora"]},
+            "finetune.methods.1: 'lora' found; input should be 'straightened_uniform', 'boss',"
+            " 'boss_lora', 'reflow_uniform', 'reflow_distill' or 'chosen_straightened'",
+        ),
+        ({"finetune.methods": ["boss", "boss"]}, "['boss', 'boss'] found; boss repeated; each"),
+        ({"finetune.methods": []}, "finetune.methods: [] found; list should have at least 1 item"),
+        ({"finetune.methods": "boss"}, "finetune.methods: 'boss' found; input should be a valid"),
+        (
+            {
+                "finetune.methods": ["chosen_straightened"],
+                "schedule.solver": "euler",
+                "schedule.objective": "l2_squared",
+            },
+            "finetune.methods: chosen_straightened alone, but schedule asks for no steps beside",
+        ),
+        ({"finetune.lora_rank": 0}, "finetune.lora_rank: 0 found; input should be greater than"),
         ({"teacher.training.learning_rate": -1}, "teacher.training.learning_rate: -1 found"),
         (
             {"data.source": "cifar"},

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from boss_core.objectives import optimal_steps
 from boss_core.oss import oss_paths
 from boss_core.solvers import ab2, euler
 from boss_core.velocity import sample_noise
-from flows import paths
+from flows import paths, plots
 from flows.chosen import Chosen
-from flows.config import Params, load_params
+from flows.config import Method, Params, load_params
 from flows.costs import read_cost_matrix
 from flows.stages.schedule import choose
-from flows.variants import recorded, trained, variants
+from flows.variants import needed_knots, recorded, students, variants
 from tests.project import Project
 
 SAMPLES, SEED = 20, 4 << 32
@@ -119,14 +120,44 @@ def test_columns_are_those_of_the_schedules(setting: Setting) -> None:
 
     schedules = read_schedules()[3]
     papers = {name: schedules[name] for name in ("uniform", "bellman", "quadratic")}
+    usual = ["straightened_uniform", "boss", "chosen_straightened"]
     four = ["pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss"]
-    assert list(variants(papers)) == four
-    assert trained(papers) == ["uniform", "bellman"]
+    assert list(variants(papers, usual)) == four
+    assert list(students(papers, usual)) == ["straightened_uniform", "boss"]
     # Euler's chosen steps need no uniform ones beside the paper's, and no solver in their title.
     own = papers | {"chosen": schedules["bellman"]}
-    assert list(variants(own)) == [*four, "chosen", "chosen_straightened"]
-    assert variants(own)["chosen"].title == "pretrained, chosen steps"
-    assert variants(schedules)["chosen_straightened"].title == "straightened, chosen steps, ab2"
-    assert trained(schedules) == ["uniform", "bellman", "chosen"]
+    assert list(variants(own, usual)) == [*four, "chosen", "chosen_straightened"]
+    assert variants(own, usual)["chosen"].title == "pretrained, chosen steps"
+    found = variants(schedules, usual)
+    assert found["chosen_straightened"].title == "straightened, chosen steps, ab2"
+    assert list(students(schedules, usual)) == usual
     # A record of before there were others.
     assert list(recorded({name: {} for name in four})) == four
+
+
+def test_students_are_those_of_the_methods_and_need_their_knots_only(setting: Setting) -> None:
+    from flows.variants import read_schedules
+
+    schedules = read_schedules()[3]
+    every = get_args(Method)
+    found = variants(schedules, every)
+    assert list(students(schedules, every)) == [
+        "straightened_uniform", "boss", "boss_lora", "reflow_uniform", "reflow_distill",
+        "chosen_straightened",
+    ]  # fmt: skip
+    assert len({variant.title for variant in found.values()}) == len(found) == 10
+    assert set(plots.COLOURS) == set(found)
+    assert len(set(plots.COLOURS.values())) == 10
+    # In any order of asking, the columns come in that of the table; the teacher's are always there.
+    assert list(variants(schedules, ["reflow_uniform", "boss"])) == [
+        "pretrained_uniform", "pretrained_bellman", "boss", "reflow_uniform", "chosen_uniform",
+        "chosen",
+    ]  # fmt: skip
+    last = schedules["uniform"].indices[-1]
+    for name, knots in {
+        "boss": schedules["bellman"].indices,
+        "boss_lora": schedules["bellman"].indices,
+        "reflow_uniform": (0, last),
+        "reflow_distill": (0, last),
+    }.items():
+        assert needed_knots(found[name], schedules) == knots

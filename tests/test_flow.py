@@ -110,7 +110,7 @@ def test_each_task_has_a_log_of_its_own(flowed, prefect_server) -> None:
         return "\n".join(entry["message"] for entry in api(prefect_server, "logs/filter", body))
 
     assert "> python -m flows.stages.finetune 3" in log("finetune@3")
-    assert "finetune@3 uniform: 12 steps" in log("finetune@3")
+    assert "finetune@3 straightened_uniform: 12 steps" in log("finetune@3")
     assert "finetune 1" not in log("finetune@3")
     assert "> python -m flows.stages.teacher" in log("teacher")
 

@@ -323,7 +323,8 @@ def test_a_teacher_draws_the_digit_that_it_is_asked_for(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("conditional") / "project"
-    project = Project.create(folder, {"teacher.conditional": True})
+    methods = ["boss", "boss_lora", "reflow_uniform", "reflow_distill"]
+    project = Project.create(folder, {"teacher.conditional": True, "finetune.methods": methods})
     project.run("dvc", "repro")
     project.commit("after the run")
     return project
@@ -380,12 +381,13 @@ def test_the_pipeline_keeps_labels(conditional: Project, monkeypatch: pytest.Mon
     assert apart[0] < 0.1 * apart[1]
 
     for budget in (1, 3):
-        _, student_card = load_checkpoint(paths.student(budget) / "bellman")
+        _, student_card = load_checkpoint(paths.student(budget) / "boss")
         assert student_card.config.classes == 10
         assert student_card.teacher_hash == card.weights_sha256
         found = json.loads(paths.metrics(budget).read_text())
-        assert all(np.isfinite(v) for v in found["boss"].values())
-        assert (paths.samples(budget) / "boss.png").is_file()
+        for name in ("boss", "boss_lora", "reflow_uniform", "reflow_distill"):
+            assert all(np.isfinite(v) for v in found[name].values())
+            assert (paths.samples(budget) / f"{name}.png").is_file()
 
 
 @pytest.mark.slow

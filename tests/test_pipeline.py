@@ -20,6 +20,8 @@ from tests.test_rectified_flow import publish, settings, small
 
 PAPERS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
 VARIANTS = (*PAPERS, "chosen_uniform", "chosen", "chosen_straightened")
+# The methods of params.yaml, and the steps that each trains for.
+STUDENTS = {"straightened_uniform": "uniform", "boss": "bellman", "chosen_straightened": "chosen"}
 
 
 def record(project: Project, name: int | str) -> dict:
@@ -55,11 +57,11 @@ def test_one_step_has_one_schedule_and_so_one_student(finished: Project) -> None
 def test_students_start_from_the_teacher_and_carry_their_schedule(finished: Project) -> None:
     teacher, card = load_checkpoint(finished.folder / "models" / "teacher")
     schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
-    for name in ("uniform", "bellman", "chosen"):
+    for name, steps in STUDENTS.items():
         student, student_card = load_checkpoint(finished.folder / "models/student/3" / name)
         assert student_card.teacher_hash == card.weights_sha256
         assert student_card.schedule is not None
-        assert student_card.schedule.model_dump(mode="json") == schedules["3"][name]
+        assert student_card.schedule.model_dump(mode="json") == schedules["3"][steps]
         assert student_card.schedule.teacher_hash == card.weights_sha256
         # Twelve small steps away from the teacher's weights, not from random ones.
         distance = sum(
@@ -74,13 +76,13 @@ def test_trajectories_hold_the_union_of_knots_and_are_split(finished: Project) -
     states = np.load(finished.folder / "trajectories" / "states.npy", mmap_mode="r")
     card = json.loads((finished.folder / "trajectories" / "card.json").read_text())
     schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
-    trained = ("uniform", "bellman", "chosen")
-    knots = {i for k in ("1", "3") for s in trained for i in schedules[k][s]["indices"]}
+    steps = STUDENTS.values()
+    knots = {i for k in ("1", "3") for s in steps for i in schedules[k][s]["indices"]}
     assert card["knots"] == sorted(knots)
     assert states.shape == (60, len(knots), 1, 8, 8)
     curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
-    assert {"uniform_validation_loss_segment_2", "bellman_validation_loss"} <= set(curve)
-    assert "chosen_validation_loss_segment_2" in curve
+    assert {"straightened_uniform_validation_loss_segment_2", "boss_validation_loss"} <= set(curve)
+    assert "chosen_straightened_validation_loss_segment_2" in curve
 
 
 def test_schedules_are_the_papers_and_the_chosen_ones(finished: Project) -> None:
@@ -255,7 +257,7 @@ def test_a_teacher_of_rectified_flow(finished: Project, tmp_path: Path) -> None:
     assert card.architecture == "ncsnpp"
     for name, tensor in network.state_dict().items():
         assert torch.equal(teacher.state_dict()[name], tensor)
-    student, student_card = load_checkpoint(project.folder / "models/student/3/bellman")
+    student, student_card = load_checkpoint(project.folder / "models/student/3/boss")
     assert student_card.architecture == "ncsnpp"
     assert student_card.teacher_hash == card.weights_sha256 == record(project, 3)["teacher_hash"]
     found, fixed = student.state_dict(), "all_modules.0.W"  # the frequencies of the embedding
@@ -263,7 +265,7 @@ def test_a_teacher_of_rectified_flow(finished: Project, tmp_path: Path) -> None:
     moved = [n for n, tensor in teacher.state_dict().items() if not torch.equal(found[n], tensor)]
     assert len(moved) > 0.9 * len(found)
     curve = pd.read_csv(project.folder / "results" / "curves" / "3.csv")
-    assert np.isfinite(curve["bellman_validation_loss"]).all()
+    assert np.isfinite(curve["boss_validation_loss"]).all()
 
 
 def test_every_stage_depends_on_the_code_that_makes_its_results() -> None:

@@ -33,15 +33,15 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     assert run.data.params["nfe"] == "3"
     assert run.data.params["finetune.training.iterations"] == "12"
     assert run.data.tags["teacher_hash"] == record["teacher_hash"]
-    assert run.data.tags["student_hash.bellman"] == record["student_hash"]["bellman"]
+    assert run.data.tags["student_hash.boss"] == record["student_hash"]["boss"]
     head = finished.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
     assert run.data.tags["git_commit"] == head
 
     client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
     curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
-    history = client.get_metric_history(run.info.run_id, "training/bellman_loss")
+    history = client.get_metric_history(run.info.run_id, "training/boss_loss")
     assert [(m.step, m.value) for m in history] == list(
-        zip(curve["step"], curve["bellman_loss"], strict=True)
+        zip(curve["step"], curve["boss_loss"], strict=True)
     )
     schedule = json.loads((finished.folder / "results" / "schedules.json").read_text())["3"]
     text = json.dumps([schedule["bellman"]], sort_keys=True).encode()

@@ -124,15 +124,15 @@ class UNet(nn.Module):
         h = self.first(x)
         skips = [h]
         for layer in self.down:
-            h = layer(h) if isinstance(layer, nn.Conv2d) else layer(h, embedding)
+            h = layer(h, embedding) if isinstance(layer, Stage) else layer(h)
             skips.append(h)
         for block in self.middle:
             h = block(h, embedding)
         for layer in self.up:
-            if isinstance(layer, nn.Conv2d):
-                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-            else:
+            if isinstance(layer, Stage):
                 h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
+            else:
+                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.last(F.silu(self.last_norm(h)))
 
 

@@ -1,8 +1,10 @@
 """Every variant of one budget: teacher and students on uniform, Bellman and chosen steps."""
 
 import sys
+from pathlib import Path
 
-from boss_core.checkpoints import load_checkpoint
+from boss_core.adapters import AdapterCard, load_adapter
+from boss_core.checkpoints import Card, Network, load_checkpoint
 from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
@@ -10,23 +12,27 @@ from flows.evaluation import Evaluation
 from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.tracking import track_budget
-from flows.variants import chosen_solver, read_schedules, trained, variants
+from flows.variants import Variant, chosen_solver, read_schedules, students, variants
 
 
 def main(params: Params, budget: int) -> None:
     evaluation = Evaluation(params, device(params))
     schedules = read_schedules()[budget]
     teacher, teacher_card = load_checkpoint(paths.TEACHER)
-    students = {name: load_checkpoint(paths.student(budget) / name) for name in trained(schedules)}
+    methods = params.finetune.methods
+    trained = {
+        name: _student(paths.student(budget) / name, variant)
+        for name, variant in students(schedules, methods).items()
+    }
     record: dict[str, object] = {
         "nfe": budget,
         "chosen_solver": chosen_solver(schedules),
         **evaluation.provenance,
         "teacher_hash": teacher_card.weights_sha256,
-        "student_hash": {name: card.weights_sha256 for name, (_, card) in students.items()},
+        "student_hash": {name: card.weights_sha256 for name, (_, card) in trained.items()},
     }
-    for name, variant in variants(schedules).items():
-        network = students[variant.schedule][0] if variant.trained else teacher
+    for name, variant in variants(schedules, methods).items():
+        network = trained[name][0] if variant.trained else teacher
         steps = schedules[variant.schedule]
         label = f"evaluate@{budget} {name}"
         record[name] = evaluation.of(
@@ -37,6 +43,11 @@ def main(params: Params, budget: int) -> None:
         track_budget(params, budget)
     except InputError as error:  # the record is written: the work is not lost with the server
         print(f"warning: {error}", file=sys.stderr)
+
+
+def _student(folder: Path, variant: Variant) -> tuple[Network, Card | AdapterCard]:
+    """The network of a student, an adapter's merged into the teacher's weights."""
+    return load_adapter(folder, paths.TEACHER) if variant.adapter else load_checkpoint(folder)
 
 
 if __name__ == "__main__":

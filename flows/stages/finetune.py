@@ -1,13 +1,15 @@
-"""Straighten the teacher for one budget: on uniform steps, on Bellman's (BOSS), and on the chosen
-ones, each for the solver of its schedule."""
+"""Finetune the teacher for one budget, by every method that was asked for: straightening, each for
+the steps and the solver of its schedule, and reflow."""
 
 import sys
 
 import numpy as np
 import pandas as pd
 
+from boss_core.adapters import adapter_tensors, add_adapter, save_adapter
 from boss_core.checkpoints import Network, load_checkpoint, save_checkpoint
 from boss_core.files import write_bytes
+from boss_core.reflow import Pairs
 from boss_core.resident import Rows
 from boss_core.resume import Checkpoints
 from boss_core.straighten import Segments
@@ -16,7 +18,9 @@ from flows import paths
 from flows.config import Params
 from flows.records import read_json
 from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
-from flows.variants import read_schedules, trained
+from flows.variants import Loss, read_schedules, students
+
+Steps = tuple[tuple[int, ...], str]  # grid indices and solver
 
 
 def main(params: Params, budget: int) -> None:
@@ -28,53 +32,81 @@ def main(params: Params, budget: int) -> None:
     data = [states.array] if labels is None else [states.array, labels]
     schedules = read_schedules()[budget]
     curves: dict[str, list[Row]] = {}
-    done: dict[tuple[tuple[int, ...], str], Trained[Network]] = {}
     kept: list[Checkpoints] = []
-    for name in trained(schedules):
-        schedule = schedules[name]
+    done: dict[tuple[Loss | None, bool, Steps], Trained[Network]] = {}
+    for name, variant in students(schedules, params.finetune.methods).items():
+        schedule = schedules[variant.schedule]
         teacher, card = load_checkpoint(paths.TEACHER)
         # Where schedules are the same, so are their students: at one step, for example, which
         # every solver takes as Euler does.
         steps = schedule.indices, schedule.solver if schedule.steps > 1 else "euler"
-        if steps not in done:
+        key = variant.loss, variant.adapter, steps
+        if key not in done:
             label = f"finetune@{budget} {name}"
-            segments = Segments.of(states, knots, schedule, labels)
+            batches: Segments | Pairs
+            if variant.loss == "straightening":
+                batches = Segments.of(states, knots, schedule, labels)
+            else:
+                distill = variant.loss == "distillation"
+                batches = Pairs.of(states, knots, schedule, labels, distill=distill)
+            network = _to_train(params, teacher, label, adapter=variant.adapter)
             run = {"label": label, "schedule": schedule.model_dump(mode="json")}
             kept.append(checkpoints(params, label, run, data))
-            done[steps] = _straighten(params, teacher.to(on), segments, label, kept[-1])
+            done[key] = _train(params, network.to(on), batches, label, kept[-1])
         if not is_main():
             continue
-        curves[name] = done[steps].curve
-        save_checkpoint(
-            paths.student(budget) / name,
-            done[steps].network.cpu(),
-            teacher_hash=card.weights_sha256,
-            schedule=schedule,
-        )
+        curves[name] = done[key].curve
+        network, folder = done[key].network.cpu(), paths.student(budget) / name
+        of = card.weights_sha256
+        if variant.adapter:
+            rank = params.finetune.lora_rank
+            save_adapter(folder, network, rank=rank, teacher_hash=of, schedule=schedule)
+        else:
+            save_checkpoint(folder, network, teacher_hash=of, schedule=schedule)
     if is_main():
         write_bytes(paths.curves(budget), _table(curves).to_csv(index=False).encode())
         for one in kept:
             one.remove()
 
 
-def _straighten(
-    params: Params, teacher: Network, segments: Segments, label: str, kept: Checkpoints
+def _to_train(params: Params, teacher: Network, label: str, *, adapter: bool) -> Network:
+    """The teacher with what is to be trained of it needing gradients: all, or an adapter."""
+    if not adapter:
+        return teacher.requires_grad_(True)
+    of_teacher = sum(p.numel() for p in teacher.parameters())
+    network = add_adapter(teacher, params.finetune.lora_rank, seed=params.seed)
+    count = sum(p.numel() for _, p in adapter_tensors(network))
+    if is_main():
+        share = 100 * count / of_teacher
+        print(
+            f"{label}: {count:,} parameters trained, {share:.2f} % of the teacher's {of_teacher:,}"
+        )
+    return network
+
+
+def _train(
+    params: Params, network: Network, batches: Segments | Pairs, label: str, kept: Checkpoints
 ) -> Trained[Network]:
     settings = params.finetune.training
     first = params.trajectories.training_samples
     validation = range(first, params.trajectories.samples)
 
     def validate(network: Network) -> Row:
-        losses = segments.segment_losses(network, validation, 4 * settings.batch_size)
+        if isinstance(batches, Segments):
+            part = "segment"
+            losses = batches.segment_losses(network, validation, 4 * settings.batch_size)
+        else:
+            part = "time"
+            losses = batches.time_losses(network, validation, 4 * settings.batch_size)
         return {
             "validation_loss": float(np.mean(losses)),
-            **{f"validation_loss_segment_{k}": value for k, value in enumerate(losses)},
+            **{f"validation_loss_{part}_{k}": value for k, value in enumerate(losses)},
         }
 
     with training_progress(label, settings.iterations) as advance:
         return train(
-            teacher.requires_grad_(True),
-            segments.training_loss(
+            network,
+            batches.training_loss(
                 seed=params.seed, trajectories=first, batch_size=settings.batch_size
             ),
             settings,
@@ -87,7 +119,7 @@ def _straighten(
 
 
 def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:
-    """One row a step, the columns of each schedule's student under its name."""
+    """One row a step, the columns of each student under its name."""
     tables = [
         pd.DataFrame(rows).set_index("step").add_prefix(f"{name}_") for name, rows in curves.items()
     ]

@@ -128,7 +128,8 @@ def write_plots(
         paths.PLOTS / "predicted_error.png", pd.read_csv(paths.PREDICTED_ERROR), budgets
     )
     plots.measured(paths.PLOTS / "measured.png", measured, variants, metric)
-    plots.training(paths.PLOTS / "training.png", {k: pd.read_csv(paths.curves(k)) for k in budgets})
+    curves = {k: pd.read_csv(paths.curves(k)) for k in budgets}
+    plots.training(paths.PLOTS / "training.png", curves, variants)
 
 
 def embedded(path: "Path") -> str:

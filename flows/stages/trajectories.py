@@ -1,4 +1,4 @@
-"""The teacher's trajectories, kept at the knots of every schedule to train for: one rollout."""
+"""The teacher's trajectories, kept at every knot that a student is trained on: one rollout."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from flows.progress import progress
 from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.seeds import TRAJECTORIES
-from flows.variants import read_schedules, trained
+from flows.variants import needed_knots, read_schedules, students
 
 
 def main(params: Params) -> None:
@@ -22,9 +22,9 @@ def main(params: Params) -> None:
     schedules = read_schedules()
     knots = union(
         [
-            schedules[budget][name].indices
+            needed_knots(variant, schedules[budget])
             for budget in params.budgets
-            for name in trained(schedules[budget])
+            for variant in students(schedules[budget], params.finetune.methods).values()
         ]
     )
     settings = params.trajectories
