@@ -77,10 +77,8 @@ def _to_train(params: Params, teacher: Network, label: str, *, adapter: bool) ->
     network = add_adapter(teacher, params.finetune.lora_rank, seed=params.seed)
     count = sum(p.numel() for _, p in adapter_tensors(network))
     if is_main():
-        share = 100 * count / of_teacher
-        print(
-            f"{label}: {count:,} parameters trained, {share:.2f} % of the teacher's {of_teacher:,}"
-        )
+        share = f"{100 * count / of_teacher:.2f} %"
+        print(f"{label}: {count:,} parameters trained, {share} of the teacher's {of_teacher:,}")
     return network
 
 
