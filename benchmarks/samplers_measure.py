@@ -35,7 +35,7 @@ from boss_core.schedules import Schedule, steps_of
 from boss_core.solvers import SOLVERS, rk45
 from boss_core.straighten import Segments, knot_states
 from boss_core.timesteps import Times, nearest_indices, uniform, union
-from boss_core.training import step_generator, train
+from boss_core.training import train
 from boss_core.velocity import Velocity, sample_labels, sample_noise, with_labels
 from flows.seeds import COST, EVALUATE, TRAJECTORIES
 
@@ -394,13 +394,11 @@ class Seed:
         params, device = self.bench.params, self.bench.device
         assert params is not None
         states, knots, labels = self.trajectories
-        segments = Segments.of(states, knots, schedule, labels)
+        segments = Segments.of(states, knots, schedule, labels, device=device)
         settings, training = params.finetune.training, params.trajectories.training_samples
-
-        def loss(network: Network, step: int) -> Tensor:
-            draw = step_generator(self.seed, step)
-            return segments.random_loss(network, draw, training, settings.batch_size, device)
-
+        loss = segments.training_loss(
+            seed=self.seed, trajectories=training, batch_size=settings.batch_size
+        )
         network = copy.deepcopy(self.bench.network).requires_grad_(True)
         return train(network, loss, settings).network
 

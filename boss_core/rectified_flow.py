@@ -49,7 +49,7 @@ def load_rectified_flow(
     parameter.
     """
     path = Path(checkpoint)
-    settings, source = _read_config(config)
+    settings, source = read_config(config)
     content = _read_checkpoint(path)
     tensors = _tensors(path, content, "model")
     tensors.pop("sigmas", None)  # noise levels of score-based training: no velocity reads them
@@ -80,8 +80,9 @@ def load_rectified_flow(
     return network.eval().requires_grad_(False)
 
 
-def _read_config(config: Mapping[str, Any] | Path | str) -> tuple[NCSNppConfig, str]:
-    """The shape of the network, and what to call it in messages."""
+def read_config(config: Mapping[str, Any] | Path | str) -> tuple[NCSNppConfig, str]:
+    """The shape of the network that a configuration describes, as for `load_rectified_flow`, and
+    what to call it in messages. InputError naming the setting that does not hold."""
     if isinstance(config, Mapping):
         return _parse_config(config, "config"), "config"
     path = PUBLISHED.get(str(config), Path(config))

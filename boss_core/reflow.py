@@ -9,8 +9,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from boss_core.draws import Loss, Share, step_generator
 from boss_core.errors import InputError
 from boss_core.losses import flow_matching_loss
+from boss_core.resident import Rows, to_device
 from boss_core.schedules import Schedule
 from boss_core.timesteps import Times
 from boss_core.velocity import Velocity, check_labels, with_labels
@@ -24,40 +26,45 @@ class Pairs:
     """Both ends of stored trajectories: x_0 and x_1, for the loss of x_t = (1 - t) x_0 + t x_1
     with the target x_1 - x_0 (`flow_matching_loss`).
 
-    states: (N, U, ...) float32, the states at U knots; memory-mapped or in memory.
+    states: (N, U, ...), the states at U knots, float32 (float16 on a GPU that is too small).
     first, last: the places of t = 0 and t = 1 among the U knots.
     times: (K,), the only t to train at (distill-K reflow); None for t uniform in [0, 1].
     labels: (N,) int64, those that the trajectories were rolled out with; None without any.
     """
 
-    states: NDArray[np.float32]
+    states: Rows
     first: int
     last: int
     times: Times | None = None
-    labels: NDArray[np.int64] | None = None
+    labels: Rows | None = None
 
     @classmethod
     def of(
         cls,
-        states: NDArray[np.float32],
+        states: NDArray[np.float32] | Rows,
         knots: Sequence[int],
         schedule: Schedule,
         labels: NDArray[np.int64] | None = None,
         *,
         distill: bool = False,
+        device: torch.device | None = None,
     ) -> "Pairs":
-        """``knots``: the grid index of each of the U states. ``schedule``: the steps to sample
-        on, whose starts are the only t to train at with ``distill``: on K uniform steps 0, 1/K,
-        ..., (K-1)/K, or their nearest points of the grid. InputError when the trajectories lack
-        an end of the schedule, or have not one label each."""
-        check_labels(labels, len(states))
+        """``states``, ``device``: as for `boss_core.straighten.Segments.of`. ``knots``: the grid
+        index of each of the U states. ``schedule``: the steps to sample on, whose starts are the
+        only t to train at with ``distill``: on K uniform steps 0, 1/K, ..., (K-1)/K, or their
+        nearest points of the grid. InputError when the trajectories lack an end of the schedule,
+        or have not one label each."""
+        if not isinstance(states, Rows):
+            states = Rows.of(states, device or torch.device("cpu"), halve=True)
+        check_labels(labels, len(states.array))
         ends = schedule.indices[0], schedule.indices[-1]
         missing = set(ends) - set(knots)
         if missing:
             raise InputError(f"trajectories: no states at grid indices {sorted(missing)}")
         first, last = (list(knots).index(i) for i in ends)
         times = np.asarray(schedule.timesteps[:-1]) if distill else None
-        return cls(states, first, last, times, labels)
+        of_rows = None if labels is None else Rows.of(labels, states.device)
+        return cls(states, first, last, times, of_rows)
 
     def draw_times(self, generator: np.random.Generator, count: int) -> Times:
         """(count,) times to train at, uniform; of K times each has its equal share."""
@@ -66,48 +73,46 @@ class Pairs:
         first = int(generator.integers(len(self.times)))
         return self.times[(first + np.arange(count)) % len(self.times)]
 
-    def loss(
-        self, velocity: Velocity, rows: ArrayLike, times: ArrayLike, device: torch.device
-    ) -> Tensor:
+    def loss(self, velocity: Velocity, rows: ArrayLike, times: ArrayLike) -> Tensor:
         """The loss of the given trajectories, each at its own time and with its own label.
 
         rows: (B,) trajectories; times: (B,) in [0, 1].
         """
-        rows = np.asarray(rows)
+        rows, times = np.asarray(rows), np.asarray(times)
+        return self._loss(velocity, self.states.take(*self._ends_of(rows)), rows, times)
 
-        def to_device(values: ArrayLike) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
+    def training_loss(self, *, seed: int, trajectories: int, batch_size: int) -> Loss:
+        """The loss of random batches of the first ``trajectories``, at times of `draw_times`, for
+        `boss_core.training.train`."""
 
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
-        return flow_matching_loss(
-            with_labels(velocity, labels),
-            to_device(self.states[rows, self.last]),
-            to_device(self.states[rows, self.first]),
-            to_device(times),
-        )
+        def batch(step: int, share: Share) -> tuple[NDArray, NDArray]:
+            draw = step_generator(seed, step)
+            rows = draw.integers(trajectories, size=batch_size)
+            return share.take(rows), share.take(self.draw_times(draw, batch_size))
 
-    def random_loss(
-        self,
-        velocity: Velocity,
-        generator: np.random.Generator,
-        trajectories: int,
-        batch_size: int,
-        device: torch.device,
-    ) -> Tensor:
-        """The loss of a random batch of the first ``trajectories``, at times of `draw_times`."""
-        rows = generator.integers(trajectories, size=batch_size)
-        return self.loss(velocity, rows, self.draw_times(generator, batch_size), device)
+        ends = self.states.batches(lambda step, share: self._ends_of(batch(step, share)[0]))
 
-    def time_losses(
-        self, velocity: Velocity, rows: range, batch_size: int, device: torch.device
-    ) -> list[float]:
+        def loss(velocity: Velocity, step: int, share: Share) -> Tensor:
+            return self._loss(velocity, ends(step, share), *batch(step, share))
+
+        return loss
+
+    def time_losses(self, velocity: Velocity, rows: range, batch_size: int) -> list[float]:
         """The mean loss over the given trajectories at each of the times, or at each of
         `VALIDATION_TIMES` where t is uniform."""
         losses = []
         for t in VALIDATION_TIMES if self.times is None else self.times:
-            total = 0.0
+            total = torch.zeros((), dtype=torch.float64, device=self.states.device)
             for start in range(rows.start, rows.stop, batch_size):
                 part = np.arange(start, min(start + batch_size, rows.stop))
-                total += float(self.loss(velocity, part, np.full(len(part), t), device)) * len(part)
-            losses.append(total / len(rows))
+                total += self.loss(velocity, part, np.full(len(part), t)) * len(part)
+            losses.append(float(total) / len(rows))
         return losses
+
+    def _ends_of(self, rows: NDArray) -> tuple[NDArray, NDArray]:
+        return rows[:, None], np.array([[self.first, self.last]])
+
+    def _loss(self, velocity: Velocity, ends: Tensor, rows: NDArray, times: NDArray) -> Tensor:
+        labels = None if self.labels is None else self.labels.take(rows)
+        t = to_device(times.astype(np.float32), self.states.device)
+        return flow_matching_loss(with_labels(velocity, labels), ends[:, 1], ends[:, 0], t)

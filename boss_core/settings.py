@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class Settings(BaseModel):
     """Strict and immutable: an unknown name or a wrong type is an error, never ignored."""
@@ -26,3 +28,12 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(
         default=0.0, ge=0, lt=1, description="share of a weight lost a step, in learning rates"
     )
+
+
+class ComputeSettings(Settings):
+    """How networks run, whatever they learn; the defaults live in params.yaml."""
+
+    precision: Precision = Field(description="bfloat16: autocast of training, for GPUs")
+    compile: bool = Field(description="torch.compile in training")
+    processes: int = Field(ge=1, description="processes, or GPUs, that train one network together")
+    checkpoint_every: int = Field(ge=1, description="steps of a training between checkpoints")

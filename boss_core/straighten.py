@@ -8,8 +8,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from boss_core.draws import Loss, Share, step_generator
 from boss_core.errors import InputError
 from boss_core.losses import straightening_loss
+from boss_core.resident import Rows, to_device
 from boss_core.schedules import Schedule
 from boss_core.solvers import euler, extrapolation_weights
 from boss_core.timesteps import Times, validate_timesteps
@@ -89,87 +91,101 @@ def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
 class Segments:
     """The segments of one schedule on stored trajectories.
 
-    states: (N, U, ...) float32, the states at U knots; memory-mapped or in memory.
+    states: (N, U, ...), the states at U knots, float32 (float16 on a GPU that is too small).
     positions: for each of the K + 1 times of the schedule, its place among the U knots.
     timesteps: the K + 1 times.
     weights: the `chord_weights` of the schedule's solver.
     labels: (N,) int64, those that the trajectories were rolled out with; None without any.
     """
 
-    states: NDArray[np.float32]
+    states: Rows
     positions: tuple[int, ...]
     timesteps: Times
     weights: Times
-    labels: NDArray[np.int64] | None = None
+    labels: Rows | None = None
 
     @classmethod
     def of(
         cls,
-        states: NDArray[np.float32],
+        states: NDArray[np.float32] | Rows,
         knots: Sequence[int],
         schedule: Schedule,
         labels: NDArray[np.int64] | None = None,
+        *,
+        device: torch.device | None = None,
     ) -> "Segments":
-        """``knots``: the grid index of each of the U states. InputError when the trajectories
-        lack a knot of the schedule, or have not one label each, and for a schedule of a solver
-        that is neither ``euler`` nor ``ab2``."""
-        check_labels(labels, len(states))
+        """``states``: an array, memory-mapped or in memory, or its `Rows`, for several schedules
+        to share. ``knots``: the grid index of each of the U states. ``device``: where an array's
+        rows go; None for the CPU. InputError when the trajectories lack a knot of the schedule, or
+        have not one label each, and for a schedule of a solver that is neither ``euler`` nor
+        ``ab2``."""
+        if not isinstance(states, Rows):
+            states = Rows.of(states, device or torch.device("cpu"), halve=True)
+        check_labels(labels, len(states.array))
         missing = set(schedule.indices) - set(knots)
         if missing:
             raise InputError(f"trajectories: no states at grid indices {sorted(missing)}")
-        positions = tuple(list(knots).index(i) for i in schedule.indices)
-        weights = chord_weights(schedule.timesteps, schedule.solver)
-        return cls(states, positions, np.asarray(schedule.timesteps), weights, labels)
+        return cls(
+            states,
+            tuple(list(knots).index(i) for i in schedule.indices),
+            np.asarray(schedule.timesteps),
+            chord_weights(schedule.timesteps, schedule.solver),
+            None if labels is None else Rows.of(labels, states.device),
+        )
 
-    def loss(
-        self, velocity: Velocity, rows: ArrayLike, segment: ArrayLike, device: torch.device
-    ) -> Tensor:
+    def loss(self, velocity: Velocity, rows: ArrayLike, segment: ArrayLike) -> Tensor:
         """The straightening loss (eq. 9, for the schedule's solver) of the given trajectories,
         each on its own segment and with its own label.
 
         rows: (B,) trajectories; segment: (B,) in 0..K-1.
         """
         rows, segment = np.asarray(rows), np.asarray(segment)
-        # From the end of the segment back; before the first knot, where weights are 0, it repeats.
-        back = np.arange(self.weights.shape[1] + 1)
-        knots = np.maximum(segment[:, None] + 1 - back, 0)
+        states = self.states.take(*self._states_of(rows, segment))
+        return self._loss(velocity, states, rows, segment)
 
-        def to_device(values: NDArray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
-
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
-        return straightening_loss(
-            with_labels(velocity, labels),
-            to_device(self.states[rows[:, None], np.asarray(self.positions)[knots]]),
-            to_device(self.timesteps[knots]),
-            to_device(self.weights[segment]),
-        )
-
-    def random_loss(
-        self,
-        velocity: Velocity,
-        generator: np.random.Generator,
-        trajectories: int,
-        batch_size: int,
-        device: torch.device,
-    ) -> Tensor:
-        """The loss of a random batch of the first ``trajectories``; every segment has its equal
-        share of the batch, which keeps the noise of the loss low."""
+    def training_loss(self, *, seed: int, trajectories: int, batch_size: int) -> Loss:
+        """The loss of random batches of the first ``trajectories``, for `boss_core.training.train`;
+        every segment has its equal share of a batch, which keeps the noise of the loss low."""
         segments = len(self.positions) - 1
-        rows = generator.integers(trajectories, size=batch_size)
-        first = int(generator.integers(segments))
-        return self.loss(velocity, rows, (first + np.arange(batch_size)) % segments, device)
 
-    def segment_losses(
-        self, velocity: Velocity, rows: range, batch_size: int, device: torch.device
-    ) -> list[float]:
+        def batch(step: int, share: Share) -> tuple[NDArray, NDArray]:
+            draw = step_generator(seed, step)
+            rows = draw.integers(trajectories, size=batch_size)
+            segment = (int(draw.integers(segments)) + np.arange(batch_size)) % segments
+            return share.take(rows), share.take(segment)
+
+        states = self.states.batches(lambda step, share: self._states_of(*batch(step, share)))
+
+        def loss(velocity: Velocity, step: int, share: Share) -> Tensor:
+            return self._loss(velocity, states(step, share), *batch(step, share))
+
+        return loss
+
+    def segment_losses(self, velocity: Velocity, rows: range, batch_size: int) -> list[float]:
         """The mean loss of every segment over the given trajectories."""
         losses = []
         for segment in range(len(self.positions) - 1):
-            total = 0.0
+            total = torch.zeros((), dtype=torch.float64, device=self.states.device)
             for start in range(rows.start, rows.stop, batch_size):
                 part = np.arange(start, min(start + batch_size, rows.stop))
-                value = self.loss(velocity, part, np.full(len(part), segment), device)
-                total += float(value) * len(part)
-            losses.append(total / len(rows))
+                total += self.loss(velocity, part, np.full(len(part), segment)) * len(part)
+            losses.append(float(total) / len(rows))
         return losses
+
+    def _knots(self, segment: NDArray) -> NDArray:
+        """(B, L + 1), places in the schedule: from the end of the segment back; before the first
+        knot, where weights are 0, it repeats."""
+        return np.maximum(segment[:, None] + 1 - np.arange(self.weights.shape[1] + 1), 0)
+
+    def _states_of(self, rows: NDArray, segment: NDArray) -> tuple[NDArray, NDArray]:
+        return rows[:, None], np.asarray(self.positions)[self._knots(segment)]
+
+    def _loss(self, velocity: Velocity, states: Tensor, rows: NDArray, segment: NDArray) -> Tensor:
+        labels = None if self.labels is None else self.labels.take(rows)
+        device = self.states.device
+        return straightening_loss(
+            with_labels(velocity, labels),
+            states,
+            to_device(self.timesteps[self._knots(segment)].astype(np.float32), device),
+            to_device(self.weights[segment].astype(np.float32), device),
+        )

@@ -1,17 +1,24 @@
-"""The training loop of teacher and student: Adam, warm-up, clipping, weight average."""
+"""The training loop of classifier, teacher and student: Adam, warm-up, clipping, weight average;
+on several processes, in mixed precision, from the last checkpoint on."""
 
+import copy
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from boss_core import processes
+from boss_core.draws import Loss, Share, seed_all
 from boss_core.errors import InputError
-from boss_core.settings import TrainingSettings
+from boss_core.files import sha256
+from boss_core.resume import Checkpoints
+from boss_core.settings import Precision, TrainingSettings
 
 Row = dict[str, float]
 Network = TypeVar("Network", bound=nn.Module)
@@ -23,7 +30,7 @@ class Trained(Generic[Network]):
 
     curve: a row for every ``log_every`` steps: ``step``, ``loss`` (mean since the row before),
         ``gradient_norm`` (largest since, before clipping), ``learning_rate``, and what the
-        validation returned, which sees the averaged weights.
+        validation returned, which sees the averaged weights. Empty but in the main process.
     """
 
     network: Network
@@ -32,72 +39,108 @@ class Trained(Generic[Network]):
 
 def train(
     network: Network,
-    loss: Callable[[Network, int], Tensor],
+    loss: Loss,
     settings: TrainingSettings,
     *,
-    validate: Callable[[Network], Row] | None = None,
-    log_every: int = 50,
+    precision: Precision = "float32",
+    compile: bool = False,
+    validate: Callable[[Any], Row] | None = None,
+    log_every: int | None = None,
     on_step: Callable[[int], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained[Network]:
-    """Minimise ``loss(network, step)`` over the parameters of the network that need gradients.
+    """Minimise the loss over the parameters of the network that need gradients.
 
-    loss: the loss of step 0, 1, ...; draws its batch from the step alone (see
-        `step_generator`), so a run depends on nothing that came before it but the weights.
-    log_every: the losses stay on the device for this many steps, so that no step waits for it.
-    on_step: called with 1 after each step.
+    loss: ``loss(network, step, share)``, of step 0, 1, ...; draws its batch from the step alone
+        (see `boss_core.draws`), so a run depends on nothing that came before it but the weights,
+        and computes the mean over this process's share of it. It may only call the network.
+    precision: bfloat16 for autocast; the weights and what the network returns stay float32.
+    compile: call the network through torch.compile.
+    validate: is called with the network of averaged weights, in the main process.
+    log_every: the losses stay on the device for this many steps, so that no step waits for it;
+        without it 50, or a hundredth of the steps where that is more.
+    on_step: called with the number of steps done since it was last called.
+    checkpoints: written by the main process; the last one stays when the training has ended, and
+        is for the caller to remove once the result is stored.
 
-    Raises InputError naming the first step whose loss was not finite.
+    Raises InputError naming the first step whose loss was not finite, in every process, and where
+    the processes cannot have equal shares of a batch.
     """
+    share = processes.own_share()
+    main = share.rank == 0
+    if settings.batch_size % share.of:
+        raise InputError(
+            f"training: batch_size {settings.batch_size} on {share.of} processes; a multiple of"
+            f" {share.of} needed"
+        )
+    log_every = log_every or max(50, settings.iterations // 100)
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(
-        parameters,
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        decoupled_weight_decay=True,  # AdamW; without decay it is Adam
-        fused=True,
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, settings)
-    )
-    average = _ema(network, settings.ema_decay)
     device = parameters[0].device
+    optimizer = _adam(parameters, settings.weight_decay)
+    averaged = copy.deepcopy(network)
     losses = torch.zeros(log_every, device=device)
     norms = torch.zeros(log_every, device=device)
-    curve: list[Row] = []
-    for step in range(settings.iterations):
-        value = loss(network, step)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        slot = step % log_every
-        norms[slot] = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
-        losses[slot] = value.detach()
-        rate = float(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-        average.update_parameters(network)
-        if on_step is not None:
-            on_step(1)
-        if slot == log_every - 1 or step == settings.iterations - 1:
-            recent = losses[: slot + 1].cpu()
-            if not recent.isfinite().all():
-                where = step - slot + int(recent.isfinite().int().argmin())
-                raise InputError(
-                    f"training: the loss became {recent[where - (step - slot)]:g} at step {where}"
-                    f" of {settings.iterations}; a learning_rate below {settings.learning_rate:g}"
-                    f" or a gradient_clip below {settings.gradient_clip:g} may help"
-                )
-            row: Row = {
-                "step": step + 1,
-                "loss": float(recent.mean()),
-                "gradient_norm": float(norms[: slot + 1].max()),
-                "learning_rate": rate,
-            }
-            if validate is not None:
-                with torch.no_grad():
-                    row |= validate(average.module.eval())
-            curve.append(row)
-    return Trained(average.module.eval().requires_grad_(False), curve)
+    # Everything that a step changes, in place.
+    state = _state(network, averaged, optimizer) | {"losses": losses, "norms": norms}
+
+    done, curve, fingerprint = 0, list[Row](), ""
+    # A short run writes none, but may find one.
+    kept = checkpoints if checkpoints and settings.iterations > checkpoints.every else None
+    if checkpoints and main and (kept or checkpoints.exist()):
+        kind = settings.model_dump() | {"precision": precision, "log_every": log_every}
+        kind["code"] = [sha256(path) for path in _sources(network, loss)]
+        fingerprint = checkpoints.fingerprint(kind, network.state_dict())
+        done, curve = checkpoints.load(fingerprint, state)
+    if share.of > 1:
+        start = torch.tensor(done, device=device)
+        with torch.no_grad():
+            processes.copy_from_main([start, *state.values()])
+        done = int(start)
+    if on_step is not None and done:
+        on_step(done)
+
+    call = _in_precision(torch.compile(network, dynamic=False) if compile else network, precision)
+    update_average = _moving_average(network, averaged, settings.ema_decay)
+    with _random_numbers_of_steps(device, share) as of_step:
+        for step in range(done, settings.iterations):
+            of_step(step)
+            rate = settings.learning_rate * learning_rate_factor(step, settings)
+            optimizer.param_groups[0]["lr"] = rate
+            value = loss(call, step, share)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            if share.of > 1:
+                processes.average([p.grad for p in parameters if p.grad is not None])
+            slot = step % log_every
+            norms[slot] = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+            losses[slot] = value.detach()
+            optimizer.step()
+            update_average(step)
+            if on_step is not None:
+                on_step(1)
+
+            last = step == settings.iterations - 1
+            logs = slot == log_every - 1 or last
+            stores = kept is not None and ((step + 1) % kept.every == 0 or last)
+            if share.of > 1 and (logs or stores):
+                processes.average([losses])
+            if logs:
+                _check(losses[: slot + 1].cpu(), step, settings)
+            if logs and main:
+                row: Row = {
+                    "step": step + 1,
+                    "loss": float(losses[: slot + 1].mean()),
+                    "gradient_norm": float(norms[: slot + 1].max()),
+                    "learning_rate": rate,
+                }
+                if validate is not None:
+                    with torch.no_grad():
+                        row |= validate(_in_precision(averaged.eval(), precision))
+                curve.append(row)
+            if kept is not None and stores and main:
+                kept.save(step + 1, fingerprint, state, curve)
+    return Trained(averaged.eval().requires_grad_(False), curve)
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
@@ -110,21 +153,97 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def step_generator(seed: int, step: int) -> np.random.Generator:
-    """The random numbers of one training step: they depend on seed and step alone."""
-    return np.random.Generator(np.random.Philox(key=[seed, step]))
+@contextmanager
+def _random_numbers_of_steps(device: torch.device, share: Share) -> Iterator[Callable[[int], None]]:
+    """Yield a function that makes what layers draw in a step, as dropout does, depend on the
+    step, the process and torch's seed; outside of it torch's numbers go on as if nothing was."""
+    seed = torch.initial_seed()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield lambda step: seed_all(seed, step * share.of + share.rank)
 
 
-def _ema(network: nn.Module, decay: float) -> Any:
+def _adam(parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Adam:
+    """With its state there from the start, so that a checkpoint can fill it. In the layout of the
+    parameters: the fused kernel reads all of them in the order of the memory."""
+    # With decoupled weight decay it is AdamW, and without any it is Adam.
+    optimizer = torch.optim.Adam(
+        parameters, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True
+    )
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+    return optimizer
+
+
+def _state(
+    network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    parameters = optimizer.param_groups[0]["params"]
+    return (
+        {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        | {f"average.{name}": tensor for name, tensor in averaged.state_dict().items()}
+        | {
+            f"optimizer.{number}.{name}": tensor
+            for number, parameter in enumerate(parameters)
+            for name, tensor in optimizer.state[parameter].items()
+        }
+    )
+
+
+def _in_precision(network: Callable[..., Tensor], precision: Precision) -> Callable[..., Tensor]:
+    """The network, called in autocast where the precision asks for it, but returning float32."""
+    if precision == "float32":
+        return network
+
+    def call(*inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            return network(*inputs).float()
+
+    return call
+
+
+def _moving_average(network: nn.Module, averaged: nn.Module, decay: float) -> Callable[[int], None]:
     """An exponential moving average whose decay grows to its value, min(decay, (1 + s) / (10 +
-    s)) after s steps, so that a short run does not average in its random start."""
-    steps = 0
+    s)) after s steps, so that a short run does not average in its random start. Statistics that
+    layers keep in buffers are averaged too."""
+    # Weights that train, and all statistics.
+    moving = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    moving |= {name for name, buffer in network.named_buffers() if buffer.is_floating_point()}
+    means, currents = (
+        [tensor.detach() for name, tensor in _named_tensors(of) if name in moving]
+        for of in (averaged, network)
+    )
 
-    def update(averaged: Any, current: Any, _: Any) -> None:
-        nonlocal steps
-        steps += 1
-        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + steps) / (10 + steps)))
+    @torch.no_grad()
+    def update(step: int) -> None:
+        weight = 1.0 - min(decay, (2 + step) / (11 + step))
+        torch._foreach_lerp_(means, currents, weight)
 
-    average = AveragedModel(network, multi_avg_fn=update)
-    average.n_averaged += 1  # start from the given weights
-    return average
+    return update
+
+
+def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def _check(recent: Tensor, step: int, settings: TrainingSettings) -> None:
+    """InputError when one of the last losses, up to that of ``step``, is not finite."""
+    if recent.isfinite().all():
+        return
+    place = int(recent.isfinite().int().argmin())
+    raise InputError(
+        f"training: the loss became {recent[place]:g} at step {step - len(recent) + 1 + place}"
+        f" of {settings.iterations}; a learning_rate below {settings.learning_rate:g}"
+        f" or a gradient_clip below {settings.gradient_clip:g} may help"
+    )
+
+
+def _sources(network: nn.Module, loss: Loss) -> list[Path]:
+    """The code of a run, as far as it is easily told: a change of it makes another run."""
+    drawn = loss if inspect.isfunction(loss) else type(loss)
+    files = {Path(inspect.getfile(part)) for part in (type(network), drawn, train)}
+    return sorted(path for path in files if path.is_file())

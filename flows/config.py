@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from boss_core.errors import InputError
-from boss_core.settings import Settings, TrainingSettings
+from boss_core.settings import ComputeSettings, Settings, TrainingSettings
 
 PARAMS = Path("params.yaml")
 
@@ -70,9 +70,10 @@ class Teacher(Settings):
     source: Literal["train", "checkpoint"]
     path: str = Field(description="folder or file, used when source is checkpoint")
     config: str | None = Field(
-        description="of a Rectified Flow checkpoint: its published name, or a JSON file of its"
-        " settings; null for a checkpoint of this project"
+        description="an NCSN++ or DDPM++, as a Rectified Flow checkpoint or to train: its published"
+        " name, or a JSON file of its settings; null for a checkpoint of this project or the U-Net"
     )
+    flip: bool = Field(description="train on mirrored images too; not where left and right differ")
     conditional: bool = Field(
         description="learn the classes of the data; a checkpoint's card says it of itself"
     )
@@ -175,6 +176,7 @@ class Params(Settings):
 
     seed: int = Field(ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"]
+    compute: ComputeSettings
     budgets: list[Budget] = Field(min_length=1, description="NFE, each at most cost.grid")
     data: Data
     features: Features
@@ -198,6 +200,21 @@ class Params(Settings):
                 raise ValueError(
                     f"budgets: {budget} is above cost.grid ({self.cost.grid}); 1..{self.cost.grid}"
                     " needed"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_equally(self) -> Self:
+        trained = {"finetune": self.finetune.training.batch_size}
+        if self.teacher.source == "train":
+            trained["teacher"] = self.teacher.training.batch_size
+        if self.features.extractor == "classifier":
+            trained["features"] = self.features.training.batch_size
+        for stage, batch_size in trained.items():
+            if batch_size % self.compute.processes:
+                raise ValueError(
+                    f"{stage}.training.batch_size: {batch_size} with compute.processes:"
+                    f" {self.compute.processes}; a multiple of that needed"
                 )
         return self
 

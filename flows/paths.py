@@ -32,3 +32,8 @@ def metrics(name: int | str) -> Path:
 def samples(name: int | str) -> Path:
     """A folder with one sample grid for each variant."""
     return Path(f"samples/{name}")
+
+
+def training(label: str) -> Path:
+    """The checkpoints of a training under way: no output of a stage, and gone when it is done."""
+    return Path("build/training") / label

@@ -139,7 +139,7 @@ def test_training_moves_the_adapter_alone() -> None:
     x, t, labels = torch.randn(4, 1, 8, 8), torch.rand(4), torch.tensor([0, 1, 2, 0])
     network = train(
         add_adapter(unet(), 4, seed=0),
-        lambda network, step: (network(x, t, labels) - 1.0).square().mean(),
+        lambda network, *_: (network(x, t, labels) - 1.0).square().mean(),
         settings,
     ).network
     found = {n.replace(".base_layer", ""): p for n, p in network.state_dict().items()}

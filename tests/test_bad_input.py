@@ -235,7 +235,7 @@ def test_training_that_diverges_says_at_which_step(project: Project, finished: P
     # Nothing that a schema would let through diverges in thirty steps: make it.
     path.write_text(
         path.read_text().replace(
-            "return flow_matching_loss(\n", "return 1e38 * (step + 1) ** 9 * flow_matching_loss(\n"
+            "return flow_matching_loss(", "return 1e38 * (step + 1) ** 9 * flow_matching_loss("
         )
     )
     done = project.run("boss", "repro", code=2)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from boss_core.augmentation import SHIFT, augmented
+from boss_core.draws import Share, device_generator, step_generator
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
@@ -21,12 +22,13 @@ from boss_core.networks.classifier import (
     save_classifier,
 )
 from boss_core.settings import TrainingSettings
-from boss_core.training import step_generator, train
+from boss_core.training import train
 from flows import paths
 from flows.config import load_params
 from flows.stages import features, prepare
 from tests.conftest import ROOT
 
+CPU = torch.device("cpu")
 SETTINGS = TrainingSettings(
     iterations=100, batch_size=64, learning_rate=5e-3, learning_rate_schedule="cosine", warmup=5,
     gradient_clip=1.0, ema_decay=0.9, weight_decay=0.05,
@@ -45,10 +47,14 @@ def images(count: int, shape: tuple[int, ...] = (1, 8, 8)) -> torch.Tensor:
 
 def test_augmented_images_are_those_cut_out_by_hand() -> None:
     x = images(400, (3, 10, 12))
-    found = augmented(x, step_generator(0, 1))
+    found = augmented(x, device_generator(0, 1, CPU))
     assert (found.shape, found.dtype) == (x.shape, torch.uint8)
-    draw = step_generator(0, 1)
-    shifts, mirror = draw.integers(2 * SHIFT + 1, size=(2, 400)), draw.integers(2, size=400)
+    draw = device_generator(0, 1, CPU)
+    down, right, mirror = (
+        torch.randint(below, (400,), generator=draw).numpy()
+        for below in (2 * SHIFT + 1, 2 * SHIFT + 1, 2)
+    )
+    shifts = np.stack([down, right])
     for k, (image, (down, right)) in enumerate(zip(x.numpy(), shifts.T, strict=True)):
         large = np.pad(image, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
         cut = large[:, down : down + 10, right : right + 12]
@@ -59,9 +65,14 @@ def test_augmented_images_are_those_cut_out_by_hand() -> None:
 
 
 def test_augmentation_depends_on_the_step_alone() -> None:
-    x = images(5)
-    assert torch.equal(augmented(x, step_generator(3, 7)), augmented(x, step_generator(3, 7)))
-    assert not torch.equal(augmented(x, step_generator(3, 7)), augmented(x, step_generator(3, 8)))
+    x = images(6)
+    found = augmented(x, device_generator(3, 7, CPU))
+    assert torch.equal(found, augmented(x, device_generator(3, 7, CPU)))
+    assert not torch.equal(found, augmented(x, device_generator(3, 8, CPU)))
+    for rank in (0, 1):
+        share = Share(rank, 2)
+        own = augmented(share.take(x), device_generator(3, 7, CPU), share)
+        assert torch.equal(own, share.take(found))
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (8, 6), (7, 4), (9, 5)])
@@ -87,7 +98,7 @@ def test_a_resnet_learns_and_measures_each_image_by_itself(tmp_path: Path) -> No
     y = torch.from_numpy(digits.target)
     torch.manual_seed(0)
 
-    def loss(network: Classifier, step: int) -> torch.Tensor:
+    def loss(network: Classifier, step: int, share: Share) -> torch.Tensor:
         rows = step_generator(0, step).integers(1500, size=SETTINGS.batch_size)
         return F.cross_entropy(network(x[rows]), y[rows])
 
@@ -131,7 +142,7 @@ def test_weights_without_a_gradient_decay_by_the_learning_rate() -> None:
         update={"iterations": 5, "warmup": 0, "learning_rate_schedule": "constant", "ema_decay": 0}
     )
 
-    def loss(network: nn.Linear, step: int) -> torch.Tensor:
+    def loss(network: nn.Linear, step: int, share: Share) -> torch.Tensor:
         return (network.weight * 0).sum() + (network.bias * 0).sum()
 
     found = train(network, loss, settings).network.weight

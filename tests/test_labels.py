@@ -12,6 +12,7 @@ from PIL import Image
 from boss_core.checkpoints import CARD, load_checkpoint, save_checkpoint
 from boss_core.cost import estimate_cost_matrix
 from boss_core.data import digits
+from boss_core.draws import Share
 from boss_core.errors import InputError
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.pixels import to_uint8
@@ -123,15 +124,16 @@ def test_trajectories_and_segments_keep_the_label_of_each_row(solver: str) -> No
         timesteps=(0.0, 0.5, 1.0), indices=(0, 2, 4), solver=solver, objective="uniform"
     )
     own = Segments.of(states, (0, 2, 4), schedule, labels.numpy())
-    assert float(own.loss(straight, [9, 0, 4], [0, 1, 1], CPU)) < 1e-12
-    assert float(own.random_loss(straight, np.random.default_rng(0), 9, 16, CPU)) < 1e-12
-    assert max(own.segment_losses(straight, range(2, 11), 4, CPU)) < 1e-12
+    assert float(own.loss(straight, [9, 0, 4], [0, 1, 1])) < 1e-12
+    loss = own.training_loss(seed=0, trajectories=9, batch_size=16)
+    assert float(loss(straight, 0, Share())) < 1e-12
+    assert max(own.segment_losses(straight, range(2, 11), 4)) < 1e-12
 
     shuffled = labels.roll(1)
     mixed = Segments.of(states, (0, 2, 4), schedule, shuffled.numpy())
     expected = ((labels - shuffled).numpy()[2:] ** 2).mean() / 100
     assert expected > 0
-    assert mixed.segment_losses(straight, range(2, 11), 4, CPU) == pytest.approx(
+    assert mixed.segment_losses(straight, range(2, 11), 4) == pytest.approx(
         [expected] * 2, rel=1e-4
     )
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from boss_core.draws import Share
 from boss_core.reflow import VALIDATION_TIMES, Pairs
 from boss_core.schedules import Schedule
 from boss_core.solvers import euler
@@ -11,7 +12,6 @@ from boss_core.timesteps import uniform
 from boss_core.velocity import sample_noise
 from tests.conftest import Linear
 
-CPU = torch.device("cpu")
 KNOTS = (0, 25, 100)
 FOUR = Schedule(
     timesteps=(0.0, 0.25, 0.5, 0.75, 1.0), indices=(0, 25, 50, 75, 100), objective="uniform"
@@ -38,13 +38,14 @@ def test_no_loss_is_left_for_the_straight_lines_of_a_linear_flow(distill: bool) 
     noise = sample_noise(range(12), (2, 3), 0)
     images = Linear().solution(noise).float()
     found = pairs(noise, images, distill=distill)
+    loss = found.training_loss(seed=0, trajectories=12, batch_size=8)
     for step in range(5):
-        assert float(found.random_loss(straight, np.random.default_rng(step), 12, 8, CPU)) < 1e-10
-    losses = found.time_losses(straight, range(12), 5, CPU)
+        assert float(loss(straight, step, Share())) < 1e-10
+    losses = found.time_losses(straight, range(12), 5)
     assert len(losses) == (4 if distill else 10)
     assert max(losses) < 1e-10
     # Half a unit too fast in all elements.
-    losses = found.time_losses(lambda x, t: straight(x, t) + 0.5, range(12), 5, CPU)
+    losses = found.time_losses(lambda x, t: straight(x, t) + 0.5, range(12), 5)
     np.testing.assert_allclose(losses, 0.25, rtol=1e-4)
     # That velocity reaches the teacher's images in any number of Euler steps.
     for steps in (1, 3):
@@ -66,12 +67,11 @@ def test_least_loss_between_independent_gaussians() -> None:
         return (t * s**2 - (1 - t)) / variance(t) * x
 
     found = pairs(noise, images)
-    losses = found.time_losses(best, range(4000), 1000, CPU)
+    losses = found.time_losses(best, range(4000), 1000)
     np.testing.assert_allclose(losses, s**2 / variance(VALIDATION_TIMES), rtol=0.03)
     # The mean over t of s^2 / variance is s pi / 2, as its integral is an arc tangent.
-    random = [
-        float(found.random_loss(best, np.random.default_rng(k), 4000, 1000, CPU)) for k in range(40)
-    ]
+    loss = found.training_loss(seed=0, trajectories=4000, batch_size=1000)
+    random = [float(loss(best, step, Share())) for step in range(40)]
     assert np.mean(random) == pytest.approx(s * np.pi / 2, rel=0.02)
 
 
@@ -85,8 +85,10 @@ def test_times_of_distillation_are_the_k_with_equal_shares_and_of_reflow_uniform
             times.extend(t.tolist())
             return x
 
+        loss = found.training_loss(seed=0, trajectories=6, batch_size=8)
         for step in range(50):
-            found.random_loss(velocity, np.random.default_rng(step), 6, 8, CPU)
+            loss(velocity, step, Share(0, 2))
+            loss(velocity, step, Share(1, 2))
     values, counts = np.unique(seen[True], return_counts=True)
     assert values.tolist() == [0.0, 0.25, 0.5, 0.75]
     assert counts.tolist() == [100, 100, 100, 100]
@@ -108,11 +110,12 @@ def test_labels_stay_with_their_trajectories_and_validation_is_apart() -> None:
         rows.update(given.tolist())
         return x
 
+    loss = found.training_loss(seed=0, trajectories=4, batch_size=6)
     for step in range(20):
-        found.random_loss(velocity, np.random.default_rng(step), 4, 6, CPU)
+        loss(velocity, step, Share())
     assert rows == {0, 1, 2, 3}
     rows.clear()
-    found.time_losses(velocity, range(4, 7), 2, CPU)
+    found.time_losses(velocity, range(4, 7), 2)
     assert rows == {4, 5, 6}
     with pytest.raises(ValueError, match="labels: 3 for 7 samples"):
         Pairs.of(states, (0, 100), FOUR, labels[:3])

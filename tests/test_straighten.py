@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from boss_core.draws import Share
 from boss_core.losses import flow_matching_loss, straightening_loss
 from boss_core.schedules import Schedule
 from boss_core.solvers import ab2, euler, extrapolation_weights
@@ -51,9 +52,9 @@ def test_loss_is_equation_9_written_out() -> None:
         v = ode(torch.from_numpy(stored[row, start])[None], t)[0].numpy()
         return float(((v - chord) ** 2).mean())
 
-    found = float(segments.loss(ode, [0, 4, 4], [0, 1, 0], CPU))
+    found = float(segments.loss(ode, [0, 4, 4], [0, 1, 0]))
     assert found == pytest.approx((by_hand(0, 0) + by_hand(4, 1) + by_hand(4, 0)) / 3, rel=1e-5)
-    each = segments.segment_losses(ode, range(2, 7), 2, CPU)
+    each = segments.segment_losses(ode, range(2, 7), 2)
     for k in (0, 1):
         assert each[k] == pytest.approx(np.mean([by_hand(r, k) for r in range(2, 7)]), rel=1e-5)
 
@@ -63,7 +64,7 @@ def test_loss_is_zero_for_a_velocity_that_is_the_chord() -> None:
     schedule = Schedule(timesteps=(0.0, 0.5, 1.0), indices=(0, 5, 10), objective="uniform")
     segments = Segments.of(stored, KNOTS, schedule)
     chord = torch.from_numpy((stored[:3, 3] - stored[:3, 2]) / 0.5)
-    assert float(segments.loss(lambda x, t: chord, range(3), [1, 1, 1], CPU)) < 1e-12
+    assert float(segments.loss(lambda x, t: chord, range(3), [1, 1, 1])) < 1e-12
 
 
 def test_every_segment_has_its_share_of_a_batch_and_validation_is_apart() -> None:
@@ -77,9 +78,10 @@ def test_every_segment_has_its_share_of_a_batch_and_validation_is_apart() -> Non
                     range(len(x)))  # fmt: skip
         return x
 
-    starts = [segments.states[r, p] for r in range(7) for p in range(3)]
+    starts = [segments.states.array[r, p] for r in range(7) for p in range(3)]
+    loss = segments.training_loss(seed=0, trajectories=4, batch_size=6)
     for step in range(20):
-        segments.random_loss(velocity, np.random.default_rng(step), 4, 6, CPU)
+        loss(velocity, step, Share())
     counts = np.unique(np.array(times).round(3), return_counts=True)[1]
     assert list(counts) == [40, 40, 40]
     assert {r // 3 for r in rows} == {0, 1, 2, 3}  # of 7 trajectories, the last 3 are held out
@@ -161,11 +163,12 @@ def test_a_network_that_meets_its_targets_takes_ab2_through_the_knots() -> None:
     for k in range(4):
         np.testing.assert_allclose(seen[k].numpy(), stored[:, k], rtol=1e-5, atol=1e-6)
     segments = Segments.of(stored, KNOTS, schedule)
-    assert max(segments.segment_losses(met, range(7), 3, CPU)) < 1e-11
-    assert float(segments.random_loss(met, np.random.default_rng(0), 7, 16, CPU)) < 1e-11
+    assert max(segments.segment_losses(met, range(7), 3)) < 1e-11
+    loss = segments.training_loss(seed=0, trajectories=7, batch_size=16)
+    assert float(loss(met, 0, Share())) < 1e-11
     # It is another target than Euler's.
     for_euler = Segments.of(stored, KNOTS, schedule.model_copy(update={"solver": "euler"}))
-    assert min(for_euler.segment_losses(met, range(7), 3, CPU)[1:]) > 1e-3
+    assert min(for_euler.segment_losses(met, range(7), 3)[1:]) > 1e-3
 
 
 def test_other_solvers_are_refused() -> None:

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from benchmarks.samplers import Cell, main, parsed, plan
 from benchmarks.samplers_page import changes, rank_correlations, verdicts
 from boss_core.checkpoints import load_checkpoint, save_checkpoint
+from boss_core.draws import Share
 from boss_core.frechet import Extractor, evaluate_images
 from boss_core.losses import flow_matching_loss
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     data = from_uint8(torch.from_numpy(real))
 
-    def loss(network: UNet, step: int) -> torch.Tensor:
+    def loss(network: UNet, step: int, share: Share) -> torch.Tensor:
         rows = torch.arange(32 * step, 32 * step + 32) % len(data)
         return flow_matching_loss(network, data[rows], torch.randn(32, 1, 8, 8), torch.rand(32))
 

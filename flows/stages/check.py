@@ -38,6 +38,10 @@ def check(params: Params) -> None:
         from flows.stages.teacher import read_teacher
 
         read_teacher(params.teacher)
+    elif params.teacher.config is not None:  # to train
+        from flows.stages.teacher import config_to_train
+
+        config_to_train(params.teacher)
 
 
 def inception_weights(folder: Path) -> Path:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from boss_core.augmentation import augmented
+from boss_core.draws import Share, device_generator, step_generator
 from boss_core.errors import InputError
 from boss_core.files import replacing
 from boss_core.frechet import Extractor, evaluate_images
@@ -18,12 +20,13 @@ from boss_core.networks.classifier import (
     accuracy,
     save_classifier,
 )
-from boss_core.training import step_generator, train
+from boss_core.resident import Rows
+from boss_core.resume import Checkpoints
+from boss_core.training import train
 from flows import paths
 from flows.config import Params
-from flows.progress import progress
-from flows.records import Images, read_images, read_json, write_json
-from flows.runtime import device, run_stage
+from flows.records import read_images, read_json, write_json
+from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
 from flows.stages.check import inception_weights
 
 SCALE_IMAGES = 1024  # enough for a mean
@@ -38,7 +41,12 @@ def main(params: Params) -> None:
             shutil.copyfile(inception_weights(Path(params.features.path)), temporary)
     else:
         weights = paths.FEATURES / "classifier.safetensors"
-        card["test_accuracy"] = _train_classifier(params, weights, on)
+        network, kept = _train_classifier(params, on)
+        if not is_main():
+            return
+        card["test_accuracy"] = _measure(network, on)
+        save_classifier(weights, network)
+        kept.remove()
     extractor = Extractor(params.features.extractor, weights)
 
     # Real against real: fills the cache that every evaluation reads, and tells how small the
@@ -64,9 +72,9 @@ def main(params: Params) -> None:
     write_json(paths.FEATURES / "card.json", card)
 
 
-def _train_classifier(params: Params, weights: Path, on: torch.device) -> float:
-    data, test = read_images("train"), read_images("test")
-    if data.labels is None or test.labels is None:
+def _train_classifier(params: Params, on: torch.device) -> tuple[Classifier, Checkpoints]:
+    data = read_images("train")
+    if data.labels is None:
         raise InputError(
             "params.yaml: features.extractor: classifier needs labels, and the data has none;"
             " inception needs none"
@@ -83,29 +91,49 @@ def _train_classifier(params: Params, weights: Path, on: torch.device) -> float:
         )
     ).to(on)
     settings = params.features.training
-    labels = data.labels
+    images, labels = Rows.of(data.images, on), Rows.of(data.labels, on)
 
-    def pixels(of: Images, rows: np.ndarray | slice) -> Tensor:
-        return torch.from_numpy(np.array(of.images[rows])).to(on)
+    def rows(step: int, share: Share) -> tuple[NDArray]:
+        draw = step_generator(params.seed, step)
+        return (share.take(draw.integers(len(images.array), size=settings.batch_size)),)
 
-    def loss(network: Classifier, step: int) -> Tensor:
-        generator = step_generator(params.seed, step)
-        rows = generator.integers(len(labels), size=settings.batch_size)
-        images = pixels(data, rows)
+    batch = images.batches(rows)
+
+    def loss(network: Classifier, step: int, share: Share) -> Tensor:
+        pixels = batch(step, share)
         if params.features.augment:
-            images = augmented(images, generator)
-        return F.cross_entropy(network(images), torch.from_numpy(labels[rows]).to(on))
+            pixels = augmented(pixels, device_generator(params.seed, step, on), share)
+        return F.cross_entropy(network(pixels), labels.take(*rows(step, share)))
 
-    with progress("features: classifier", settings.iterations, "steps") as advance:
-        trained = train(network, loss, settings, on_step=advance)
-    trained.network.set_feature_scale(pixels(data, slice(SCALE_IMAGES)))
-    save_classifier(weights, trained.network)
-    found = accuracy(
-        trained.network, pixels(test, slice(None)), torch.from_numpy(test.labels).to(on)
-    )
-    print(f"features: classifier is right on {found:.1%} of {len(test.labels)} test images")
+    run = {
+        "network": network.config.model_dump(mode="json"),
+        "augment": params.features.augment,
+    }
+    kept = checkpoints(params, "features", run, [data.images, data.labels])
+    with training_progress("features: classifier", settings.iterations) as advance:
+        trained = train(
+            network,
+            loss,
+            settings,
+            precision=params.compute.precision,
+            compile=params.compute.compile,
+            on_step=advance,
+            checkpoints=kept,
+        )
+    trained.network.set_feature_scale(images.take(np.arange(min(SCALE_IMAGES, len(data.images)))))
+    return trained.network, kept
+
+
+def _measure(network: Classifier, on: torch.device) -> float:
+    """The accuracy on the test images."""
+    test = read_images("test")
+    assert test.labels is not None
+    every = np.arange(len(test.labels))
+    images, labels = Rows.of(test.images, on), Rows.of(test.labels, on)
+    found = accuracy(network, images.take(every), labels.take(every))
+    print(f"features: classifier is right on {found:.1%} of {len(every)} test images")
     return found
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, trains=lambda params: params.features.extractor == "classifier")

@@ -5,20 +5,19 @@ import sys
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from boss_core.adapters import adapter_tensors, add_adapter, save_adapter
 from boss_core.checkpoints import Network, load_checkpoint, save_checkpoint
 from boss_core.files import write_bytes
 from boss_core.reflow import Pairs
+from boss_core.resident import Rows
+from boss_core.resume import Checkpoints
 from boss_core.straighten import Segments
-from boss_core.training import Row, Trained, step_generator, train
+from boss_core.training import Row, Trained, train
 from flows import paths
 from flows.config import Params
-from flows.progress import progress
 from flows.records import read_json
-from flows.runtime import device, run_stage
+from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
 from flows.variants import Loss, read_schedules, students
 
 Steps = tuple[tuple[int, ...], str]  # grid indices and solver
@@ -26,12 +25,14 @@ Steps = tuple[tuple[int, ...], str]  # grid indices and solver
 
 def main(params: Params, budget: int) -> None:
     on = device(params)
-    states = np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r")
+    states = Rows.of(np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r"), on, halve=True)
     knots = read_json(paths.TRAJECTORIES / "card.json")["knots"]
     path = paths.TRAJECTORIES / "labels.npy"
     labels = np.load(path) if path.exists() else None  # of a conditional network
+    data = [states.array] if labels is None else [states.array, labels]
     schedules = read_schedules()[budget]
     curves: dict[str, list[Row]] = {}
+    kept: list[Checkpoints] = []
     done: dict[tuple[Loss | None, bool, Steps], Trained[Network]] = {}
     for name, variant in students(schedules, params.finetune.methods).items():
         schedule = schedules[variant.schedule]
@@ -49,7 +50,11 @@ def main(params: Params, budget: int) -> None:
                 distill = variant.loss == "distillation"
                 batches = Pairs.of(states, knots, schedule, labels, distill=distill)
             network = _to_train(params, teacher, label, adapter=variant.adapter)
-            done[key] = _train(params, network.to(on), batches, label, on)
+            run = {"label": label, "schedule": schedule.model_dump(mode="json")}
+            kept.append(checkpoints(params, label, run, data))
+            done[key] = _train(params, network.to(on), batches, label, kept[-1])
+        if not is_main():
+            continue
         curves[name] = done[key].curve
         network, folder = done[key].network.cpu(), paths.student(budget) / name
         of = card.weights_sha256
@@ -58,7 +63,10 @@ def main(params: Params, budget: int) -> None:
             save_adapter(folder, network, rank=rank, teacher_hash=of, schedule=schedule)
         else:
             save_checkpoint(folder, network, teacher_hash=of, schedule=schedule)
-    write_bytes(paths.curves(budget), _table(curves).to_csv(index=False).encode())
+    if is_main():
+        write_bytes(paths.curves(budget), _table(curves).to_csv(index=False).encode())
+        for one in kept:
+            one.remove()
 
 
 def _to_train(params: Params, teacher: Network, label: str, *, adapter: bool) -> Network:
@@ -68,38 +76,44 @@ def _to_train(params: Params, teacher: Network, label: str, *, adapter: bool) ->
     of_teacher = sum(p.numel() for p in teacher.parameters())
     network = add_adapter(teacher, params.finetune.lora_rank, seed=params.seed)
     count = sum(p.numel() for _, p in adapter_tensors(network))
-    print(
-        f"{label}: {count:,} parameters trained, {100 * count / of_teacher:.2f} % of the teacher's"
-        f" {of_teacher:,}"
-    )
+    if is_main():
+        share = f"{100 * count / of_teacher:.2f} %"
+        print(f"{label}: {count:,} parameters trained, {share} of the teacher's {of_teacher:,}")
     return network
 
 
 def _train(
-    params: Params, network: Network, batches: Segments | Pairs, label: str, on: torch.device
+    params: Params, network: Network, batches: Segments | Pairs, label: str, kept: Checkpoints
 ) -> Trained[Network]:
     settings = params.finetune.training
     first = params.trajectories.training_samples
     validation = range(first, params.trajectories.samples)
 
-    def loss(network: Network, step: int) -> Tensor:
-        draw = step_generator(params.seed, step)
-        return batches.random_loss(network, draw, first, settings.batch_size, on)
-
     def validate(network: Network) -> Row:
         if isinstance(batches, Segments):
             part = "segment"
-            losses = batches.segment_losses(network, validation, 4 * settings.batch_size, on)
+            losses = batches.segment_losses(network, validation, 4 * settings.batch_size)
         else:
             part = "time"
-            losses = batches.time_losses(network, validation, 4 * settings.batch_size, on)
+            losses = batches.time_losses(network, validation, 4 * settings.batch_size)
         return {
             "validation_loss": float(np.mean(losses)),
             **{f"validation_loss_{part}_{k}": value for k, value in enumerate(losses)},
         }
 
-    with progress(label, settings.iterations, "steps") as advance:
-        return train(network, loss, settings, validate=validate, on_step=advance)
+    with training_progress(label, settings.iterations) as advance:
+        return train(
+            network,
+            batches.training_loss(
+                seed=params.seed, trajectories=first, batch_size=settings.batch_size
+            ),
+            settings,
+            precision=params.compute.precision,
+            compile=params.compute.compile,
+            validate=validate,
+            on_step=advance,
+            checkpoints=kept,
+        )
 
 
 def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:
@@ -111,4 +125,4 @@ def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run_stage(lambda params: main(params, int(sys.argv[1])))
+    run_stage(lambda params: main(params, int(sys.argv[1])), trains=lambda _: True)

@@ -1,5 +1,5 @@
-"""The teacher: a U-Net trained here with the flow-matching loss, or a checkpoint brought along,
-which is this project's or one of Rectified Flow.
+"""The teacher: a U-Net, NCSN++ or DDPM++ trained here with the flow-matching loss, or a checkpoint
+brought along, which is this project's or one of Rectified Flow.
 
 Everything downstream, student initialisation included, uses the weights saved here: the EMA.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from boss_core.checkpoints import (
@@ -17,19 +18,24 @@ from boss_core.checkpoints import (
     load_rectified_flow,
     save_checkpoint,
 )
+from boss_core.draws import Share, device_generator, step_generator
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.losses import flow_matching_loss
+from boss_core.networks.initial import initialise
+from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.pixels import from_uint8
-from boss_core.training import Row, step_generator, train
+from boss_core.rectified_flow import read_config
+from boss_core.resident import Rows
+from boss_core.resume import Checkpoints
+from boss_core.training import Row, train
 from boss_core.velocity import sample_noise, with_labels
 from flows import paths
 from flows.config import Params, Teacher
 from flows.labels import write_label_counts
-from flows.progress import progress
 from flows.records import Images, read_images, read_json
-from flows.runtime import device, run_stage
+from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 
@@ -39,6 +45,7 @@ def main(params: Params) -> None:
     data_classes = read_json(paths.DATA / "card.json")["classes"]
     curve: list[Row] = []
     network: Network
+    kept: Checkpoints | None = None
     if params.teacher.source == "checkpoint":
         network = read_teacher(params.teacher)
         shape = network.config.sample_shape
@@ -49,11 +56,15 @@ def main(params: Params) -> None:
             )
     else:
         classes = data_classes if params.teacher.conditional else None
-        network, curve = _train(params, data, classes, device(params))
+        network, curve, kept = _train(params, data, classes, device(params))
+        if not is_main():
+            return
     save_checkpoint(paths.TEACHER, network.cpu())
     write_label_counts(network.config.classes, data.labels, data_classes)
     table = pd.DataFrame(curve, columns=CURVE)
     write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
+    if kept is not None:
+        kept.remove()
 
 
 def read_teacher(teacher: Teacher) -> Network:
@@ -80,18 +91,86 @@ def read_teacher(teacher: Teacher) -> Network:
 
 def _train(
     params: Params, data: Images, classes: int | None, on: torch.device
-) -> tuple[UNet, list[Row]]:
-    teacher = params.teacher
+) -> tuple[UNet | NCSNpp, list[Row], Checkpoints]:
+    teacher, size = params.teacher, params.teacher.training.batch_size
     if teacher.conditional and classes is None:
         raise InputError(
             "params.yaml: teacher.conditional: true needs labels, and the data has none; false"
             " needs none"
         )
-    channels, height, width = data.images.shape[1:]
+    torch.manual_seed(params.seed)
+    network = _new_network(teacher, data.images.shape[1:], classes).to(on)
+    images, labels = _on_device(data, classes, on)
+    shape = tuple(data.images.shape[1:])
+
+    def rows(step: int, share: Share) -> tuple[NDArray]:
+        draw = step_generator(params.seed, step)
+        return (share.take(draw.integers(len(images.array), size=size)),)
+
+    batch = images.batches(rows)
+
+    def loss(network: Network, step: int, share: Share) -> Tensor:
+        draw = device_generator(params.seed, step, on)
+        noise = torch.randn((size, *shape), generator=draw, device=on)
+        t = torch.rand(size, generator=draw, device=on)
+        pixels = from_uint8(batch(step, share))
+        if teacher.flip:
+            mirrored = share.take(torch.rand(size, generator=draw, device=on) < 0.5)
+            pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        velocity = with_labels(network, labels.take(*rows(step, share)) if labels else None)
+        return flow_matching_loss(velocity, pixels, share.take(noise), share.take(t))
+
+    # The same held-out images, noise and times at every look, so that the curve is smooth.
+    test = read_images("test")
+    held_out_rows = np.arange(min(len(test.images), 512))
+    test_images, test_labels = _on_device(test, classes, on)
+    held_out = from_uint8(test_images.take(held_out_rows))
+    held_out_labels = test_labels.take(held_out_rows) if test_labels else None
+    held_out_noise = sample_noise(range(len(held_out)), shape, params.seed).to(on)
+    held_out_t = (torch.arange(len(held_out), device=on) + 0.5) / len(held_out)
+
+    def validate(network: Network) -> Row:
+        velocity = with_labels(network, held_out_labels)
+        value = flow_matching_loss(velocity, held_out, held_out_noise, held_out_t)
+        return {"validation_loss": float(value)}
+
+    kept = checkpoints(
+        params,
+        "teacher",
+        {"network": network.config.model_dump(mode="json"), "flip": teacher.flip},
+        [data.images] if labels is None else [data.images, labels.array],
+    )
+    with training_progress("teacher", teacher.training.iterations) as advance:
+        trained = train(
+            network,
+            loss,
+            teacher.training,
+            precision=params.compute.precision,
+            compile=params.compute.compile,
+            validate=validate,
+            on_step=advance,
+            checkpoints=kept,
+        )
+    return trained.network, trained.curve, kept
+
+
+def _new_network(teacher: Teacher, shape: tuple[int, ...], classes: int | None) -> UNet | NCSNpp:
+    """What the parameters describe, for images of that shape; InputError where they do not fit."""
+    channels, height, width = shape
+    if teacher.config is not None:
+        config = config_to_train(teacher)
+        if config.sample_shape != tuple(shape):
+            raise InputError(
+                f"params.yaml: teacher.config: {teacher.config} is for images"
+                f" {'x'.join(map(str, config.sample_shape))}, but the data has"
+                f" {'x'.join(map(str, shape))}; the same needed"
+            )
+        network = NCSNpp(config)
+        initialise(network)
+        return network
     if height != width:
         raise InputError(f"data: images are {width}x{height}; the U-Net needs square images")
-    torch.manual_seed(params.seed)
-    network = UNet(
+    return UNet(
         UNetConfig(
             image_size=height,
             channels=channels,
@@ -101,45 +180,24 @@ def _train(
             attention_sizes=tuple(teacher.attention_sizes),
             classes=classes,
         )
-    ).to(on)
+    )
 
-    def pixels(rows: np.ndarray, of: Images) -> Tensor:
-        return from_uint8(torch.from_numpy(np.ascontiguousarray(of.images[rows])).to(on))
 
-    def labels(rows: np.ndarray, of: Images) -> Tensor | None:
-        if classes is None or of.labels is None:
-            return None
-        return torch.from_numpy(of.labels[rows]).to(on)
-
-    def loss(network: UNet, step: int) -> Tensor:
-        draw = step_generator(params.seed, step)
-        rows = draw.integers(len(data.images), size=teacher.training.batch_size)
-        batch = pixels(rows, data)
-        noise = draw.standard_normal(batch.shape, dtype=np.float32)
-        t = draw.random(len(batch), dtype=np.float32)
-        return flow_matching_loss(
-            with_labels(network, labels(rows, data)),
-            batch,
-            torch.from_numpy(noise).to(on),
-            torch.from_numpy(t).to(on),
+def config_to_train(teacher: Teacher) -> NCSNppConfig:
+    """The configuration that the parameters name, of a network to train."""
+    assert teacher.config is not None
+    if teacher.conditional:
+        raise InputError(
+            f"params.yaml: teacher.conditional: true with teacher.config: {teacher.config}, a"
+            " network without classes; false, or config: null for a U-Net, needed"
         )
+    return read_config(teacher.config)[0]
 
-    # The same held-out images, noise and times at every look, so that the curve is smooth.
-    test = read_images("test")
-    held_out_rows = np.arange(min(len(test.images), 512))
-    held_out, held_out_labels = pixels(held_out_rows, test), labels(held_out_rows, test)
-    held_out_noise = sample_noise(range(len(held_out)), tuple(held_out.shape[1:]), params.seed)
-    held_out_t = (torch.arange(len(held_out), device=on) + 0.5) / len(held_out)
 
-    def validate(network: UNet) -> Row:
-        velocity = with_labels(network, held_out_labels)
-        value = flow_matching_loss(velocity, held_out, held_out_noise.to(on), held_out_t)
-        return {"validation_loss": float(value)}
-
-    with progress("teacher", teacher.training.iterations, "steps") as advance:
-        trained = train(network, loss, teacher.training, validate=validate, on_step=advance)
-    return trained.network, trained.curve
+def _on_device(data: Images, classes: int | None, on: torch.device) -> tuple[Rows, Rows | None]:
+    labels = None if classes is None or data.labels is None else Rows.of(data.labels, on)
+    return Rows.of(data.images, on), labels
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, trains=lambda params: params.teacher.source == "train")

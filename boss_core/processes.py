@@ -1,0 +1,37 @@
+"""Several processes that train one network: what they tell each other.
+
+They are started by accelerate or torchrun, and joined by `accelerate.PartialState` or
+`torch.distributed.init_process_group`; where neither was called there is one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed
+
+from boss_core.draws import Share
+
+
+def own_share() -> Share:
+    """The share of this process in every batch; its rank 0 is the main process."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return Share()
+    return Share(distributed.get_rank(), distributed.get_world_size())
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes. They travel together, as one message."""
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def copy_from_main(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by that of the main process."""
+    for tensor in tensors:
+        sent = tensor.detach().contiguous()
+        distributed.broadcast(sent, src=0)
+        tensor.copy_(sent)
