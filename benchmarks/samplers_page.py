@@ -6,14 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
+from benchmarks.markdown import grid_table, markdown, mean_and_error, value, write_between
 from boss_core.files import write_bytes
 from flows.plots import figure
-
-BEGIN = "<!-- made by benchmarks/samplers.py from here; text outside the two marks is kept -->"
-END = "<!-- made by benchmarks/samplers.py up to here -->"
 
 # What the page calls each solver, objective and metric, in the order of its tables.
 SOLVERS = {"euler": "Euler", "ab2": "Adams-Bashforth 2", "heun": "Heun", "rk45": "RK45"}
@@ -59,13 +56,8 @@ def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path, name:
         *cost_table(few),
     ]
     path = docs / f"results/{name}.md"
-    made = "\n\n".join([BEGIN, "## What was measured", *parts, END])
-    before, after = "# Samplers and schedules compared\n\n## What it says\n\n", "\n"
-    if path.exists():
-        text = path.read_text()
-        before, found, rest = text.partition(BEGIN)
-        after = rest.partition(END)[2] if found else after
-    write_bytes(path, (before + made + after).encode())
+    made = ["## What was measured", *parts]
+    write_between(path, "benchmarks/samplers.py", "Samplers and schedules compared", made)
     return path
 
 
@@ -80,16 +72,6 @@ def metrics(rows: pd.DataFrame) -> list[str]:
 
 
 # Statistics over seeds.
-
-
-def mean_and_error(values: ArrayLike) -> tuple[float, float]:
-    """Mean and its standard error (NaN where there is one value only)."""
-    found = np.asarray(values, dtype=float)
-    found = found[np.isfinite(found)]
-    if not len(found):
-        return np.nan, np.nan
-    error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
-    return float(found.mean()), float(error)
 
 
 def changes(rows: pd.DataFrame, metric: str, against: tuple[str, str] = BASELINE) -> pd.DataFrame:
@@ -413,16 +395,6 @@ def plot_ranks(path: Path, ranks: pd.DataFrame, score: str) -> tuple[str, str]:
 # Text.
 
 
-def value(values: ArrayLike, decimals: int | None = None) -> str:
-    """Mean ± standard error, in three significant digits of the mean or with so many decimals."""
-    mean, error = mean_and_error(values)
-    if not np.isfinite(mean):
-        return ""
-    if decimals is None:
-        decimals = max(0, 2 - int(np.floor(np.log10(abs(mean))))) if mean else 0
-    return f"{mean:.{decimals}f}" + (f" ± {error:.{decimals}f}" if np.isfinite(error) else "")
-
-
 def percent(mean: float, error: float) -> str:
     """A change in percent with its sign, with a decimal where the error is below 1."""
     if not np.isfinite(mean):
@@ -432,23 +404,6 @@ def percent(mean: float, error: float) -> str:
     if not float(shown):
         shown = shown[1:]
     return shown + (f" ± {error:.{decimals}f}" if np.isfinite(error) else "")
-
-
-def grid_table(
-    corner: str,
-    names: Sequence[str],
-    budgets: Sequence[int],
-    cells: dict[tuple[str, int], str],
-) -> str:
-    """A Markdown table with a column for each budget."""
-    lines = [[f"`{name}`", *(cells.get((name, k), "") for k in budgets)] for name in names]
-    return markdown([corner, *(f"K = {k}" for k in budgets)], lines)
-
-
-def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rule = ["---"] * len(columns)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
 
 
 def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
