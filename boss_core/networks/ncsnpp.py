@@ -228,7 +228,8 @@ class Attention(nn.Module):
         # The three layers as one read their input once.
         layers = self.NIN_0, self.NIN_1, self.NIN_2
         weight, bias = (torch.cat([getattr(n, k) for n in layers], dim=-1) for k in "Wb")
-        h = F.scaled_dot_product_attention(*F.linear(pixels, weight.T, bias).chunk(3, dim=-1))
+        query, key, value = F.linear(pixels, weight.T, bias).chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(query, key, value)
         return (x + self.NIN_3(h)[:, 0].transpose(1, 2).reshape(x.shape)) * self.scale
 
 
@@ -282,7 +283,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fir:
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+            # `F.interpolate`, but with a sum for its gradient; compiled, that scatters numbers.
+            rows = x.permute(0, 2, 3, 1)[:, :, None, :, None, :].expand(-1, -1, 2, -1, 2, -1)
+            return rows.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
         return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)

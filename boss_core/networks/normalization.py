@@ -1,9 +1,9 @@
 """Group normalisation (Wu and He 2018) of images that are stored channels last.
 
-torch normalises such images on a GPU by way of a copy in the other layout, forth and back, and
-reads them twice more than it must. Where Triton is at hand, one program of the kernels here takes
-some groups of one image, reads them once and writes them once, in whatever layout the convolutions
-around it use; all else goes through torch's own functions.
+On a GPU torch copies such images to the other layout and back, and reads them more often than it
+must. Where Triton is at hand, a program of `boss_core.networks.normalization_triton` takes some
+groups of one image, reads them once, in the layout that the convolutions around it use, and writes
+them once, activated; all else goes through torch's own functions.
 """
 
 from importlib.util import find_spec
@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# The kernels hold all pixels of a channel at once; for larger images torch's own do.
+# Looked up once, as torch's compiler cannot look into it; without a GPU the import would cost only.
+_TRITON = torch.cuda.is_available() and find_spec("triton") is not None
+if _TRITON:
+    from boss_core.networks.normalization_triton import normalize
+# A program holds all pixels of its channels at once.
 _MOST_PIXELS = 1024
 
 
@@ -25,9 +29,7 @@ def group_norm(
     the convolution before, which then needs no pass of its own.
     """
     fits = x.shape[2] * x.shape[3] <= _MOST_PIXELS and x.dtype.itemsize <= 4
-    if fits and x.is_cuda and find_spec("triton") is not None:
-        from boss_core.networks.normalization_triton import normalize
-
+    if _TRITON and fits and x.is_cuda:
         x = x.contiguous(memory_format=torch.channels_last)
         return normalize(x, shift, norm.weight, norm.bias, norm.num_groups, norm.eps, activate)[0]
     if shift is not None:
