@@ -2,8 +2,8 @@
 ``card.json``, a few per cent of the network that they change.
 
 A layer of weight W becomes W + B A, with A of `rank` rows and B of `rank` columns: `peft`'s scale,
-alpha / rank, is 1 here. All layers that are exactly Conv2d or Linear have one. Those that filter
-the image inside (`boss_core.networks.edm`) have none, as B A beside W would not be filtered, and
+alpha / rank, is 1 here. All plain Conv2d and Linear layers have one. Those that filter the image
+inside (`boss_core.networks.edm`) have none, as B A beside W would not be filtered, and
 neither have the matrices of `boss_core.networks.ncsnpp.NIN`: `peft` sets them anew in every call,
 which `torch.compile` cannot follow. B starts at 0, and so the network as it was.
 """
@@ -28,6 +28,7 @@ from boss_core.checkpoints import (
 )
 from boss_core.errors import InputError
 from boss_core.files import sha256, write_bytes
+from boss_core.networks.ncsnpp import UnbiasedConv2d
 from boss_core.schedules import Schedule
 
 
@@ -141,4 +142,4 @@ def adapter_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, p) for name, p in network.named_parameters() if ".lora_" in name)
 
 
-_LAYERS = (nn.Conv2d, nn.Linear)
+_LAYERS = (nn.Conv2d, nn.Linear, UnbiasedConv2d)

@@ -48,6 +48,9 @@ _BLOCK_BYTES = 4 << 20
 # The Gram matrix is symmetric; on a CPU this many rows at a time are multiplied with those from
 # there on only, which saves a third of the work.
 _BLOCK_ROWS = 33
+# On a GPU the increments of all samples are widened together, this many bytes at a time: the
+# product of one sample is too small for it.
+_DEVICE_BYTES = 256 << 20
 # Gram matrices of samples that become costs together.
 _GRAM_BYTES = 4 << 20
 
@@ -339,8 +342,10 @@ def _grams(velocities: Tensor, residuals: Tensor | None) -> Tensor:
         dtype=torch.float64,
         device=velocities.device,
     )
-    on_cpu = velocities.device.type == "cpu"
-    rows = _BLOCK_ROWS if on_cpu else vectors * n
+    if velocities.device.type != "cpu":
+        inner = slice(vectors, vectors + count)
+        _add_products(grams[:, inner, inner], velocities, residuals)
+        return grams
     width = math.ceil(elements / math.ceil(8 * vectors * n * elements / _BLOCK_BYTES))
 
     def multiply(these: range) -> None:
@@ -357,15 +362,12 @@ def _grams(velocities: Tensor, residuals: Tensor | None) -> Tensor:
                 torch.sub(part[1:], part[:-1], out=factors[vectors - 1 :: vectors])
                 if residuals is not None:
                     factors[::2] = residuals[:, sample, columns]
-                for row in range(0, count, rows):
-                    end = min(row + rows, count)
+                for row in range(0, count, _BLOCK_ROWS):
+                    end = min(row + _BLOCK_ROWS, count)
                     block = slice(vectors + row, vectors + end)
                     product = grams[sample, block, vectors + row : vectors + count]
                     product.addmm_(factors[row:end], factors[row:].T)
 
-    if not on_cpu:
-        multiply(range(samples))
-        return grams
     # Products of 100 rows are too small to divide among cores: each core has samples of its own.
     threads = torch.get_num_threads()
     workers = min(threads, samples)
@@ -376,6 +378,22 @@ def _grams(velocities: Tensor, residuals: Tensor | None) -> Tensor:
     finally:
         torch.set_num_threads(threads)
     return grams
+
+
+def _add_products(grams: Tensor, velocities: Tensor, residuals: Tensor | None) -> None:
+    """Adds to ``grams``, (B, count, count), those of all samples at once; see `_grams`."""
+    samples, count = grams.shape[:2]
+    vectors = 1 if residuals is None else 2
+    width = max(1, _DEVICE_BYTES // (8 * samples * count))
+    for start in range(0, velocities.shape[2], width):
+        part = velocities[..., start : start + width]
+        if part.dtype.itemsize < 4:
+            part = part.float()
+        factors = grams.new_empty(count, samples, part.shape[2])
+        torch.sub(part[1:], part[:-1], out=factors[vectors - 1 :: vectors])
+        if residuals is not None:
+            factors[::2] = residuals[..., start : start + width]
+        grams += torch.bmm(factors.transpose(0, 1), factors.permute(1, 2, 0))
 
 
 def step_weights(times: Times, rows: int) -> NDArray[np.float64]:

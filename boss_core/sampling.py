@@ -45,7 +45,16 @@ def sample_images(
         noise = sample_noise(rows, shape, seed)
         return noise.pin_memory() if device.type == "cuda" else noise
 
-    # The noise of the next batch is drawn while the device works on this one.
+    def keep(rows: range, pixels: Tensor, copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        images[rows.start : rows.stop] = pixels.numpy()
+        if on_step is not None:
+            on_step(len(rows))
+
+    # The noise of the next batch is drawn while the device works on this one, and the images of
+    # the batch before are kept once this one's work is under way, so that a GPU never waits.
+    before: tuple[range, Tensor, torch.cuda.Event | None] | None = None
     with ThreadPoolExecutor(1) as pool:
         drawn = pool.submit(draw, batches[0])
         for rows, following in zip_longest(batches, batches[1:]):
@@ -54,7 +63,12 @@ def sample_images(
                 drawn = pool.submit(draw, following)
             of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
             x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
-            images[rows.start : rows.stop] = to_uint8(x).cpu().numpy()
-            if on_step is not None:
-                on_step(len(rows))
+            pixels = to_uint8(x).to("cpu", non_blocking=True)
+            on_cuda = device.type == "cuda"
+            copied = torch.cuda.current_stream(device).record_event() if on_cuda else None
+            if before is not None:
+                keep(*before)
+            before = rows, pixels, copied
+    if before is not None:
+        keep(*before)
     return images

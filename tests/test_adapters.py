@@ -25,6 +25,7 @@ from boss_core.checkpoints import (
     save_checkpoint,
 )
 from boss_core.errors import InputError
+from boss_core.networks.ncsnpp import UnbiasedConv2d
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.schedules import Schedule
 from boss_core.settings import TrainingSettings
@@ -107,7 +108,8 @@ def test_starts_as_the_teacher_and_merges_to_w_plus_b_a(kind: str) -> None:
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_layers_are_the_plain_convolutions_and_linear_ones(kind: str) -> None:
     network = NETWORKS[kind]()
-    layers = [layer for layer in network.modules() if type(layer) in (nn.Conv2d, nn.Linear)]
+    plain = (nn.Conv2d, nn.Linear, UnbiasedConv2d)
+    layers = [layer for layer in network.modules() if type(layer) in plain]
     # A: rank times the inputs of one output; B: outputs times rank.
     count = sum(3 * (layer.weight[0].numel() + len(layer.weight)) for layer in layers)
     add_adapter(network, 3, seed=0)

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boss_core.networks.normalization import group_norm
+
 # Rectified Flow trained on t in [EPS, 1] and gave the network 999 t (Liu et al. 2023, the label
 # range of the DDPM++ that it started from).
 _EPS, _LABELS = 1e-3, 999
@@ -181,7 +183,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.GroupNorm_0 = _group_norm(cin)
-        self.Conv_0 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.Conv_0 = UnbiasedConv2d(cin, cout, 3, padding=1)
         self.Dense_0 = nn.Linear(embedding, cout)
         self.GroupNorm_1 = _group_norm(cout)
         self.Conv_1 = nn.Conv2d(cout, cout, 3, padding=1)
@@ -192,10 +194,22 @@ class ResidualBlock(nn.Module):
         self.scale = math.sqrt(0.5) if rescale else 1.0
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.Conv_0(self.resample(F.silu(self.GroupNorm_0(x))))
-        h = h + self.Dense_0(embedding)[:, :, None, None]
-        h = self.Conv_1(F.silu(self.GroupNorm_1(h)))
-        return (self.Conv_2(self.resample(x)) + h) * self.scale
+        h = self.Conv_0(self.resample(group_norm(x, self.GroupNorm_0)))
+        shift = self.Dense_0(embedding) + self.Conv_0.bias
+        h = self.Conv_1(group_norm(h, self.GroupNorm_1, shift=shift))
+        # A convolution of single pixels may come before nearest neighbours: on a quarter of them.
+        if isinstance(self.resample, Upsample) and not self.resample.fir:
+            x = self.resample(self.Conv_2(x))
+        else:
+            x = self.Conv_2(self.resample(x))
+        return (x + h) * self.scale
+
+
+class UnbiasedConv2d(nn.Conv2d):
+    """A convolution that leaves its bias to what comes after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, None)
 
 
 class Attention(nn.Module):
@@ -209,10 +223,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A view where x is channels_last: (B, 1, pixels, channels).
-        pixels = self.GroupNorm_0(x).flatten(2).transpose(1, 2)[:, None]
-        h = F.scaled_dot_product_attention(
-            self.NIN_0(pixels), self.NIN_1(pixels), self.NIN_2(pixels)
-        )
+        pixels = group_norm(x, self.GroupNorm_0, activate=False)
+        pixels = pixels.flatten(2).transpose(1, 2)[:, None]
+        # The three layers as one read their input once.
+        layers = self.NIN_0, self.NIN_1, self.NIN_2
+        weight, bias = (torch.cat([getattr(n, k) for n in layers], dim=-1) for k in "Wb")
+        query, key, value = F.linear(pixels, weight.T, bias).chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(query, key, value)
         return (x + self.NIN_3(h)[:, 0].transpose(1, 2).reshape(x.shape)) * self.scale
 
 
@@ -266,7 +283,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fir:
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+            # `F.interpolate`, but with a sum for its gradient; compiled, that scatters numbers.
+            rows = x.permute(0, 2, 3, 1)[:, :, None, :, None, :].expand(-1, -1, 2, -1, 2, -1)
+            return rows.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, 4, 4)
         return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
@@ -302,7 +321,8 @@ def positional_embedding(label: Tensor, width: int) -> Tensor:
 def _to_image(modules: Iterator[nn.Module], h: Tensor, below: Tensor | None) -> Tensor:
     """The image that the features of one level give, on top of that of the levels below."""
     norm, conv = next(modules), next(modules)
-    image: Tensor = conv(F.silu(norm(h)))
+    assert isinstance(norm, nn.GroupNorm)
+    image: Tensor = conv(group_norm(h, norm))
     return image if below is None else below + image
 
 
