@@ -29,6 +29,15 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view(tensor.shape))
 
 
+def total(value: float, device: torch.device) -> float:
+    """The sum of a number over all processes, each of which gives its own."""
+    if own_share().of == 1:
+        return value
+    found = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(found)
+    return float(found)
+
+
 def copy_from_main(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by that of the main process."""
     for tensor in tensors:

@@ -31,10 +31,12 @@ class Trained(Generic[Network]):
     curve: a row for every ``log_every`` steps: ``step``, ``loss`` (mean since the row before),
         ``gradient_norm`` (largest since, before clipping), ``learning_rate``, and what the
         validation returned, which sees the averaged weights. Empty but in the main process.
+    start: the steps that a checkpoint had done already.
     """
 
     network: Network
     curve: list[Row]
+    start: int
 
 
 def train(
@@ -140,7 +142,7 @@ def train(
                 curve.append(row)
             if kept is not None and stores and main:
                 kept.save(step + 1, fingerprint, state, curve)
-    return Trained(averaged.eval().requires_grad_(False), curve)
+    return Trained(averaged.eval().requires_grad_(False), curve, done)
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:

@@ -5,6 +5,7 @@ needs no root, no network and no sampling. Where there is no such counter, as on
 out: what remains there without root are guesses from a processor's name and its load.
 """
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from boss_core import processes
 
 COUNTER = "NVML counter of the GPU"
 MILLIJOULES = 3.6e9  # in a kilowatt hour
@@ -24,27 +27,27 @@ class Usage:
     seconds: wall time, until the device was done.
     peak_memory_bytes: the most that torch held on the GPU; on a CPU the largest resident size
         that the process ever had until then.
-    energy_kwh: of the whole GPU, whoever used it; None where nothing measures it.
+    energy_kwh: of the whole GPU, whoever used it; of all where processes compute together, one GPU
+        each. None where nothing measures it.
     energy_source: what measured it.
+    images: how many were made or trained on; None where that says nothing.
     """
 
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     energy_kwh: float | None = None
     energy_source: str | None = None
-
-    def co2_grams(self, grid_intensity: float) -> float | None:
-        """At a grid intensity in g CO2 a kWh; None without a measured energy."""
-        return None if self.energy_kwh is None else self.energy_kwh * grid_intensity
+    images: int | None = None
 
 
 @contextmanager
-def measured(on: torch.device) -> Iterator[Usage]:
-    """Measure a block that computes on one device.
+def measured(on: torch.device, images: int | None = None) -> Iterator[Usage]:
+    """Measure a block that computes on one device, or on that of each process: then all of them
+    have to come to its end.
 
     Blocks may follow one another but not nest on a GPU: each starts its peak memory anew.
     """
-    usage = Usage()
+    usage = Usage(images=images)
     on_gpu = on.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(on)
@@ -56,10 +59,11 @@ def measured(on: torch.device) -> Iterator[Usage]:
         torch.cuda.synchronize(on)
     usage.seconds = time.perf_counter() - began
     after = _millijoules(on)
-    if before is not None and after is not None:
-        usage.energy_kwh = (after - before) / MILLIJOULES
-        usage.energy_source = COUNTER
     if on_gpu:
+        own = math.nan if before is None or after is None else (after - before) / MILLIJOULES
+        kwh = processes.total(own, on)
+        if not math.isnan(kwh):
+            usage.energy_kwh, usage.energy_source = kwh, COUNTER
         usage.peak_memory_bytes = torch.cuda.max_memory_allocated(on)
     else:
         usage.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -11,6 +11,7 @@ from boss_core.frechet import Extractor, evaluate_images, image_hash
 from boss_core.sampling import sample_images
 from flows import paths
 from flows.config import Params
+from flows.energy import Usage, measured
 from flows.grids import write_grid
 from flows.labels import draw_labels
 from flows.progress import progress
@@ -54,25 +55,31 @@ class Evaluation:
         variant: str,
         *,
         solver: str = "euler",
-    ) -> dict[str, float]:
-        """Sample, write ``samples/NAME/VARIANT.png``, and return the metrics."""
+    ) -> tuple[dict[str, float], Usage]:
+        """Sample, write ``samples/NAME/VARIANT.png``, and return the metrics and what the sampling
+        alone took."""
         settings = self.params.evaluate
         seed = self.params.seed + EVALUATE
-        with progress(label, settings.samples, "samples") as advance:
+        labels = draw_labels(network.config.classes, settings.samples, seed)
+        network = network.to(self.on)
+        with (
+            progress(label, settings.samples, "samples") as advance,
+            measured(self.on, settings.samples) as usage,
+        ):
             images = sample_images(
-                network.to(self.on),
+                network,
                 timesteps,
                 samples=settings.samples,
                 shape=self.reference.shape[1:],
                 seed=seed,
                 batch_size=settings.batch_size,
                 device=self.on,
-                labels=draw_labels(network.config.classes, settings.samples, seed),
+                labels=labels,
                 on_step=advance,
                 solver=solver,
             )
         write_grid(paths.samples(name) / f"{variant}.png", images)
-        return evaluate_images(
+        metrics = evaluate_images(
             images,
             self.reference,
             self.extractor,
@@ -82,3 +89,4 @@ class Evaluation:
             seed=self.params.seed,
             device=self.on,
         )
+        return metrics, usage

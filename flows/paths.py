@@ -34,6 +34,11 @@ def samples(name: int | str) -> Path:
     return Path(f"samples/{name}")
 
 
+def usage(stage: str) -> Path:
+    """What the parts of a stage took, see `flows.usage`: no output of the stage."""
+    return Path(f"results/usage/{stage}.json")
+
+
 def training(label: str) -> Path:
     """The checkpoints of a training under way: no output of a stage, and gone when it is done."""
     return Path("build/training") / label

@@ -25,6 +25,7 @@ from flows.config import Params
 from flows.links import note_link, record_hash, without_password
 from flows.records import Json, read_json
 from flows.telemetry import TELEMETRY_OFF
+from flows.usage import amounts, read_usage
 from flows.variants import read_schedules, recorded
 
 if TYPE_CHECKING:
@@ -137,8 +138,14 @@ def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None
     schedules = {k: v.model_dump(mode="json") for k, v in found.items()}
     variants = recorded(record)
     now = int(1000 * time.time())
+    intensity = params.tracking.grid_intensity
     metrics = [*_final_metrics(record), Metric("nfe", budget, now, budget)]
     metrics.append(Metric("samples", record["samples"], now, budget))
+    metrics += [
+        Metric(f"usage/{part}_{key}", found, now, budget)
+        for part, taken in _parts(budget).items()
+        for key, found in amounts(taken, intensity).items()
+    ]
     for row in pd.read_csv(paths.curves(budget)).to_dict("records"):
         step = int(row.pop("step"))
         metrics += [Metric(f"training/{k}", float(v), now, step) for k, v in row.items()]
@@ -153,6 +160,7 @@ def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None
     if "chosen" in found:
         tags["chosen.objective"] = found["chosen"].objective
     values = {"nfe": budget, **_flatten(params.model_dump(mode="json", exclude=NOT_LOGGED))}
+    values["tracking.grid_intensity"] = intensity
     client.log_batch(
         run,
         params=[Param(k, str(v)) for k, v in values.items()],
@@ -161,6 +169,16 @@ def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None
     client.log_dict(run, schedules, "schedules.json")
     client.log_artifact(run, str(paths.metrics(budget)))
     client.log_artifacts(run, str(paths.samples(budget)), "samples")
+
+
+def _parts(budget: int) -> dict[str, Json]:
+    """What was measured of the work behind one budget, that of all budgets included."""
+    shared = {"cost": "search", "schedule": "search", "trajectories": "generation"}
+    found = {f"{stage}/{of}": read_usage(stage).get(of) for stage, of in shared.items()}
+    for stage, of in (("finetune", "training"), ("evaluate", "sampling")):
+        for variant, taken in read_usage(f"{stage}-{budget}").items():
+            found[f"{variant}/{of}"] = taken
+    return {part: taken for part, taken in found.items() if taken is not None}
 
 
 def _parent(

@@ -106,12 +106,13 @@ class Project:
         )
 
     def outputs(self) -> dict[str, str]:
-        """The hash of every output file of the stages."""
+        """The hash of every output file of the stages, which what they took is none of."""
         folders = ("data", "models", "trajectories", "results", "metrics", "samples")
         files = [p for name in folders for p in (self.folder / name).rglob("*") if p.is_file()]
         return {
             str(p.relative_to(self.folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(files)
+            if p.parent.name != "usage"
         }
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.energy import COUNTER, MILLIJOULES, Usage, measured
+from flows.energy import COUNTER, MILLIJOULES, measured
+from flows.usage import amounts
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -46,12 +47,15 @@ def test_memory_on_a_cpu_is_at_least_that_of_the_block() -> None:
 def test_energy_that_nothing_measures_is_left_out() -> None:
     with measured(CPU) as usage:
         pass
-    assert (usage.energy_kwh, usage.energy_source, usage.co2_grams(475)) == (None, None, None)
+    assert (usage.energy_kwh, usage.energy_source) == (None, None)
 
 
 def test_co2_of_a_kilowatt_hour_is_the_intensity_of_the_grid() -> None:
     assert MILLIJOULES == 1000 * 1000 * 3600  # mJ in a J, W in a kW, s in an hour
-    assert Usage(energy_kwh=2.0, energy_source=COUNTER).co2_grams(475) == 950
+    record = {"seconds": 4.0, "peak_memory_bytes": 1, "images": 10, "energy_kwh": 2.0}
+    found = amounts(record, grid_intensity=475)
+    assert found["co2_grams"] == 950
+    assert found["images_per_second"] == 2.5
 
 
 @needs_gpu

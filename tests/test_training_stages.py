@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from boss_core.checkpoints import load_checkpoint
 from boss_core.pixels import from_uint8
+from flows.usage import read_usage
 from tests.project import Project
 
 TEACHER = ("python", "-m", "flows.stages.teacher")
@@ -54,6 +55,10 @@ def test_a_killed_teacher_goes_on_to_the_same_bytes(prepared: Project, tmp_path:
     assert f"teacher: {STEPS} steps" in done.stdout
     assert project.outputs() == expected
     assert not (project.folder / "build/training/teacher").exists()
+    # What the killed run took is not known, and what the other took is not all.
+    assert read_usage("teacher", project.folder) == {}
+    undisturbed = read_usage("teacher", prepared.folder)["training"]
+    assert undisturbed["images"] == STEPS * 128
 
 
 def test_a_ddpmpp_is_trained_as_a_teacher(prepared: Project, tmp_path: Path) -> None:
@@ -133,10 +138,14 @@ def test_a_killed_finetuning_goes_on_to_the_same_bytes(finished: Project, tmp_pa
     project.run(*finetune)
     expected = project.outputs()
     shutil.rmtree(project.folder / "models/student/3")
-    # In its second student (Bellman's steps are the uniform ones here); the first is done.
-    kill_at(project, 60, *finetune, label="finetune@3 chosen")
+    # In its second training (Bellman's steps are the uniform ones here); the first is done.
+    kill_at(project, 60, *finetune, label="finetune@3 chosen_straightened")
     done = project.run(*finetune)
-    assert "finetune@3 uniform/000000100.safetensors: going on after step 100" in done.stdout
-    assert "finetune@3 chosen/0000000" in done.stdout
+    assert (
+        "finetune@3 straightened_uniform/000000100.safetensors: going on after step 100"
+        in done.stdout
+    )
+    assert "finetune@3 chosen_straightened/0000000" in done.stdout
     assert project.outputs() == expected
+    assert read_usage("finetune-3", project.folder) == {}  # of both: the first was taken over
     assert not list((project.folder / "build/training").iterdir())

@@ -10,10 +10,12 @@ from boss_core.velocity import CountedVelocity, sample_noise
 from flows import paths
 from flows.config import Params
 from flows.costs import write_cost_matrix
+from flows.energy import measured
 from flows.labels import draw_labels
 from flows.progress import progress
 from flows.runtime import device, run_stage
 from flows.seeds import COST
+from flows.usage import write_usage
 
 # `cost.samples: auto` stops when the paper's steps of these budgets stay where they are. Not those
 # of params.yaml: one measurement serves all budgets, and new ones would make it run again.
@@ -37,7 +39,10 @@ def main(params: Params) -> None:
     labels = draw_labels(network.config.classes, most, params.seed + COST)
     total = CostSum(uniform(settings.grid), on, reference=settings.reference)
     still = False
-    with progress("cost", most * settings.grid, "sample steps") as advance:
+    with (
+        progress("cost", most * settings.grid, "sample steps") as advance,
+        measured(on) as usage,
+    ):
         while total.samples < most and not still:
             rows = range(total.samples, min(total.samples + batch, most))
             add_trajectories(
@@ -51,11 +56,14 @@ def main(params: Params) -> None:
             if auto:
                 budgets = [k for k in BUDGETS if k <= settings.grid]
                 still = settled(total.result(), budgets, seed=params.seed)
+        matrix = total.result()
+    usage.images = total.samples
     if auto:
         outcome = "no knot of the paper's steps would move by more than a grid step"
         why = outcome if still else f"cost.max_samples, and not yet so many that {outcome}"
         print(f"cost: stopped at {total.samples} trajectories: {why}")
-    write_cost_matrix(paths.COST, total.result(), card.weights_sha256)
+    write_cost_matrix(paths.COST, matrix, card.weights_sha256)
+    write_usage("cost", {"search": usage})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from boss_core.checkpoints import Card, Network, load_checkpoint
 from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
+from flows.energy import Usage
 from flows.evaluation import Evaluation
 from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.tracking import track_budget
+from flows.usage import write_usage
 from flows.variants import Variant, chosen_solver, read_schedules, students, variants
 
 
@@ -31,14 +33,16 @@ def main(params: Params, budget: int) -> None:
         "teacher_hash": teacher_card.weights_sha256,
         "student_hash": {name: card.weights_sha256 for name, (_, card) in trained.items()},
     }
+    taken: dict[str, Usage] = {}
     for name, variant in variants(schedules, methods).items():
         network = trained[name][0] if variant.trained else teacher
         steps = schedules[variant.schedule]
         label = f"evaluate@{budget} {name}"
-        record[name] = evaluation.of(
+        record[name], taken[name] = evaluation.of(
             network, steps.timesteps, label, budget, name, solver=steps.solver
         )
     write_json(paths.metrics(budget), record)
+    write_usage(f"evaluate-{budget}", taken)
     try:
         track_budget(params, budget)
     except InputError as error:  # the record is written: the work is not lost with the server

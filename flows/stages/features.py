@@ -25,9 +25,11 @@ from boss_core.resume import Checkpoints
 from boss_core.training import train
 from flows import paths
 from flows.config import Params
+from flows.energy import Usage, measured
 from flows.records import read_images, read_json, write_json
 from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
 from flows.stages.check import inception_weights
+from flows.usage import write_usage
 
 SCALE_IMAGES = 1024  # enough for a mean
 
@@ -35,13 +37,14 @@ SCALE_IMAGES = 1024  # enough for a mean
 def main(params: Params) -> None:
     on = device(params)
     card: dict[str, object] = {}
+    usage: Usage | None = None
     if params.features.extractor == "inception":
         weights = paths.FEATURES / "inception.pth"
         with replacing(weights) as temporary:
             shutil.copyfile(inception_weights(Path(params.features.path)), temporary)
     else:
         weights = paths.FEATURES / "classifier.safetensors"
-        network, kept = _train_classifier(params, on)
+        network, kept, usage = _train_classifier(params, on)
         if not is_main():
             return
         card["test_accuracy"] = _measure(network, on)
@@ -70,9 +73,13 @@ def main(params: Params) -> None:
         "test_against_reference": found,
     }
     write_json(paths.FEATURES / "card.json", card)
+    write_usage("features", {"training": usage})
 
 
-def _train_classifier(params: Params, on: torch.device) -> tuple[Classifier, Checkpoints]:
+def _train_classifier(
+    params: Params, on: torch.device
+) -> tuple[Classifier, Checkpoints, Usage | None]:
+    """The network, its checkpoints, and what all of the training took; None where it went on."""
     data = read_images("train")
     if data.labels is None:
         raise InputError(
@@ -110,7 +117,10 @@ def _train_classifier(params: Params, on: torch.device) -> tuple[Classifier, Che
         "augment": params.features.augment,
     }
     kept = checkpoints(params, "features", run, [data.images, data.labels])
-    with training_progress("features: classifier", settings.iterations) as advance:
+    with (
+        training_progress("features: classifier", settings.iterations) as advance,
+        measured(on, settings.iterations * settings.batch_size) as usage,
+    ):
         trained = train(
             network,
             loss,
@@ -121,7 +131,7 @@ def _train_classifier(params: Params, on: torch.device) -> tuple[Classifier, Che
             checkpoints=kept,
         )
     trained.network.set_feature_scale(images.take(np.arange(min(SCALE_IMAGES, len(data.images)))))
-    return trained.network, kept
+    return trained.network, kept, None if trained.start else usage
 
 
 def _measure(network: Classifier, on: torch.device) -> float:

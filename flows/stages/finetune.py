@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import torch
 
 from boss_core.adapters import adapter_tensors, add_adapter, save_adapter
 from boss_core.checkpoints import Network, load_checkpoint, save_checkpoint
@@ -16,8 +17,10 @@ from boss_core.straighten import Segments
 from boss_core.training import Row, Trained, train
 from flows import paths
 from flows.config import Params
+from flows.energy import Usage, measured
 from flows.records import read_json
 from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
+from flows.usage import write_usage
 from flows.variants import Loss, read_schedules, students
 
 Steps = tuple[tuple[int, ...], str]  # grid indices and solver
@@ -33,7 +36,8 @@ def main(params: Params, budget: int) -> None:
     schedules = read_schedules()[budget]
     curves: dict[str, list[Row]] = {}
     kept: list[Checkpoints] = []
-    done: dict[tuple[Loss | None, bool, Steps], Trained[Network]] = {}
+    done: dict[tuple[Loss | None, bool, Steps], tuple[Trained[Network], Usage | None]] = {}
+    taken: dict[str, Usage | None] = {}
     for name, variant in students(schedules, params.finetune.methods).items():
         schedule = schedules[variant.schedule]
         teacher, card = load_checkpoint(paths.TEACHER)
@@ -52,11 +56,12 @@ def main(params: Params, budget: int) -> None:
             network = _to_train(params, teacher, label, adapter=variant.adapter)
             run = {"label": label, "schedule": schedule.model_dump(mode="json")}
             kept.append(checkpoints(params, label, run, data))
-            done[key] = _train(params, network.to(on), batches, label, kept[-1])
+            done[key] = _train(params, network.to(on), batches, label, kept[-1], on)
         if not is_main():
             continue
-        curves[name] = done[key].curve
-        network, folder = done[key].network.cpu(), paths.student(budget) / name
+        trained, taken[name] = done[key]
+        curves[name] = trained.curve
+        network, folder = trained.network.cpu(), paths.student(budget) / name
         of = card.weights_sha256
         if variant.adapter:
             rank = params.finetune.lora_rank
@@ -65,6 +70,7 @@ def main(params: Params, budget: int) -> None:
             save_checkpoint(folder, network, teacher_hash=of, schedule=schedule)
     if is_main():
         write_bytes(paths.curves(budget), _table(curves).to_csv(index=False).encode())
+        write_usage(f"finetune-{budget}", taken)
         for one in kept:
             one.remove()
 
@@ -83,8 +89,14 @@ def _to_train(params: Params, teacher: Network, label: str, *, adapter: bool) ->
 
 
 def _train(
-    params: Params, network: Network, batches: Segments | Pairs, label: str, kept: Checkpoints
-) -> Trained[Network]:
+    params: Params,
+    network: Network,
+    batches: Segments | Pairs,
+    label: str,
+    kept: Checkpoints,
+    on: torch.device,
+) -> tuple[Trained[Network], Usage | None]:
+    """The student, and what all of the training took; None where it went on."""
     settings = params.finetune.training
     first = params.trajectories.training_samples
     validation = range(first, params.trajectories.samples)
@@ -101,8 +113,11 @@ def _train(
             **{f"validation_loss_{part}_{k}": value for k, value in enumerate(losses)},
         }
 
-    with training_progress(label, settings.iterations) as advance:
-        return train(
+    with (
+        training_progress(label, settings.iterations) as advance,
+        measured(on, settings.iterations * settings.batch_size) as usage,
+    ):
+        trained = train(
             network,
             batches.training_loss(
                 seed=params.seed, trajectories=first, batch_size=settings.batch_size
@@ -114,6 +129,7 @@ def _train(
             on_step=advance,
             checkpoints=kept,
         )
+    return trained, None if trained.start else usage
 
 
 def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:

@@ -9,19 +9,21 @@ from flows.config import Params
 from flows.evaluation import Evaluation
 from flows.records import write_json
 from flows.runtime import device, run_stage
+from flows.usage import write_usage
 
 
 def main(params: Params) -> None:
     network, card = load_checkpoint(paths.TEACHER)
     evaluation = Evaluation(params, device(params))
     grid = params.cost.grid
-    found = evaluation.of(
+    found, usage = evaluation.of(
         network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"
     )
     write_json(
         paths.metrics("teacher"),
         {"nfe": grid, **evaluation.provenance, "teacher_hash": card.weights_sha256, "fine": found},
     )
+    write_usage("floor", {"fine": usage})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from boss_core.distances import Distance
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.frechet import Extractor, feature_function
-from boss_core.objectives import group_step_costs
+from boss_core.objectives import OBJECTIVES, group_step_costs
 from boss_core.schedules import HeldOut, Schedule
 from boss_core.uncertainty import Stability, bootstrap, predicted_error
 from boss_core.velocity import sample_noise
@@ -26,10 +26,12 @@ from flows import paths
 from flows.chosen import Chosen, chosen_steps
 from flows.config import Params, ScheduleSearch
 from flows.costs import read_cost_matrix
+from flows.energy import Usage, measured
 from flows.labels import draw_labels
 from flows.records import read_json, write_json
 from flows.runtime import device, run_stage
 from flows.seeds import CHOOSE
+from flows.usage import write_usage
 
 # The predicted-error curve goes this far, so that a user sees which budget is worth paying for.
 CURVE_BUDGETS = 20
@@ -77,10 +79,16 @@ def main(params: Params) -> None:
                 continue  # so many steps that this grid puts two on one point: nothing to compare
             found[budget][name] = schedule(indices, name)
 
+    usage: Usage | None = None
     if not params.schedule.papers:
         on = device(params)
         network, _ = load_checkpoint(paths.TEACHER)
-        for budget, chosen in choose(params, matrix, network.to(on), on):
+        network = network.to(on)
+        with measured(on) as search:
+            steps = dict(choose(params, matrix, network, on))
+        if params.schedule.objective not in OBJECTIVES:  # those take the costs alone
+            usage = search
+        for budget, chosen in steps.items():
             found[budget]["chosen"] = schedule(
                 chosen.indices, chosen.objective, solver, params.schedule, chosen.held_out
             )
@@ -94,6 +102,8 @@ def main(params: Params) -> None:
             for budget, named in found.items()
         },
     )
+
+    write_usage("schedule", {"search": usage})
 
     stable = bootstrap(matrix, shown, objective=OBJECTIVE, solver=SOLVER, seed=params.seed)
     rows = [

@@ -29,13 +29,15 @@ from boss_core.pixels import from_uint8
 from boss_core.rectified_flow import read_config
 from boss_core.resident import Rows
 from boss_core.resume import Checkpoints
-from boss_core.training import Row, train
+from boss_core.training import Row, Trained, train
 from boss_core.velocity import sample_noise, with_labels
 from flows import paths
 from flows.config import Params, Teacher
+from flows.energy import Usage, measured
 from flows.labels import write_label_counts
 from flows.records import Images, read_images, read_json
 from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
+from flows.usage import write_usage
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 
@@ -46,6 +48,7 @@ def main(params: Params) -> None:
     curve: list[Row] = []
     network: Network
     kept: Checkpoints | None = None
+    usage: Usage | None = None
     if params.teacher.source == "checkpoint":
         network = read_teacher(params.teacher)
         shape = network.config.sample_shape
@@ -56,13 +59,15 @@ def main(params: Params) -> None:
             )
     else:
         classes = data_classes if params.teacher.conditional else None
-        network, curve, kept = _train(params, data, classes, device(params))
+        trained, kept, usage = _train(params, data, classes, device(params))
         if not is_main():
             return
+        network, curve = trained.network, trained.curve
     save_checkpoint(paths.TEACHER, network.cpu())
     write_label_counts(network.config.classes, data.labels, data_classes)
     table = pd.DataFrame(curve, columns=CURVE)
     write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
+    write_usage("teacher", {"training": usage})
     if kept is not None:
         kept.remove()
 
@@ -91,7 +96,8 @@ def read_teacher(teacher: Teacher) -> Network:
 
 def _train(
     params: Params, data: Images, classes: int | None, on: torch.device
-) -> tuple[UNet | NCSNpp, list[Row], Checkpoints]:
+) -> tuple[Trained[UNet | NCSNpp], Checkpoints, Usage | None]:
+    """The network, its checkpoints, and what all of the training took; None where it went on."""
     teacher, size = params.teacher, params.teacher.training.batch_size
     if teacher.conditional and classes is None:
         raise InputError(
@@ -140,7 +146,11 @@ def _train(
         {"network": network.config.model_dump(mode="json"), "flip": teacher.flip},
         [data.images] if labels is None else [data.images, labels.array],
     )
-    with training_progress("teacher", teacher.training.iterations) as advance:
+    iterations = teacher.training.iterations
+    with (
+        training_progress("teacher", iterations) as advance,
+        measured(on, iterations * size) as usage,
+    ):
         trained = train(
             network,
             loss,
@@ -151,7 +161,7 @@ def _train(
             on_step=advance,
             checkpoints=kept,
         )
-    return trained.network, trained.curve, kept
+    return trained, kept, None if trained.start else usage
 
 
 def _new_network(teacher: Teacher, shape: tuple[int, ...], classes: int | None) -> UNet | NCSNpp:

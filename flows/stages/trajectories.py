@@ -8,11 +8,13 @@ from boss_core.straighten import knot_states
 from boss_core.timesteps import uniform, union
 from flows import paths
 from flows.config import Params
+from flows.energy import measured
 from flows.labels import draw_labels
 from flows.progress import progress
 from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.seeds import TRAJECTORIES
+from flows.usage import write_usage
 from flows.variants import needed_knots, read_schedules, students
 
 
@@ -37,6 +39,7 @@ def main(params: Params) -> None:
         with (
             new_array(folder / "states.npy", shape, np.float32) as states,
             progress("trajectories", steps, "sample steps") as advance,
+            measured(on, settings.samples) as usage,
         ):
             knot_states(
                 network.to(on),
@@ -51,9 +54,13 @@ def main(params: Params) -> None:
             )
         if labels is not None:
             np.save(folder / "labels.npy", labels.numpy())
-        write_json(
-            folder / "card.json", {"knots": list(knots), "teacher_hash": card.weights_sha256}
-        )
+        of_states = {
+            "knots": list(knots),
+            "samples": settings.samples,
+            "teacher_hash": card.weights_sha256,
+        }
+        write_json(folder / "card.json", of_states)
+    write_usage("trajectories", {"generation": usage})
 
 
 if __name__ == "__main__":
