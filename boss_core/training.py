@@ -102,7 +102,10 @@ def train(
     if on_step is not None and done:
         on_step(done)
 
-    call = _in_precision(torch.compile(network, dynamic=False) if compile else network, precision)
+    # On a GPU by CUDA graphs: hundreds of launches a pass would keep the host busier than the card.
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    compiled = torch.compile(network, dynamic=False, mode=mode) if compile else network
+    call = _in_precision(compiled, precision)
     update_average = _moving_average(network, averaged, settings.ema_decay)
     with _random_numbers_of_steps(device, share) as of_step:
         for step in range(done, settings.iterations):

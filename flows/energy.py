@@ -6,11 +6,11 @@ out: what remains there without root are guesses from a processor's name and its
 """
 
 import math
-import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -25,8 +25,8 @@ class Usage:
     """What a block under `measured` took; filled in when it ends.
 
     seconds: wall time, until the device was done.
-    peak_memory_bytes: the most that torch held on the GPU; on a CPU the largest resident size
-        that the process ever had until then.
+    peak_memory_bytes: the most that torch held on the GPU; on a CPU the largest resident size of
+        the process meanwhile.
     energy_kwh: of the whole GPU, whoever used it; of all where processes compute together, one GPU
         each. None where nothing measures it.
     energy_source: what measured it.
@@ -45,13 +45,17 @@ def measured(on: torch.device, images: int | None = None) -> Iterator[Usage]:
     """Measure a block that computes on one device, or on that of each process: then all of them
     have to come to its end.
 
-    Blocks may follow one another but not nest on a GPU: each starts its peak memory anew.
+    Blocks may follow one another but not nest: each starts its peak memory anew.
     """
     usage = Usage(images=images)
     on_gpu = on.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(on)
         torch.cuda.reset_peak_memory_stats(on)
+    else:
+        # Where the kernel lets it; else the peak is that since the process began.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
     before = _millijoules(on)
     began = time.perf_counter()
     yield usage
@@ -66,7 +70,15 @@ def measured(on: torch.device, images: int | None = None) -> Iterator[Usage]:
             usage.energy_kwh, usage.energy_source = kwh, COUNTER
         usage.peak_memory_bytes = torch.cuda.max_memory_allocated(on)
     else:
-        usage.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        usage.peak_memory_bytes = _peak_resident()
+
+
+def _peak_resident() -> int:
+    """Bytes. Not getrusage's: that goes on from the process which started this one."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _millijoules(on: torch.device) -> int | None:
