@@ -484,6 +484,7 @@ def feature_metrics(
             batch_size=batch_size,
             seed=seed,
             device=device,
+            precision_recall=False,
         )
         kept = (extractor.frechet_name, f"kid_{extractor.name}")
         return {name: found[name] for name in kept}

@@ -146,6 +146,7 @@ def evaluate_images(
     batch_size: int,
     seed: int,
     device: torch.device,
+    precision_recall: bool = True,
 ) -> dict[str, float]:
     """Frechet distance, KID (mean and standard deviation over subsets), precision and recall.
 
@@ -153,6 +154,7 @@ def evaluate_images(
     cache: a folder for the features of the reference, keyed by the hashes of the extractor and
         of the reference images, so that changed data or weights are never taken for the old.
     kid_subset_size: at most the smaller of the two counts.
+    precision_recall: these compare all images with all, and so take most of the time.
 
     Raises InputError when there are fewer images than a KID subset.
     """
@@ -176,7 +178,7 @@ def evaluate_images(
             feature_extractor_weights_path=str(extractor.weights),
             fid=True,
             kid=True,
-            prc=True,
+            prc=precision_recall,
             kid_subset_size=kid_subset_size,
             batch_size=batch_size,
             rng_seed=seed,
@@ -184,10 +186,12 @@ def evaluate_images(
             save_cpu_ram=True,
             verbose=False,
         )
-    return {
+    metrics = {
         extractor.frechet_name: found["frechet_inception_distance"],
         f"kid_{extractor.name}": found["kernel_inception_distance_mean"],
         f"kid_{extractor.name}_std": found["kernel_inception_distance_std"],
-        f"precision_{extractor.name}": found["precision"],
-        f"recall_{extractor.name}": found["recall"],
     }
+    if precision_recall:
+        metrics[f"precision_{extractor.name}"] = found["precision"]
+        metrics[f"recall_{extractor.name}"] = found["recall"]
+    return metrics

@@ -48,11 +48,12 @@ from flows.workspace import (
 
 @dataclass(frozen=True)
 class Run:
-    """What all tasks of one run of the flow share."""
+    """What all tasks of one run of the flow share. processes: of a stage that trains."""
 
     runner: Runner
     environment: dict[str, str]
     gpus: list[str]
+    processes: int
     workers: int
     timeout: float
 
@@ -109,7 +110,7 @@ def _run(
     # A copy's runs belong into the workspace's database, beside those they are compared with.
     environment = {PROJECT: str(root), **extra}
     runner = Runner(folder)
-    run = Run(runner, environment, gpus, workers, timeout)
+    run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
     try:
         outcomes, failures = _all_stages(run, read_stages(folder, targets), out_of_date(folder))
     finally:
@@ -193,7 +194,8 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
     cores = threads(run.workers)
     try:
         gpus = run.gpus if stage.computes else []
-        with gpu_slot(gpus, stopped=run.runner.stopped, log=logger.info) as gpu:
+        count = run.processes if stage.trains else 1
+        with gpu_slot(gpus, count, stopped=run.runner.stopped, log=logger.info) as gpu:
             outcome = run.runner.run(
                 stage.name,
                 environment={**run.environment, "OMP_NUM_THREADS": str(cores), **gpu},

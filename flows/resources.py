@@ -1,4 +1,5 @@
-"""What each stage may use of the machine: one GPU, or its share of the processor's threads."""
+"""What each stage may use of the machine: GPUs, one for each of its processes, or its share of the
+processor's threads."""
 
 import os
 import socket
@@ -49,13 +50,15 @@ def announce_gpus(gpus: list[str]) -> None:
 
 @contextmanager
 def gpu_slot(
-    gpus: list[str], *, stopped: threading.Event, log: Callable[[str], None]
+    gpus: list[str], count: int = 1, *, stopped: threading.Event, log: Callable[[str], None]
 ) -> Iterator[dict[str, str]]:
-    """Wait for a GPU and yield the variable that shows a stage that one alone.
+    """Wait for GPUs, as many as are counted or all that there are, and yield the variable that
+    shows a stage those alone.
 
     Which GPU it is, a file lock decides: it holds between flows of several Prefect servers and of
     other sets of GPUs too, and the system releases it should its holder die. Prefect's limit,
-    which shows on its pages who is at work, is taken after it and so is never waited for.
+    which shows on its pages who is at work, is taken after it and so is never waited for. Several
+    are taken at once or not at all: stages that each hold one would wait for the other's.
     stopped: ends the wait, with StageError. log: told once that there is one.
     """
     if not gpus:
@@ -63,26 +66,34 @@ def gpu_slot(
         return
     from prefect.concurrency.sync import concurrency
 
+    count = min(count, len(gpus))  # one that needs more than there are says so itself
+    what = "a GPU" if count == 1 else f"{count} GPUs"
     with ExitStack() as held:
-        gpu = _lock_one(gpus, held)
-        if gpu is None:
-            log(f"waiting for a GPU: {', '.join(gpus)} in use by other stages")
-        while gpu is None:
+        own = _lock(gpus, count, held)
+        if not own:
+            log(f"waiting for {what}: {', '.join(gpus)} in use by other stages")
+        while not own:
             if stopped.wait(1):
-                raise StageError(f"stopped while waiting for a GPU of {', '.join(gpus)}")
-            gpu = _lock_one(gpus, held)
-        held.enter_context(concurrency(gpu_limit(gpus), strict=True))
-        yield {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+                raise StageError(f"stopped while waiting for {what} of {', '.join(gpus)}")
+            own = _lock(gpus, count, held)
+        held.enter_context(concurrency(gpu_limit(gpus), occupy=count, strict=True))
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(own), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def _lock_one(gpus: list[str], held: ExitStack) -> str | None:
-    for gpu in gpus:
-        try:
-            held.enter_context(gpu_lock(gpu).acquire(timeout=0))
-        except Timeout:
-            continue
-        return gpu
-    return None
+def _lock(gpus: list[str], count: int, held: ExitStack) -> list[str]:
+    """Those that are locked now, until ``held`` ends; none where so many are not free."""
+    own = []
+    with ExitStack() as tried:
+        for gpu in gpus:
+            try:
+                tried.enter_context(gpu_lock(gpu).acquire(timeout=0))
+            except Timeout:
+                continue
+            own.append(gpu)
+            if len(own) == count:
+                held.enter_context(tried.pop_all())
+                return own
+    return []
 
 
 def gpu_lock(gpu: str) -> FileLock:

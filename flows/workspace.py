@@ -58,11 +58,13 @@ class Stage:
     name: DVC's address, ``teacher`` or ``finetune@6``.
     needs: the stages whose outputs it reads.
     computes: it uses a GPU where there is one (``meta: {computes: true}`` in dvc.yaml).
+    trains: it uses one for each of ``compute.processes`` (``meta: {trains: true}``).
     """
 
     name: str
     needs: frozenset[str]
     computes: bool
+    trains: bool
 
 
 def read_stages(root: Path, targets: Sequence[str] = ()) -> list[Stage]:
@@ -81,6 +83,7 @@ def read_stages(root: Path, targets: Sequence[str] = ()) -> list[Stage]:
                     _address(stage.addressing, root),
                     frozenset(_address(n.addressing, root) for n in graph.successors(stage)),
                     bool((stage.meta or {}).get("computes")),
+                    bool((stage.meta or {}).get("trains")),
                 )
                 for stage in graph
             }

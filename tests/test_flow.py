@@ -354,6 +354,15 @@ def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
     # A flow that is shown fewer of them leaves the limit of the others alone.
     assert gpu_limits(prefect_server) == {"4-7": 2, "4": 1}
 
+    # Two processes have a GPU each: no other stage runs beside theirs.
+    project.set({"compute.processes": 2})
+    shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
+    seen = [m[1] for m in re.finditer(r"finetune.* sees gpu=([\d,]*) threads", shown)]
+    assert seen == ["4,7", "4,7"]
+    echoes = [line[:12] for line in shown.splitlines() if "- sees gpu=4,7" in line]
+    start = [pd.Timestamp(f"2000-01-01 {t}") for t in echoes]
+    assert abs(start[1] - start[0]) > timedelta(seconds=3)
+
 
 def gpu_limits(server: dict[str, str]) -> dict[str, int]:
     """The concurrency limits of this machine's GPUs, by the GPUs."""
