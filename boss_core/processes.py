@@ -25,8 +25,8 @@ def average(tensors: Sequence[Tensor]) -> None:
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
     parts = flat.split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view(tensor.shape))
+    means = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(list(tensors), means)  # one launch in place of one each
 
 
 def total(value: float, device: torch.device) -> float:

@@ -174,7 +174,7 @@ def test_a_file_of_the_adapter_alone(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in merged.parameters())
     assert not merged.training
     assert dict(adapter_tensors(merged)) == {}
-    torch.testing.assert_close(outputs(merged), beside, rtol=1e-5, atol=1e-5)
+    assert float((outputs(merged) - beside).norm() / beside.norm()) < 1e-5
 
 
 @pytest.fixture
