@@ -158,7 +158,7 @@ def test_outputs_deleted_or_altered_are_never_trusted(
 ) -> None:
     project = flowed[0].copy(tmp_path / "project")
     (project.folder / "metrics" / "3.json").unlink()
-    weights = project.folder / "models" / "student" / "1" / "bellman" / "model.safetensors"
+    weights = project.folder / "models" / "student" / "1" / "boss" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     shown = run(project, prefect_server)
     expected = dict.fromkeys(STAGES, "Cached") | {
