@@ -21,7 +21,6 @@ and the Gram matrix is that of r_0, d_0, r_1, d_1, ..., r_n, d_n.
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -348,35 +347,24 @@ def _grams(velocities: Tensor, residuals: Tensor | None) -> Tensor:
         return grams
     width = math.ceil(elements / math.ceil(8 * vectors * n * elements / _BLOCK_BYTES))
 
-    def multiply(these: range) -> None:
-        # Rows a power of two apart would share the same few cache sets: hence the eight more.
-        buffer = grams.new_empty(count, width + 8)
-        for sample in these:
-            for start in range(0, elements, width):
-                columns = slice(start, start + width)
-                part = velocities[:, sample, columns]
-                if part.dtype.itemsize < 4:
-                    part = part.float()
-                factors = buffer[:, : part.shape[1]]
-                # Neighbours within a factor of two, as on a fine grid, subtract without rounding.
-                torch.sub(part[1:], part[:-1], out=factors[vectors - 1 :: vectors])
-                if residuals is not None:
-                    factors[::2] = residuals[:, sample, columns]
-                for row in range(0, count, _BLOCK_ROWS):
-                    end = min(row + _BLOCK_ROWS, count)
-                    block = slice(vectors + row, vectors + end)
-                    product = grams[sample, block, vectors + row : vectors + count]
-                    product.addmm_(factors[row:end], factors[row:].T)
-
-    # Products of 100 rows are too small to divide among cores: each core has samples of its own.
-    threads = torch.get_num_threads()
-    workers = min(threads, samples)
-    shares = [range(first, samples, workers) for first in range(workers)]
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(multiply, shares))
-    finally:
-        torch.set_num_threads(threads)
+    # Rows a power of two apart would share the same few cache sets: hence the eight more.
+    buffer = grams.new_empty(count, width + 8)
+    for sample in range(samples):
+        for start in range(0, elements, width):
+            columns = slice(start, start + width)
+            part = velocities[:, sample, columns]
+            if part.dtype.itemsize < 4:
+                part = part.float()
+            factors = buffer[:, : part.shape[1]]
+            # Neighbours within a factor of two, as on a fine grid, subtract without rounding.
+            torch.sub(part[1:], part[:-1], out=factors[vectors - 1 :: vectors])
+            if residuals is not None:
+                factors[::2] = residuals[:, sample, columns]
+            for row in range(0, count, _BLOCK_ROWS):
+                end = min(row + _BLOCK_ROWS, count)
+                block = slice(vectors + row, vectors + end)
+                product = grams[sample, block, vectors + row : vectors + count]
+                product.addmm_(factors[row:end], factors[row:].T)
     return grams
 
 
