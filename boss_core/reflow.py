@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from boss_core.draws import Loss, Share, step_generator
-from boss_core.errors import InputError
 from boss_core.losses import flow_matching_loss
 from boss_core.resident import Rows, to_device
 from boss_core.schedules import Schedule
+from boss_core.straighten import places, stored_rows
 from boss_core.timesteps import Times
-from boss_core.velocity import Velocity, check_labels, with_labels
+from boss_core.velocity import Velocity, with_labels
 
 # Where the loss of uniform t is validated: the middles of ten equal parts of [0, 1].
 VALIDATION_TIMES = (np.arange(10) + 0.5) / 10
@@ -54,17 +54,10 @@ class Pairs:
         only t to train at with ``distill``: on K uniform steps 0, 1/K, ..., (K-1)/K, or their
         nearest points of the grid. InputError when the trajectories lack an end of the schedule,
         or have not one label each."""
-        if not isinstance(states, Rows):
-            states = Rows.of(states, device or torch.device("cpu"), halve=True)
-        check_labels(labels, len(states.array))
-        ends = schedule.indices[0], schedule.indices[-1]
-        missing = set(ends) - set(knots)
-        if missing:
-            raise InputError(f"trajectories: no states at grid indices {sorted(missing)}")
-        first, last = (list(knots).index(i) for i in ends)
+        rows, of_rows = stored_rows(states, labels, device)
+        first, last = places(knots, (schedule.indices[0], schedule.indices[-1]))
         times = np.asarray(schedule.timesteps[:-1]) if distill else None
-        of_rows = None if labels is None else Rows.of(labels, states.device)
-        return cls(states, first, last, times, of_rows)
+        return cls(rows, first, last, times, of_rows)
 
     def draw_times(self, generator: np.random.Generator, count: int) -> Times:
         """(count,) times to train at, uniform; of K times each has its equal share."""

@@ -87,6 +87,27 @@ def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
     return weights
 
 
+def stored_rows(
+    states: NDArray[np.float32] | Rows,
+    labels: NDArray[np.int64] | None,
+    device: torch.device | None,
+) -> tuple[Rows, Rows | None]:
+    """The rows of stored trajectories and of their labels, on the device of the first where they
+    are rows already. InputError when there is not one label a trajectory."""
+    if not isinstance(states, Rows):
+        states = Rows.of(states, device or torch.device("cpu"), halve=True)
+    check_labels(labels, len(states.array))
+    return states, None if labels is None else Rows.of(labels, states.device)
+
+
+def places(knots: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """Where the wanted grid indices are among the knots; InputError naming those that are not."""
+    missing = set(wanted) - set(knots)
+    if missing:
+        raise InputError(f"trajectories: no states at grid indices {sorted(missing)}")
+    return tuple(list(knots).index(i) for i in wanted)
+
+
 @dataclass(frozen=True)
 class Segments:
     """The segments of one schedule on stored trajectories.
@@ -119,18 +140,13 @@ class Segments:
         rows go; None for the CPU. InputError when the trajectories lack a knot of the schedule, or
         have not one label each, and for a schedule of a solver that is neither ``euler`` nor
         ``ab2``."""
-        if not isinstance(states, Rows):
-            states = Rows.of(states, device or torch.device("cpu"), halve=True)
-        check_labels(labels, len(states.array))
-        missing = set(schedule.indices) - set(knots)
-        if missing:
-            raise InputError(f"trajectories: no states at grid indices {sorted(missing)}")
+        rows, of_rows = stored_rows(states, labels, device)
         return cls(
-            states,
-            tuple(list(knots).index(i) for i in schedule.indices),
+            rows,
+            places(knots, schedule.indices),
             np.asarray(schedule.timesteps),
             chord_weights(schedule.timesteps, schedule.solver),
-            None if labels is None else Rows.of(labels, states.device),
+            of_rows,
         )
 
     def loss(self, velocity: Velocity, rows: ArrayLike, segment: ArrayLike) -> Tensor:

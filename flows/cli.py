@@ -8,9 +8,8 @@ from pathlib import Path
 import typer
 
 from flows import paths
-from flows.config import load_params
+from flows.config import TIMEOUT, WORKERS, load_params
 from flows.errors import reported
-from flows.resources import TIMEOUT, WORKERS
 
 TARGETS = ("diffusers", "diffusers-fixed", "comfyui", "flow_matching", "json")
 SPACINGS = ("uniform", "karras", "quadratic", "shifted")

@@ -11,6 +11,10 @@ from boss_core.settings import ComputeSettings, Settings, TrainingSettings
 
 PARAMS = Path("params.yaml")
 
+# Of a run of the flow that names no others. Here, as the command line reads nothing heavier.
+WORKERS = 2  # stages side by side
+TIMEOUT = 24 * 3600.0  # seconds for one stage
+
 # `boss_core.two_step.LARGEST_GRID`: a cost is kept for every three points of the grid.
 AB2_GRID = 300
 

@@ -21,16 +21,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from boss_core.errors import InputError
 from flows.artifacts import publish_results
-from flows.config import load_params
+from flows.config import TIMEOUT, WORKERS, load_params
 from flows.request import check_request
-from flows.resources import (
-    TIMEOUT,
-    WORKERS,
-    announce_gpus,
-    gpu_slot,
-    threads,
-    visible_gpus,
-)
+from flows.resources import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.tracking import PROJECT
 from flows.workspace import (
     Outcome,

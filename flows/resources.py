@@ -15,8 +15,6 @@ from filelock import FileLock, Timeout
 from flows.config import Params
 from flows.workspace import StageError
 
-WORKERS = 2  # stages side by side
-TIMEOUT = 24 * 3600.0  # seconds for one stage
 _GPUS = f"boss-gpu-{socket.gethostname()}"
 
 
