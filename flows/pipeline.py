@@ -5,7 +5,7 @@ cache holds what was computed: after the flow ``dvc repro`` has nothing to do, a
 round. The final state of a task says what DVC did: Ran, Restored or Cached.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def _all_stages(
     outcomes: dict[str, Outcome] = {}
     failures: list[str] = []
     waiting = {stage.name: stage for stage in stages}
-    running: dict[Any, str] = {}
+    running: dict[Any, Stage] = {}
     done: dict[str, Any] = {}
     lost: set[str] = set()
     while waiting or running:
@@ -135,7 +135,7 @@ def _all_stages(
             if stage.needs & lost:
                 lost.add(stage.name)
                 del waiting[stage.name]
-            elif stage.needs <= outcomes.keys() and len(running) < run.workers:
+            elif stage.needs <= outcomes.keys() and _has_room(stage, running.values(), run):
                 # Nothing that it needs is new, and DVC says that it is as recorded.
                 known = stage.name not in changed and all(
                     outcomes[need] == Outcome.CACHED for need in stage.needs
@@ -149,12 +149,12 @@ def _all_stages(
                     known,
                     wait_for=[done[need] for need in sorted(stage.needs)],  # arrows on the page
                 )
-                running[future] = stage.name
+                running[future] = stage
                 del waiting[stage.name]
         if not running:
             continue
         future = next(iter(as_completed(list(running))))
-        finished = running.pop(future)
+        finished = running.pop(future).name
         done[finished] = future
         future.wait()  # known to be over: this fetches how it ended
         state = future.state
@@ -164,6 +164,23 @@ def _all_stages(
             lost.add(finished)
             failures.append(state.message or f"{finished}: {state.name}")
     return outcomes, failures
+
+
+def _has_room(stage: Stage, running: Collection[Stage], run: Run) -> bool:
+    """Whether the stage may start now, beside those that are running."""
+    if len(running) >= run.workers:
+        return False
+    beside = [other for other in running if other.computes]
+    return not (beside and stage.computes and any(_alone(s, run) for s in (stage, *beside)))
+
+
+def _alone(stage: Stage, run: Run) -> bool:
+    """Whether the stage has all cores, and nothing that computes beside it.
+
+    Budgets are side by side, on a share of the cores each. What comes before them is one stage
+    after another on the whole: on a share, it would leave the others idle. A stage's last bits
+    depend on its threads, so these depend on nothing that varies from run to run."""
+    return stage.computes and not stage.of_matrix and not run.gpus
 
 
 def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -184,7 +201,7 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
     if known:
         return Completed(name=Outcome.CACHED, message="nothing changed")
     logger = get_run_logger()
-    cores = threads(run.workers)
+    cores = threads(1 if _alone(stage, run) else run.workers)
     try:
         gpus = run.gpus if stage.computes else []
         count = run.processes if stage.trains else 1

@@ -105,8 +105,8 @@ def gpu_limit(gpus: list[str]) -> str:
 
 
 def threads(workers: int) -> int:
-    """Threads for one stage: its share of the cores, whatever runs beside it at the time.
+    """Threads for each of so many stages side by side: its share of the cores.
 
     Two stages with a thread for each core wait for one another at every operation, and take some
-    fifty times as long; and a stage's last bits depend on its threads, so on nothing but this."""
+    fifty times as long."""
     return max(1, len(os.sched_getaffinity(0)) // workers)

@@ -66,6 +66,11 @@ class Stage:
     computes: bool
     trains: bool
 
+    @property
+    def of_matrix(self) -> bool:
+        """Whether it is one of several that differ by a parameter, such as the budget."""
+        return "@" in self.name
+
 
 def read_stages(root: Path, targets: Sequence[str] = ()) -> list[Stage]:
     """The stages that the targets need, themselves included, each after those it needs.

@@ -323,21 +323,217 @@ def test_a_name_that_is_no_name_is_refused(
     assert f"error: --name: {name!r}; letters" in shown
 
 
-def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
-    flowed, tmp_path: Path, prefect_server
-) -> None:
+def test_a_stage_sees_one_gpu_or_its_threads(flowed, tmp_path: Path, prefect_server) -> None:
     project = flowed[0].copy(tmp_path / "project")
     path = project.folder / "dvc.yaml"
     told = "cmd: echo sees gpu=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS; sleep 3; python"
     text = path.read_text()
-    for stage in ("cost", "floor", "finetune"):  # of no matrix, but side by side all the same
+    for stage in ("cost", "floor", "finetune"):
         text = text.replace(
             f"cmd: python -m flows.stages.{stage}", f"{told} -m flows.stages.{stage}"
         )
     path.write_text(text)
     cores = len(os.sched_getaffinity(0))
     shown = run(project, prefect_server, "--target", "finetune", "--target", "floor")
-    assert shown.count(f"sees gpu= threads={max(1, cores // 2)}") == 4
+    seen = re.findall(r"(\w+)[@\d]* - sees gpu= threads=(\d+)", shown.replace("'", ""))
+    whole, share = str(cores), str(max(1, cores // 2))  # cost and floor have nothing beside them
+    assert sorted(seen) == [
+        ("cost", whole),
+        ("finetune", share),
+        ("finetune", share),
+        ("floor", whole),
+    ]
+    start = {
+        stage: started(shown, f"{stage}.* - sees gpu") for stage in ("cost", "floor", "finetune")
+    }
+    first, second = start["finetune"]
+    assert abs(second - first) < timedelta(seconds=3)  # side by side
+    for alone, others in (
+        (start["cost"][0], start["floor"]),
+        (start["floor"][0], start["finetune"]),
+    ):
+        assert all(abs(other - alone) > timedelta(seconds=3) for other in others)
+
+    project.set({"finetune.training.iterations": 13})
+    shown = run(project, prefect_server, "--target", "finetune@3")
+    found = states(prefect_server, shown)
+    assert found.pop("check") == found.pop("finetune@3") == "Ran"
+    assert set(found) == {"prepare", "features", "teacher", "cost", "schedule", "trajectories"}
+    assert set(found.values()) == {"Cached"}
+    project.set({"finetune.training.iterations": 12})
+    shown = run(project, prefect_server)
+    found = states(prefect_server, shown)
+    assert found["finetune@3"] == "Restored"
+    assert set(found.values()) == {"Cached", "Restored"}
+    assert project.outputs() == flowed[0].outputs()
+
+
+def wait_for_line(process: "subprocess.Popen[str]", text: str) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} not in\n{''.join(seen)}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_flow_ended_half_way_loses_no_finished_stage(
+    flowed, tmp_path: Path, prefect_server, how: signal.Signals
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"cost.samples": 25, "trajectories.samples": 20_000})
+    process = project.start("boss", "run", env=prefect_server)
+    wait_for_line(process, "> python -m flows.stages.trajectories")
+    process.send_signal(how)
+    process.communicate(timeout=300)
+    if how != signal.SIGKILL:  # whoever can still act ends what it started
+        time.sleep(1)
+        assert not running_in(project.folder)
+    for pid in running_in(project.folder):
+        os.kill(pid, signal.SIGKILL)
+    project.set({"trajectories.samples": 60})
+    shown = run(project, prefect_server, "--target", "schedule")
+    found = states(prefect_server, shown)
+    assert found["cost"] == "Cached"
+    assert found["schedule"] == "Cached"
+
+
+def running_in(folder: Path) -> list[int]:
+    """The processes whose working folder is ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    before = project.outputs()
+    params = (project.folder / "params.yaml").read_bytes()
+    first = project.start(
+        "boss", "run", "--set", "budgets=[3,2]", "--name", "two", env=prefect_server
+    )
+    run(project, prefect_server, "--set", "finetune.training.iterations=14", "--name", "longer")
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
+    assert project.outputs() == before
+    assert (project.folder / "params.yaml").read_bytes() == params
+    assert project.run("git", "status", "--short").stdout == ""
+    assert "up to date" in project.run("dvc", "status").stdout
+
+    listed = pd.read_csv(
+        pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
+    ).set_index("Experiment")
+    assert listed.loc["longer", "finetune.training.iterations"] == 14
+    assert yaml.safe_load(listed.loc["two", "budgets"]) == [3, 2]
+    assert listed.loc["two", "metrics/2.json:nfe"] == 2
+    # What did not change came from the shared cache.
+    assert "> python -m flows.stages.teacher" not in output
+    # Their runs are in the workspace's database, under a parent of their own.
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {
+        (r.data.tags.get("dvc_experiment"), r.info.run_name)
+        for r in runs
+        if "mlflow.parentRunId" in r.data.tags
+    }
+    assert {("longer", "K=1"), ("longer", "K=3"), ("two", "K=2")} <= names
+    # And an experiment can be brought back, metrics and models included.
+    project.run("dvc", "exp", "apply", "longer")
+    assert "up to date" in project.run("dvc", "status").stdout
+
+
+def test_an_experiment_of_some_stages_says_nothing_of_the_others(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    change = ("--set", "evaluate.samples=44", "--set", "evaluate.kid_subset_size=40")
+    run(project, prefect_server, *change, "--target", "features", "--name", "some")
+    listed = pd.read_csv(
+        pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
+    ).set_index("Experiment")
+    assert listed.loc["some", "evaluate.samples"] == 44
+    assert listed.loc["some", "metrics/3.json:nfe"] == "!"  # what DVC shows where there is none
+    # Nothing was recorded for the changed parameters that was not made with them.
+    project.set({"evaluate.samples": 44, "evaluate.kid_subset_size": 40})
+    shown = run(project, prefect_server)
+    found = states(prefect_server, shown)
+    assert found["features"] == "Restored"
+    assert found["evaluate@3"] == found["floor"] == "Ran"
+    record = json.loads((project.folder / "metrics" / "3.json").read_text())
+    assert record["samples"] == 44
+
+
+def test_changed_parameters_count_for_targets_and_for_what_was_wrong_before(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"budgets": [0]})
+    change = ("--set", "budgets=[2]", "--set", "tracking.uri=sqlite:///other.db")
+    shown = run(project, prefect_server, *change, "--target", "evaluate@2", "--name", "right")
+    assert tasks(prefect_server, shown)["evaluate@2"]["state_name"] == "Ran"
+    assert "right" in project.run("dvc", "exp", "list", "--name-only").stdout.split()
+    # A relative address is one in the user's folder, for the stage and for the links.
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'other.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id], "params.nfe = '2'")
+    ended = artifacts(prefect_server, flow_run(prefect_server, shown))
+    (link,) = [a["data"] for a in ended if a["key"] == "boss-mlflow-2"]
+    assert logged.info.run_id in link
+    # And a target that they take away is refused.
+    change = ("--set", "budgets=[2]", "--target", "finetune@3")
+    assert "error: target: 'finetune@3'; a stage needed" in run(
+        project, prefect_server, *change, code=2
+    )
+
+
+@pytest.mark.parametrize("name", ["/elsewhere", "..", "a/b", "a b", "-x", "x.lock"])
+def test_a_name_that_is_no_name_is_refused(
+    flowed, tmp_path: Path, prefect_server, name: str
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    shown = run(project, prefect_server, "--set", "seed=1", f"--name={name}", code=2)
+    assert f"error: --name: {name!r}; letters" in shown
+
+
+def test_a_stage_sees_one_gpu_or_its_threads(flowed, tmp_path: Path, prefect_server) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    path = project.folder / "dvc.yaml"
+    told = "cmd: echo sees gpu=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS; sleep 3; python"
+    text = path.read_text()
+    for stage in ("cost", "floor", "finetune"):
+        text = text.replace(
+            f"cmd: python -m flows.stages.{stage}", f"{told} -m flows.stages.{stage}"
+        )
+    path.write_text(text)
+    cores = len(os.sched_getaffinity(0))
+    shown = run(project, prefect_server, "--target", "finetune", "--target", "floor")
+    seen = re.findall(r"(\w+)[@\d]* - sees gpu= threads=(\d+)", shown.replace("'", ""))
+    whole, share = str(cores), str(max(1, cores // 2))  # cost and floor have nothing beside them
+    assert sorted(seen) == [
+        ("cost", whole),
+        ("finetune", share),
+        ("finetune", share),
+        ("floor", whole),
+    ]
+    start = {
+        stage: started(shown, f"{stage}.* - sees gpu") for stage in ("cost", "floor", "finetune")
+    }
+    first, second = start["finetune"]
+    assert abs(second - first) < timedelta(seconds=3)  # side by side
+    alone = sorted(start["cost"] + start["floor"])
+    assert alone[1] - alone[0] > timedelta(seconds=3)
+    assert min(start["finetune"]) - alone[1] > timedelta(seconds=3)
 
     project.set({"finetune.training.iterations": 13})
     shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
@@ -348,9 +544,8 @@ def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
     one = prefect_server | {"CUDA_VISIBLE_DEVICES": "4"}
     shown = run(project, one, "--target", "finetune")
     assert [m[1] for m in re.finditer(r"sees gpu=(\d*) threads", shown)] == ["4", "4"]
-    echoes = [line[:12] for line in shown.splitlines() if "- sees gpu" in line]
-    start = [pd.Timestamp(f"2000-01-01 {t}") for t in echoes]
-    assert abs(start[1] - start[0]) > timedelta(seconds=3)  # one after the other
+    first, second = started(shown, "- sees gpu")
+    assert abs(second - first) > timedelta(seconds=3)  # one after the other
     # A flow that is shown fewer of them leaves the limit of the others alone.
     assert gpu_limits(prefect_server) == {"4-7": 2, "4": 1}
 
@@ -359,9 +554,14 @@ def test_a_stage_sees_one_gpu_and_its_share_of_the_threads(
     shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
     seen = [m[1] for m in re.finditer(r"finetune.* sees gpu=([\d,]*) threads", shown)]
     assert seen == ["4,7", "4,7"]
-    echoes = [line[:12] for line in shown.splitlines() if "- sees gpu=4,7" in line]
-    start = [pd.Timestamp(f"2000-01-01 {t}") for t in echoes]
-    assert abs(start[1] - start[0]) > timedelta(seconds=3)
+    first, second = started(shown, "- sees gpu=4,7")
+    assert abs(second - first) > timedelta(seconds=3)
+
+
+def started(shown: str, pattern: str) -> list[pd.Timestamp]:
+    """When the lines of a flow's log were written that a pattern is found in."""
+    found = [line[:12] for line in shown.splitlines() if re.search(pattern, line)]
+    return [pd.Timestamp(f"2000-01-01 {time}") for time in found]
 
 
 def gpu_limits(server: dict[str, str]) -> dict[str, int]:
