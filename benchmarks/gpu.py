@@ -1,20 +1,23 @@
 """What the card does, and what of its two ceilings the project's work reaches.
 
-    python benchmarks/gpu.py
+    python -m benchmarks.gpu
+    torchrun --nproc-per-node 2 -m benchmarks.gpu training --batch 2048
 
 The network is DDPM++ with nf = 64 and two blocks a level (9.86 M parameters) on random weights and
 images of CIFAR-10's shape: nothing here depends on what they hold. In one process:
 
 - ceilings: a large bf16 matrix product and a large copy, bytes read plus bytes written;
-- training: flow matching in bf16 autocast, compiled; clipping, fused Adam, foreach EMA. Its floors
+- training: the project's own loop in bf16 autocast, compiled, on one card or several. Its floors
   are the operations of all products and convolutions over the matrix rate, and the bytes over the
   bandwidth when each layer reads each input once and writes each output once, two bytes a number;
+- finetuning: straightening by the same loop in batches of 64, of all weights and of an adapter;
 - search: `estimate_cost_matrix` against a bare rollout of the same noise;
 - sampling: `sample_images` against as many forward passes on states that are there already.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import time
@@ -22,24 +25,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from boss_core.adapters import add_adapter
 from boss_core.bellman import optimal_paths
 from boss_core.cost import CostSum, estimate_cost_matrix
+from boss_core.draws import Loss, Share, device_generator, step_generator
 from boss_core.losses import flow_matching_loss
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.pixels import from_uint8
+from boss_core.processes import own_share
 from boss_core.rectified_flow import PUBLISHED
+from boss_core.resident import Rows
 from boss_core.sampling import sample_images
+from boss_core.schedules import Schedule
+from boss_core.settings import TrainingSettings
 from boss_core.solvers import euler
+from boss_core.straighten import Segments
 from boss_core.timesteps import uniform
+from boss_core.training import Trained, train
+from flows.energy import Usage, measured
 
-PARTS = ("training", "search", "sampling")
+PARTS = ("training", "finetuning", "search", "sampling")
 SHAPE = (3, 32, 32)
 # The first pattern that a kernel's name has is its class.
 KERNELS = {
@@ -63,10 +77,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024, help="images a training step")
     parser.add_argument("--samples", type=int, default=50_000, help="images to sample")
     parser.add_argument("--steps", type=int, default=20, help="training steps to time")
-    parser.add_argument("--graphs", action="store_true", help="training steps as CUDA graphs")
     parser.add_argument("--kernels", type=Path, help="file for the time of each kernel, JSON")
     chosen = parser.parse_args()
-    torch.backends.cudnn.benchmark = True
+    # As the stages do: the same bits each run.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    state = PartialState()  # joins the processes of torchrun, each on its card
     matrix_rate, bandwidth = ceilings()
     show(
         torch.cuda.get_device_name(),
@@ -79,11 +96,14 @@ def main() -> None:
     network = ddpmpp()
     if "training" in chosen.parts:
         training(network, chosen, matrix_rate, bandwidth)
+    if "finetuning" in chosen.parts:
+        finetuning(chosen)
     network.eval().requires_grad_(False)
     if "search" in chosen.parts:
         search(network)
     if "sampling" in chosen.parts:
         sampling(network, chosen.samples)
+    state.destroy_process_group()
 
 
 def ddpmpp() -> NCSNpp:
@@ -108,54 +128,127 @@ def ceilings() -> tuple[float, float]:
 def training(
     network: NCSNpp, chosen: argparse.Namespace, matrix_rate: float, bandwidth: float
 ) -> None:
-    """A training step as a loop runs it: nothing in it waits for the device."""
+    """The project's own loop, as the teacher stage runs it, on one card or, with torchrun, on each
+    of several."""
+    gpu = torch.device("cuda")
     operations, layer_bytes = floors(network)
-    images = torch.randint(256, (50_000, *SHAPE), dtype=torch.uint8, device="cuda")
-    parameters = list(network.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=2e-4, fused=True)
-    average = [parameter.detach().clone() for parameter in parameters]
-    mode = "reduce-overhead" if chosen.graphs else "default"
-    compiled = torch.compile(network, dynamic=False, fullgraph=True, mode=mode)
-    losses = torch.zeros((), device="cuda")
+    pixels = np.random.default_rng(0).integers(256, size=(50_000, *SHAPE), dtype=np.uint8)
+    images = Rows.of(pixels, gpu)
+    size, of = chosen.batch, own_share().of
 
-    def step() -> None:
-        data = from_uint8(images[torch.randint(len(images), (chosen.batch,), device="cuda")])
-        t = torch.rand(chosen.batch, device="cuda")
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = flow_matching_loss(compiled, data, torch.randn_like(data), t)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1e-4)
-            losses.add_(loss.detach())
+    def loss(network: Callable[..., Tensor], step: int, share: Share) -> Tensor:
+        rows = step_generator(0, step).integers(len(pixels), size=size)
+        draw = device_generator(0, step, gpu)
+        noise = torch.randn((size, *SHAPE), generator=draw, device=gpu)
+        t = torch.rand(size, generator=draw, device=gpu)
+        data = from_uint8(images.take(share.take(rows)))
+        return flow_matching_loss(network, data, share.take(noise), share.take(t))
 
-    start = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    first = time.perf_counter() - start
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(3):
-        step()
-    each = seconds(step, chosen.steps)
-    rate = chosen.batch / each
+    trained, clock = run(network, loss, chosen)
+    rate = size * clock.steps / clock.usage.seconds
+    each = rate / of
     show(
-        f"training, batch {chosen.batch}",
+        f"training, batch {size}, {of} card{'s' if of > 1 else ''}",
         {
             "images a second": f"{rate:,.0f}",
-            "first step, compilation included": f"{first:.1f} s",
-            "step": f"{1e3 * each:.1f} ms",
-            "peak memory": f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB",
+            "first step, compilation included": f"{clock.first:.1f} s",
+            **clock.rows(),
             "operations an image": f"{operations / 1e9:.1f} G, {operations / matrix_rate * 1e6:.1f}"
-            f" us, {operations * rate / matrix_rate:.0%} of the matrix rate",
+            f" us, {operations * each / matrix_rate:.0%} of the matrix rate",
             "bytes of the layers an image": f"{layer_bytes / 1e6:.0f} MB,"
-            f" {layer_bytes / bandwidth * 1e6:.1f} us, {layer_bytes * rate / bandwidth:.0%} of the"
+            f" {layer_bytes / bandwidth * 1e6:.1f} us, {layer_bytes * each / bandwidth:.0%} of the"
             " bandwidth",
-            "loss": f"{float(losses) / (chosen.steps + 4):.3f}",
+            "loss": ", ".join(f"{row['loss']:.3f}" for row in trained.curve),  # of the main process
         },
     )
-    profile(step, chosen.kernels)
+    kernels(clock.profiler, chosen.kernels)
+
+
+def finetuning(chosen: argparse.Namespace, knots: int = 7, size: int = 64) -> None:
+    """Steps of a student, which has the loss of every method at K = 6 but for its inputs."""
+    gpu = torch.device("cuda")
+    states = np.random.default_rng(0).standard_normal((2000, knots, *SHAPE), dtype=np.float32)
+    rows, grid = Rows.of(states, gpu), range(knots)
+    times = tuple(uniform(knots - 1).tolist())
+    steps = Schedule(timesteps=times, indices=tuple(grid), objective="uniform")
+    for of, network in {"all weights": ddpmpp(), "an adapter": ddpmpp()}.items():
+        if of == "an adapter":
+            add_adapter(network, rank=4, seed=0)
+        segments = Segments.of(rows, grid, steps)
+        loss = segments.training_loss(seed=0, trajectories=len(states), batch_size=size)
+        _, clock = run(network, loss, chosen, size)
+        rate = size * clock.steps / clock.usage.seconds
+        show(
+            f"finetuning {of}, batch {size}",
+            {
+                "images a second": f"{rate:,.0f}",
+                "first step, compilation included": f"{clock.first:.1f} s",
+                **clock.rows(),
+            },
+        )
+        kernels(clock.profiler, None)
+
+
+def run(
+    network: nn.Module, loss: Loss, chosen: argparse.Namespace, size: int | None = None
+) -> tuple[Trained[nn.Module], "Clock"]:
+    """As many steps as are timed, and a few before and after."""
+    clock = Clock(chosen.steps)
+    settings = TrainingSettings(
+        iterations=clock.total, batch_size=size or chosen.batch, learning_rate=2e-4, warmup=5,
+        learning_rate_schedule="constant", gradient_clip=1.0, ema_decay=0.9999,
+    )  # fmt: skip
+    trained = train(
+        network, loss, settings, precision="bfloat16", compile=True, log_every=clock.total,
+        on_step=clock.advance,
+    )  # fmt: skip
+    return trained, clock
+
+
+class Clock:
+    """Times the steps of a training, and profiles some more.
+
+    first: seconds until the first was done. usage: of the timed steps, with everything compiled.
+    """
+
+    WARM, PROFILED = 10, 3
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.total = self.WARM + steps + self.PROFILED
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        self.profiler = torch.profiler.profile(activities=activities)
+        self.measuring = measured(torch.device("cuda"))
+        self.done = 0
+        self.start = time.perf_counter()
+        self.first = 0.0
+        self.usage = Usage()
+
+    def advance(self, steps: int) -> None:
+        """As ``on_step`` of the loop; waits for the device only where a time is taken."""
+        self.done += steps
+        if self.done == 1:
+            torch.cuda.synchronize()
+            self.first = time.perf_counter() - self.start
+        elif self.done == self.WARM:
+            self.usage = self.measuring.__enter__()
+        elif self.done == self.WARM + self.steps:
+            self.measuring.__exit__(None, None, None)
+            self.profiler.start()
+        elif self.done == self.total:
+            torch.cuda.synchronize()
+            self.profiler.stop()
+
+    def rows(self) -> dict[str, str]:
+        """For the table."""
+        usage = self.usage
+        rows = {
+            "step": f"{1e3 * usage.seconds / self.steps:.2f} ms",
+            "peak memory": f"{usage.peak_memory_bytes / 2**30:.1f} GiB",
+        }
+        if usage.energy_kwh is not None:
+            rows["energy"] = f"{1e6 * usage.energy_kwh / self.steps:.1f} Wh for 1,000 steps"
+        return rows
 
 
 def floors(network: NCSNpp) -> tuple[int, int]:
@@ -254,15 +347,11 @@ def inference(network: NCSNpp) -> Callable[[Tensor, Tensor], Tensor]:
     return velocity
 
 
-def profile(step: Callable[[], None], file: Path | None, steps: int = 3) -> None:
-    """Time on the device by class of kernel. What a step takes beyond the sum is time that the
-    device waits for the host."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(steps):
-            step()
-        torch.cuda.synchronize()
-    kernels = sorted(
+def kernels(profiler: torch.profiler.profile, file: Path | None) -> None:
+    """Time on the device of a step by class of kernel. What a step takes beyond the sum is time
+    that the device waits for the host."""
+    steps = Clock.PROFILED
+    found = sorted(
         (
             (event.self_device_time_total / steps / 1e3, event.count / steps, event.key)
             for event in profiler.key_averages()
@@ -270,9 +359,9 @@ def profile(step: Callable[[], None], file: Path | None, steps: int = 3) -> None
         ),
         reverse=True,
     )
-    total = sum(time for time, _, _ in kernels)
+    total = sum(time for time, _, _ in found)
     classes: dict[str, tuple[float, float]] = {}
-    for duration, count, name in kernels:
+    for duration, count, name in found:
         match = (k for k, pattern in KERNELS.items() if re.search(pattern, name, re.IGNORECASE))
         kind = next(match, "other")
         before = classes.get(kind, (0.0, 0.0))
@@ -283,7 +372,7 @@ def profile(step: Callable[[], None], file: Path | None, steps: int = 3) -> None
     }
     show(f"where a training step's {total:.1f} ms on the device go", rows)
     if file is not None:
-        file.write_text("".join(json.dumps(kernel) + "\n" for kernel in kernels))
+        file.write_text("".join(json.dumps(kernel) + "\n" for kernel in found))
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> float:
@@ -304,7 +393,9 @@ def alternate(functions: list[Callable[[], Any]], repeats: int) -> list[float]:
 
 
 def show(title: str, rows: dict[str, str]) -> None:
-    """A table of two columns."""
+    """A table of two columns, of the main process."""
+    if own_share().rank > 0:
+        return
     table = Table(title=title, show_header=False, title_justify="left")
     for row in rows.items():
         table.add_row(*row)

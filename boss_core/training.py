@@ -17,6 +17,7 @@ from boss_core import processes
 from boss_core.draws import Loss, Share, seed_all
 from boss_core.errors import InputError
 from boss_core.files import sha256
+from boss_core.graphed import graphed
 from boss_core.resume import Checkpoints
 from boss_core.settings import Precision, TrainingSettings
 
@@ -79,7 +80,10 @@ def train(
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     device = parameters[0].device
-    optimizer = _adam(parameters, settings.weight_decay)
+    on_gpu = device.type == "cuda"
+    # Adam takes a double on a CPU, and a float, there already, on a GPU.
+    rate = torch.zeros((), device=device, dtype=torch.float32 if on_gpu else torch.float64)
+    optimizer = _adam(parameters, settings.weight_decay, rate)
     averaged = copy.deepcopy(network)
     losses = torch.zeros(log_every, device=device)
     norms = torch.zeros(log_every, device=device)
@@ -103,24 +107,31 @@ def train(
         on_step(done)
 
     # On a GPU by CUDA graphs: hundreds of launches a pass would keep the host busier than the card.
-    mode = "reduce-overhead" if device.type == "cuda" else None
+    mode = "reduce-overhead" if on_gpu else None
     compiled = torch.compile(network, dynamic=False, mode=mode) if compile else network
     call = _in_precision(compiled, precision)
     update_average = _moving_average(network, averaged, settings.ema_decay)
+
+    def update() -> Tensor:
+        norm = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+        optimizer.step()
+        return norm
+
+    if compile and on_gpu:
+        update = graphed(update, parameters)
     with _random_numbers_of_steps(device, share) as of_step:
         for step in range(done, settings.iterations):
             of_step(step)
-            rate = settings.learning_rate * learning_rate_factor(step, settings)
-            optimizer.param_groups[0]["lr"] = rate
+            learning_rate = settings.learning_rate * learning_rate_factor(step, settings)
+            rate.fill_(learning_rate)
             value = loss(call, step, share)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             if share.of > 1:
                 processes.average([p.grad for p in parameters if p.grad is not None])
             slot = step % log_every
-            norms[slot] = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
             losses[slot] = value.detach()
-            optimizer.step()
+            norms[slot] = update()
             update_average(step)
             if on_step is not None:
                 on_step(1)
@@ -137,7 +148,7 @@ def train(
                     "step": step + 1,
                     "loss": float(losses[: slot + 1].mean()),
                     "gradient_norm": float(norms[: slot + 1].max()),
-                    "learning_rate": rate,
+                    "learning_rate": learning_rate,
                 }
                 if validate is not None:
                     with torch.no_grad():
@@ -167,12 +178,17 @@ def _random_numbers_of_steps(device: torch.device, share: Share) -> Iterator[Cal
         yield lambda step: seed_all(seed, step * share.of + share.rank)
 
 
-def _adam(parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Adam:
+def _adam(parameters: list[nn.Parameter], weight_decay: float, rate: Tensor) -> torch.optim.Adam:
     """With its state there from the start, so that a checkpoint can fill it. In the layout of the
     parameters: the fused kernel reads all of them in the order of the memory."""
     # With decoupled weight decay it is AdamW, and without any it is Adam.
     optimizer = torch.optim.Adam(
-        parameters, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True
+        parameters,
+        lr=rate,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=True,
+        fused=True,
+        capturable=rate.is_cuda,
     )
     for parameter in parameters:
         optimizer.state[parameter] = {
