@@ -95,7 +95,7 @@ class Project:
         return done
 
     def start(self, *command: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
-        """Start a command in the project, its output in one pipe."""
+        """Start a command in the project, its output in one pipe, in a process group of its own."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -103,6 +103,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def outputs(self) -> dict[str, str]:
