@@ -218,10 +218,9 @@ def by_budget(
     decimals: int | None = None,
     *,
     bold: bool = False,
-    last: Sequence[str] | None = None,
 ) -> str:
     """A table with a row for each title and a column for each budget. bold: the lowest mean of
-    each budget. last: a row after all others."""
+    each budget."""
     budgets = sorted({k for _, k in cells})
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
     lowest = {k: min(mean for (_, of), mean in means.items() if of == k) for k in budgets}
@@ -231,8 +230,6 @@ def by_budget(
         return f"**{text}**" if text and bold and means[row, k] == lowest[k] else text
 
     lines = [[title, *(shown(row, k) for k in budgets)] for row, title in titles.items()]
-    if last is not None:
-        lines.append([*last, *[""] * (len(budgets) + 1 - len(last))])
     return markdown(["", *(f"K = {k}" for k in budgets)], lines)
 
 
@@ -248,14 +245,17 @@ def of_variants(rows: pd.DataFrame, column: str) -> dict[tuple[str, int], list[f
 def table(
     rows: pd.DataFrame, variants: Mapping[str, Variant], metric: str, projects: Sequence[Project]
 ) -> list[str]:
-    """One metric: a row for each variant, the floor last."""
+    """One metric: a row for each variant, and the floor."""
     distance = not metric.startswith(("precision", "recall"))
     decimals = None if metric == "fid" or metric.startswith("frechet") else 4
     titles = {name: variant.title for name, variant in variants.items()}
-    steps = f"the teacher, {projects[0].floor['nfe']} Euler steps"
-    last = [steps, value(floor(projects, metric), decimals)]
     cells = of_variants(rows, metric)
-    return [f"### `{metric}`", by_budget(titles, cells, decimals, bold=distance, last=last)]
+    teacher = value(floor(projects, metric), decimals)
+    return [
+        f"### `{metric}`",
+        by_budget(titles, cells, decimals, bold=distance),
+        f"The teacher with {projects[0].floor['nfe']} Euler steps: {teacher}.",
+    ]
 
 
 def sampler_table(path: Path | None, score: str) -> list[str]:
@@ -263,7 +263,7 @@ def sampler_table(path: Path | None, score: str) -> list[str]:
     `benchmarks/samplers.py`; a link where there are none."""
     title = "### Pretrained, with every sampler and schedule objective"
     if path is None:
-        return [title, "See [which sampler and which schedule](samplers.md)."]
+        return [title, "Not measured on this teacher."]
     if not path.is_file():
         raise InputError(f"--samplers: {path}: no such file; a .csv of benchmarks/samplers needed")
     rows = pd.read_csv(path)
@@ -334,19 +334,24 @@ def work(
             parts += [f"{what.capitalize()}: {title}", by_budget(measured, in_unit)]
     if not parts:
         return []
-    note = (
+    notes = []
+    if any(str(name).startswith("training_") for name in rows):
+        notes.append(
+            "Training includes compilation and validation. Methods that share a student at a budget"
+            " show the same training."
+        )
+        if "reflow_uniform" in variants and len(projects[0].records) > 1:
+            notes.append(
+                "Uniform reflow is trained anew at each budget, and comes to the same weights."
+            )
+    if any(str(name).startswith("sampling_") for name in rows):
+        notes.append("Sampling excludes the metrics.")
+    notes.append(
         f"Energy is the GPU's own counter, CO2 at {intensity:g} g a kWh."
         if energy
         else "Energy was not measured: nothing counts it on a CPU."
     )
-    if "reflow_uniform" in variants and len(projects[0].records) > 1:
-        note += " Uniform reflow is trained anew at each budget, and comes to the same weights."
-    return [
-        "### What it took",
-        "Training includes compilation and validation, sampling excludes the metrics. Methods that"
-        f" share a student at a budget show the same training. {note}",
-        *parts,
-    ]
+    return ["### What it took", " ".join(notes), *parts]
 
 
 def plot(

@@ -11,11 +11,14 @@ which `torch.compile` cannot follow. B starts at 0, and so the network as it was
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from boss_core.checkpoints import (
     ADAPTER,
@@ -65,15 +68,32 @@ def add_adapter(network: Network, rank: int, *, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, network)
+    for layer in _adapted(network):
+        layer.forward = MethodType(_forward, layer)  # a method, which a copy of the layer gets anew
     return network
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    """In place of the one of `peft`, which takes x through W, A and B: through W + B A, so that a
+    product more is one of weights, not of images."""
+    base, a, b = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
+    change = (b.weight.flatten(1) @ a.weight.flatten(1)).view_as(base.weight)
+    weight = base.weight.clone().add_(change)  # in the layout of W, whatever that of B A
+    return functional_call(base, {"weight": weight}, (x,))
+
+
+def _adapted(network: nn.Module) -> list[Any]:
+    """The layers that have an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
 
 
 def merge_adapter(network: Network) -> Network:
     """The same network, in place, with every B A added to its W and no adapter any more."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    adapted = set(_adapted(network))
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
+        if layer in adapted:
             layer.merge()
             network.set_submodule(name, layer.get_base_layer())
     return network

@@ -189,7 +189,8 @@ def batched_two_step_paths(
 
 
 def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
-    """The summed cost of the steps of a path given by its grid indices."""
+    """The summed cost of the steps of a path given by its grid indices. cost: (n+1, n+1).
+    InputError for indices that do not increase or are off the grid."""
     costs = validate_cost(cost)
     nodes = list(indices)
     if any(not 0 <= i < len(costs) for i in nodes) or any(np.diff(nodes) <= 0):

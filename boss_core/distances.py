@@ -33,6 +33,7 @@ def sliced_wasserstein(reference: Tensor, *, projections: int = 256, seed: int =
 
     reference: (N, ...), with N the number of samples of every candidate.
     projections: directions, of norm 1 and drawn once from ``seed``: all candidates share them.
+        InputError for fewer than one.
     """
     if projections < 1:
         raise InputError(f"projections: {projections}; at least 1 needed")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def graphed(
     update: Callable[[], Tensor], parameters: Sequence[nn.Parameter]
 ) -> Callable[[], Tensor]:
-    """A function that does as ``update`` does, from its third call on by replaying it.
+    """A function that does as ``update`` does, from its second call on by replaying it.
 
     update: reads the gradients of the parameters, and no number of the host that changes from call
         to call; what it returns is overwritten by the next call.

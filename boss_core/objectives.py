@@ -163,7 +163,7 @@ def path_values(
     gamma: float = GITS_GAMMA,
 ) -> NDArray[np.float64]:
     """(R,): the value of the objective for any path, given by its increasing grid indices from 0
-    to n: uniform steps, say, beside the best ones."""
+    to n: uniform steps, say, beside the best ones. InputError for any other indices."""
     n = costs.cost.shape[-1] - 1
     nodes = [int(i) for i in indices]
     if len(nodes) < 2 or nodes[0] != 0 or nodes[-1] != n or any(np.diff(nodes) <= 0):

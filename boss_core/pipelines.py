@@ -121,7 +121,7 @@ def sample_latents(
     that many of them round no more than few.
 
     pipeline, calls: as for `estimate_pipeline_cost`. timesteps: K + 1 times. solver: ``euler`` or
-    ``ab2``.
+    ``ab2``. InputError for another one, for a pipeline that is no flow, and without calls.
     """
     times = validate_timesteps(timesteps)
     _require_flow(pipeline)
@@ -155,6 +155,8 @@ def prompt_calls(
 
     first: the index of the first sample, for `sample_generators`.
     shared: arguments that all calls have in common (`guidance_scale`, `height`, `width`, ...).
+
+    InputError for a batch size below 1.
     """
     if batch_size < 1:
         raise InputError(f"batch_size: {batch_size}; at least 1 needed")

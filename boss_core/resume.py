@@ -31,7 +31,7 @@ class Checkpoints:
 
     folder: of this training alone.
     every: steps between two checkpoints; a run that is no longer than that has none.
-    run: JSON of what else the result depends on: seed, shape of the network, ...
+    run: what else the result depends on, as JSON can hold it: seed, schedule, ...
     data: the arrays that it trains on; their content counts.
     say: is told which checkpoint is used, and which ones are not and why.
     """

@@ -14,7 +14,8 @@ class Settings(BaseModel):
 
 
 class TrainingSettings(Settings):
-    """How `boss_core.training.train` optimises; the defaults live in params.yaml."""
+    """How `boss_core.training.train` optimises; the defaults live in params.yaml, but
+    that of ``weight_decay``, which may be left out."""
 
     iterations: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(ge=1, description="samples a step")

@@ -71,7 +71,8 @@ def load_teacher(
 def import_velocity(name: str, shape: tuple[int, ...]) -> Teacher:
     """A callable ``v(x, t)`` from Python code on the import path or in the working directory.
 
-    name: ``package.module:attribute``. A module's weights are hashed.
+    name: ``package.module:attribute``. A module's weights are hashed. shape: of one sample.
+    InputError when there is no such module or attribute, or it is not callable.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:

@@ -1,6 +1,7 @@
 """Grids of timesteps from 0 (noise) to 1 (data), and their validation.
 
-Every function returns float64 numpy arrays of n + 1 times for n steps.
+Every function returns float64 numpy arrays of n + 1 times for n steps; InputError for n
+below 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +61,8 @@ def quadratic(n: int) -> Times:
 
 def shifted(n: int, shift: float = 3.0) -> Times:
     """Uniform noise levels moved towards the noise by ``shift``
-    (Esser et al. 2024, eq. 23): sigma' = shift sigma / (1 + (shift - 1) sigma)."""
+    (Esser et al. 2024, eq. 23): sigma' = shift sigma / (1 + (shift - 1) sigma).
+    InputError unless ``shift`` is positive."""
     if shift <= 0:
         raise InputError(f"shift: {shift}; a positive number needed")
     sigma = 1.0 - uniform(n)

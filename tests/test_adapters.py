@@ -1,10 +1,12 @@
 """LoRA by `peft` against B A added to W by hand, and adapters on disk."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from boss_core.adapters import (
@@ -103,6 +105,25 @@ def test_starts_as_the_teacher_and_merges_to_w_plus_b_a(kind: str) -> None:
     for name, tensor in merged.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(outputs(merged), beside, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_output_and_gradients_are_those_of_peft(kind: str) -> None:
+    ours = moved(add_adapter(NETWORKS[kind](), 2, seed=0)).double()
+    peft = copy.deepcopy(ours)
+    for layer in peft.modules():
+        if isinstance(layer, BaseTunerLayer):
+            del layer.forward
+    torch.manual_seed(3)
+    inputs = [torch.randn(2, *ours.config.sample_shape).double(), torch.rand(2).double()]
+    if ours.config.classes is not None:
+        inputs.append(torch.tensor([0, 1]))
+    found = []
+    for network in (ours, peft):
+        output = network(*inputs)
+        output.square().mean().backward()
+        found.append([output, *(p.grad for _, p in adapter_tensors(network))])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

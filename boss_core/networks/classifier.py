@@ -137,7 +137,8 @@ def load_classifier(path: Path) -> Classifier:
 
 
 def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
-    """The share of images whose largest logit is that of their label."""
+    """The share of images, (N, C, H, W) uint8, whose largest logit is that of their label,
+    (N,)."""
     with torch.no_grad():
         right = [
             (network(part).argmax(dim=1) == of_part).sum()
