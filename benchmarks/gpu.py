@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="training steps to time")
     parser.add_argument("--kernels", type=Path, help="file for the time of each kernel, JSON")
     chosen = parser.parse_args()
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: no such part; {', '.join(PARTS)} needed")
     # As the stages do: the same bits each run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -109,6 +109,7 @@ def measure(chosen: argparse.Namespace) -> None:
         hold_to(
             chosen.out / "students.json",
             {
+                "compute": {"precision": params.compute.precision},
                 "finetune": {"training": params.finetune.training.model_dump(mode="json")},
                 "trajectories": params.trajectories.model_dump(mode="json"),
             },

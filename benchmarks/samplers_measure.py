@@ -283,6 +283,8 @@ class Seed:
             cell.budget for cell in self.cells
             if (cell.solver, cell.objective) == (solver, objective)
         } | {budget})  # fmt: skip
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize()  # what was made before is done before
         before, start = bench.velocity.samples, time.perf_counter()
         path = n  # evaluations of the reference path, which most searches have to know
         if objective == "uniform":
@@ -400,7 +402,11 @@ class Seed:
             seed=self.seed, trajectories=training, batch_size=settings.batch_size
         )
         network = copy.deepcopy(self.bench.network).requires_grad_(True)
-        return train(network, loss, settings).network
+        compute = params.compute
+        trained = train(
+            network, loss, settings, precision=compute.precision, compile=compute.compile
+        )
+        return trained.network
 
 
 def load_bench(

@@ -84,6 +84,11 @@ class Extractor:
         return sha256(self.weights)
 
     @property
+    def library_name(self) -> str:
+        """What torch-fidelity calls it."""
+        return "inception-v3-compat" if self.name == "inception" else self.name
+
+    @property
     def frechet_name(self) -> str:
         return "fid" if self.name == "inception" else f"frechet_{self.name}"
 
@@ -94,15 +99,14 @@ def feature_function(
     """The features that a metric sees, as a function for a search: from states in [-1, 1],
     (N, C, H, W) with 1 or 3 channels on the device, rounded to uint8, to (N, F). Images beyond
     ``batch_size`` take several calls of the network."""
-    name = "inception-v3-compat" if extractor.name == "inception" else extractor.name
     layer = "2048" if extractor.name == "inception" else "features"
     network = create_feature_extractor(
-        name,
+        extractor.library_name,
         [layer],
-        cuda=device.type == "cuda",
+        cuda=False,
         feature_extractor_weights_path=str(extractor.weights),
         verbose=False,
-    )
+    ).to(device)
 
     def features(x: Tensor) -> Tensor:
         images = to_uint8(x).expand(-1, 3, -1, -1)
@@ -172,9 +176,7 @@ def evaluate_images(
             input2=_Images(reference),
             input2_cache_name=key,
             cache_root=str(cache),
-            feature_extractor=(
-                "inception-v3-compat" if extractor.name == "inception" else extractor.name
-            ),
+            feature_extractor=extractor.library_name,
             feature_extractor_weights_path=str(extractor.weights),
             fid=True,
             kid=True,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from boss_core.errors import InputError
+
 
 def graphed(
     update: Callable[[], Tensor], parameters: Sequence[nn.Parameter]
@@ -15,6 +17,8 @@ def graphed(
 
     update: reads the gradients of the parameters, and no number of the host that changes from call
         to call; what it returns is overwritten by the next call.
+
+    InputError where other parameters have gradients than in the second call.
     """
     graph = torch.cuda.CUDAGraph()
     calls = 0
@@ -27,15 +31,23 @@ def graphed(
         calls += 1
         if calls == 1:  # what it starts up, as the libraries it uses, belongs in no graph
             return update()
+        found = [p.grad for p in parameters if p.grad is not None]
         if calls == 2:
             trained = [p for p in parameters if p.grad is not None]
             gradients = [torch.zeros_like(p) for p in trained]
-        torch._foreach_copy_(gradients, [p.grad for p in trained if p.grad is not None])
+        if len(found) != len(trained):
+            raise InputError(
+                f"compile: true, but {len(found)} parameters have gradients in a step and"
+                f" {len(trained)} had in one before; false needed for such a network"
+            )
+        torch._foreach_copy_(gradients, found)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
         if calls == 2:
-            with torch.cuda.graph(graph):  # only records
-                result = update()
+            # Another thread may read batches meanwhile; torch's own stream may be another GPU's.
+            stream = torch.cuda.Stream(trained[0].device)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = update()  # only recorded
         graph.replay()
         return result
 

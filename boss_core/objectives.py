@@ -30,6 +30,7 @@ from boss_core.cost import CostMatrix
 from boss_core.errors import InputError
 from boss_core.heun_cost import HeunCosts
 from boss_core.schedules import EVALUATIONS, steps_of
+from boss_core.timesteps import validate_steps
 from boss_core.two_step import ab2_cost_blocks
 
 OBJECTIVES = ("l2_squared", "l2", "minimax", "gits")
@@ -165,9 +166,7 @@ def path_values(
     """(R,): the value of the objective for any path, given by its increasing grid indices from 0
     to n: uniform steps, say, beside the best ones. InputError for any other indices."""
     n = costs.cost.shape[-1] - 1
-    nodes = [int(i) for i in indices]
-    if len(nodes) < 2 or nodes[0] != 0 or nodes[-1] != n or any(np.diff(nodes) <= 0):
-        raise InputError(f"indices: {nodes}; increasing grid indices from 0 to {n} needed")
+    nodes = validate_steps(indices, n, "indices")
     factor, combine = _rule(objective, gamma)
     each = [costs.cost[:, 0, nodes[1]]]
     for i, j, k in zip(nodes, nodes[1:], nodes[2:], strict=False):

@@ -17,7 +17,7 @@ from torch import Tensor
 from boss_core.distances import Distance
 from boss_core.errors import InputError
 from boss_core.solvers import extrapolation_weights
-from boss_core.timesteps import Times, validate_timesteps
+from boss_core.timesteps import Times, validate_steps, validate_timesteps
 from boss_core.velocity import Velocity, check_labels, check_output, with_labels
 
 # How far a knot moves, in grid steps to either side: from coarse to fine.
@@ -232,15 +232,6 @@ def _step(
         else:
             after[c] = x[c] + (h * (1.0 + w)) * v[c] - (h * w) * before[c]
     return after
-
-
-def validate_steps(indices: Sequence[int], n: int, name: str) -> Indices:
-    """The steps as a tuple; InputError that starts with ``name`` unless they are grid indices
-    that increase from 0 to n."""
-    path = tuple(int(i) for i in indices)
-    if path[:1] != (0,) or path[-1:] != (n,) or any(np.diff(path) <= 0):
-        raise InputError(f"{name}: {path}; increasing grid indices from 0 to {n} needed")
-    return path
 
 
 def _validate_starts(starts: Sequence[Sequence[int]], n: int) -> list[Indices]:

@@ -13,7 +13,7 @@ from boss_core.draws import Loss, Share, step_generator
 from boss_core.losses import flow_matching_loss
 from boss_core.resident import Rows, to_device
 from boss_core.schedules import Schedule
-from boss_core.straighten import places, stored_rows
+from boss_core.straighten import mean_losses, places, stored_rows
 from boss_core.timesteps import Times
 from boss_core.velocity import Velocity, with_labels
 
@@ -93,14 +93,8 @@ class Pairs:
     def time_losses(self, velocity: Velocity, rows: range, batch_size: int) -> list[float]:
         """The mean loss over the given trajectories at each of the times, or at each of
         `VALIDATION_TIMES` where t is uniform."""
-        losses = []
-        for t in VALIDATION_TIMES if self.times is None else self.times:
-            total = torch.zeros((), dtype=torch.float64, device=self.states.device)
-            for start in range(rows.start, rows.stop, batch_size):
-                part = np.arange(start, min(start + batch_size, rows.stop))
-                total += self.loss(velocity, part, np.full(len(part), t)) * len(part)
-            losses.append(float(total) / len(rows))
-        return losses
+        times = VALIDATION_TIMES if self.times is None else self.times
+        return mean_losses(self.loss, velocity, times, rows, batch_size)
 
     def _ends_of(self, rows: NDArray) -> tuple[NDArray, NDArray]:
         return rows[:, None], np.array([[self.first, self.last]])

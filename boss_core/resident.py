@@ -88,7 +88,8 @@ class _Ahead:
 
 
 def to_device(array: NDArray, device: torch.device) -> Tensor:
-    """A copy on the device. From pinned memory where that is a GPU, so that nobody waits for it."""
+    """On the device: from pinned memory where that is a GPU, so that nobody waits for it; on a CPU
+    maybe the memory of the array itself."""
     tensor = torch.from_numpy(np.require(array, requirements="W"))
     if device.type != "cuda":
         return tensor.to(device)

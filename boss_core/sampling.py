@@ -32,9 +32,11 @@ def sample_images(
     uint8. Image ``i`` starts from noise ``i`` of ``seed``, so variants of a schedule or a network
     are compared on the same noise. ``labels``: (samples,) int64, one for each image, when the
     velocity is conditional. ``on_step`` is called with the size of each batch when it is done.
-    InputError when the labels are not as many, and for an unknown solver."""
+    InputError when the labels are not as many, for an unknown solver, and for no samples."""
     if solver not in SOLVERS:
         raise InputError(f"solver: {solver!r}; one of {', '.join(SOLVERS)} needed")
+    if samples < 1:
+        raise InputError(f"samples: {samples}; at least 1 needed")
     check_labels(labels, samples)
     images = np.empty((samples, *shape), dtype=np.uint8)
     batches = [

@@ -16,9 +16,15 @@ from torch import Tensor
 
 from boss_core.distances import Distance
 from boss_core.errors import InputError
-from boss_core.refine import Indices, refine, validate_steps
+from boss_core.refine import Indices, refine
 from boss_core.solvers import SOLVERS
-from boss_core.timesteps import Times, nearest_indices, uniform, validate_timesteps
+from boss_core.timesteps import (
+    Times,
+    nearest_indices,
+    uniform,
+    validate_steps,
+    validate_timesteps,
+)
 from boss_core.velocity import Velocity, check_labels, with_labels
 
 # The objective that others have to beat: the paper's.
@@ -53,7 +59,8 @@ class Choice:
     objective: whose steps they are: ``winner``, or `BASELINE` when that does not beat it on the
         test noise by more than two standard errors.
     indices: the chosen steps, as grid indices.
-    winner: the nearest on the selection noise.
+    winner: the nearest on the selection noise, or `BASELINE` where that is not finite on the test
+        noise.
     gain: by how much the winner is nearer than the baseline on the test noise, as a share of the
         baseline's distance; 0 when it is the baseline.
     standard_error: of ``gain``, by the jackknife over blocks of the test noise.
@@ -199,12 +206,15 @@ def _confirm(
     # Of equals the baseline, so that a copy of it is no winner.
     winner = min(nearest, key=lambda name: (nearest[name], name != BASELINE))
     ends = sample(candidates, test)
+    if not bool(ends[winner].isfinite().all()):  # though they were on the noise of the search
+        winner = BASELINE
+    to_test = distance(test.ends)
     gain, error = 0.0, 0.0
     if candidates[winner] != candidates[BASELINE]:
         pair = torch.stack([ends[BASELINE], ends[winner]])
         block = torch.arange(len(test.ends), device=test.ends.device) % BLOCKS
         without = [distance(test.ends[block != b])(pair[:, block != b]) for b in range(BLOCKS)]
-        found = torch.stack([distance(test.ends)(pair), *without]).cpu().numpy()
+        found = torch.stack([to_test(pair), *without]).cpu().numpy()
         gain, *left_out = 1.0 - found[:, 1] / found[:, 0]
         error = float(np.sqrt((BLOCKS - 1) * np.var(left_out)))
     objective = winner if gain > 2 * error else BASELINE
@@ -214,7 +224,7 @@ def _confirm(
         winner=winner,
         gain=float(gain),
         standard_error=error,
-        distances=_distances(ends, distance(test.ends)),
+        distances=_distances(ends, to_test),
         candidates=candidates,
         evaluations=evaluations,
     )

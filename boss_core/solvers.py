@@ -54,7 +54,8 @@ def heun(
     times = validate_timesteps(timesteps).tolist()
     for k in range(len(times) - 1):
         h = times[k + 1] - times[k]
-        v = velocity(x, _batch_time(x, times[k]))
+        # Kept over another call, and a network may return the same buffer each time.
+        v = velocity(x, _batch_time(x, times[k])).clone()
         if observer is not None:
             observer(k, x, v)
         v_next = velocity(x + h * v, _batch_time(x, times[k + 1]))
@@ -121,7 +122,7 @@ def rk45(
 
     times = torch.as_tensor(validate_timesteps(timesteps), device=x.device)
     states = odeint(
-        lambda t, state: velocity(state, _batch_time(state, t)),
+        lambda t, state: velocity(state, _batch_time(state, t)).clone(),  # as in `heun`
         x,
         times,
         rtol=rtol,

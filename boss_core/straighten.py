@@ -1,6 +1,6 @@
 """Knot states of the teacher's trajectories, and batches of segments between them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,25 @@ def places(knots: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
     return tuple(list(knots).index(i) for i in wanted)
 
 
+def mean_losses(
+    loss: Callable[..., Tensor],
+    velocity: Velocity,
+    at: Iterable[float],
+    rows: range,
+    batch_size: int,
+) -> list[float]:
+    """The mean of ``loss(velocity, rows, places)`` over all rows, for each place alone."""
+    parts = [
+        np.arange(start, min(start + batch_size, rows.stop))
+        for start in range(rows.start, rows.stop, batch_size)
+    ]
+    return [
+        float(sum(loss(velocity, p, np.full(len(p), one)).double() * len(p) for p in parts))
+        / len(rows)
+        for one in at
+    ]
+
+
 @dataclass(frozen=True)
 class Segments:
     """The segments of one schedule on stored trajectories.
@@ -179,14 +198,8 @@ class Segments:
 
     def segment_losses(self, velocity: Velocity, rows: range, batch_size: int) -> list[float]:
         """The mean loss of every segment over the given trajectories."""
-        losses = []
-        for segment in range(len(self.positions) - 1):
-            total = torch.zeros((), dtype=torch.float64, device=self.states.device)
-            for start in range(rows.start, rows.stop, batch_size):
-                part = np.arange(start, min(start + batch_size, rows.stop))
-                total += self.loss(velocity, part, np.full(len(part), segment)) * len(part)
-            losses.append(float(total) / len(rows))
-        return losses
+        segments = range(len(self.positions) - 1)
+        return mean_losses(self.loss, velocity, segments, rows, batch_size)
 
     def _knots(self, segment: NDArray) -> NDArray:
         """(B, L + 1), places in the schedule: from the end of the segment back; before the first

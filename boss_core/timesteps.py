@@ -100,6 +100,15 @@ def union(index_lists: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(sorted({int(i) for indices in index_lists for i in indices}))
 
 
+def validate_steps(indices: Sequence[int], n: int, name: str) -> tuple[int, ...]:
+    """The steps as a tuple; InputError that starts with ``name`` unless they are grid indices
+    that increase from 0 to n."""
+    path = tuple(int(i) for i in indices)
+    if path[:1] != (0,) or path[-1:] != (n,) or any(np.diff(path) <= 0):
+        raise InputError(f"{name}: {path}; increasing grid indices from 0 to {n} needed")
+    return path
+
+
 def _positive(n: int) -> int:
     if n < 1:
         raise InputError(f"steps: {n}; at least 1 needed")

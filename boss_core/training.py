@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -234,7 +235,11 @@ def _moving_average(network: nn.Module, averaged: nn.Module, decay: float) -> Ca
     moving = {name for name, weight in network.named_parameters() if weight.requires_grad}
     moving |= {name for name, buffer in network.named_buffers() if buffer.is_floating_point()}
     means, currents = (
-        [tensor.detach() for name, tensor in _named_tensors(of) if name in moving]
+        [
+            tensor.detach()
+            for name, tensor in chain(of.named_parameters(), of.named_buffers())
+            if name in moving
+        ]
         for of in (averaged, network)
     )
 
@@ -244,11 +249,6 @@ def _moving_average(network: nn.Module, averaged: nn.Module, decay: float) -> Ca
         torch._foreach_lerp_(means, currents, weight)
 
     return update
-
-
-def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from network.named_parameters()
-    yield from network.named_buffers()
 
 
 def _check(recent: Tensor, step: int, settings: TrainingSettings) -> None:

@@ -20,7 +20,7 @@ from boss_core.cost import step_weights
 from boss_core.errors import InputError
 from boss_core.timesteps import validate_timesteps
 
-LARGEST_GRID = 300  # n + 1 cubed costs are held: 218 MB
+LARGEST_GRID = 300  # n^3 / 6 costs are held for each set: 36 MB, of 20 groups 720 MB
 
 
 def ab2_costs(gram: ArrayLike, timesteps: ArrayLike) -> NDArray[np.float64]:

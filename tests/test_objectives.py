@@ -204,7 +204,7 @@ def test_what_cannot_be_is_refused(given, says: str) -> None:
 
 
 def test_paths_and_heun_costs_of_another_grid_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"indices: \[0, 5, 3, 8\]; increasing"):
+    with pytest.raises(ValueError, match=r"indices: \(0, 5, 3, 8\); increasing"):
         path_values(step_costs(matrix()), [0, 5, 3, 8])
     other = estimate_heun_costs(velocity, noise(2), uniform(3), batch_size=2)
     with pytest.raises(ValueError, match="heun_costs: of 4 timesteps; 9"):

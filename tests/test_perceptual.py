@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -99,6 +100,24 @@ def test_equals_the_library_pair_by_pair(weights: Path, library, channels: int) 
             for middle in itertools.combinations(range(1, 5), budget - 1)
         ]
         assert path.cost == pytest.approx(min(every))
+
+
+def test_labels_stay_with_their_samples(weights: Path) -> None:
+    noise, times = sample_noise(range(5), (1, 8, 8), seed=0), uniform(4)
+    labels, distance = torch.tensor([0, 2, 1, 2, 0]), load_lpips(weights)
+
+    def conditional(x, t, labels):
+        return velocity(x, t) * (1 + labels.view(-1, 1, 1, 1))
+
+    def costs(rows: list[int], batch_size: int):
+        of = labels[rows]
+        return estimate_lpips_costs(
+            conditional, noise[rows], times, distance, batch_size=batch_size, labels=of
+        )
+
+    alone = sum(costs([row], 1) for row in range(5)) / 5
+    for batch_size in (5, 2):
+        np.testing.assert_allclose(costs([0, 1, 2, 3, 4], batch_size), alone, rtol=1e-4, atol=1e-8)
 
 
 def test_small_images_are_enlarged_by_the_library(weights: Path, library) -> None:

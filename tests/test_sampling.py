@@ -15,11 +15,9 @@ from tests.conftest import Linear
 SHAPE = (1, 4, 4)
 
 
-def sample(solver: str, velocity: CountedVelocity) -> np.ndarray:
-    return sample_images(
-        velocity, quadratic(3), samples=5, shape=SHAPE, seed=2, batch_size=3,
-        device=torch.device("cpu"), solver=solver,
-    )  # fmt: skip
+def sample(solver: str, velocity: CountedVelocity, **change) -> np.ndarray:
+    chosen = {"samples": 5, "seed": 2, "batch_size": 3, "solver": solver} | change
+    return sample_images(velocity, quadratic(3), shape=SHAPE, device=torch.device("cpu"), **chosen)
 
 
 def test_images_are_those_of_the_solver() -> None:
@@ -32,6 +30,17 @@ def test_images_are_those_of_the_solver() -> None:
         assert counted.nfe == 2 * evaluations  # in two batches
     assert (found["euler"] != found["ab2"]).any()
     assert (found["heun"] != found["ab2"]).any()
+
+
+def test_sampling_tells_its_progress() -> None:
+    told = []
+    sample("euler", CountedVelocity(Linear()), on_step=told.append)
+    assert told == [3, 2]
+
+
+def test_no_samples_are_refused() -> None:
+    with pytest.raises(InputError, match="samples: 0; at least 1 needed"):
+        sample("euler", CountedVelocity(Linear()), samples=0)
 
 
 def test_an_unknown_solver_is_refused() -> None:

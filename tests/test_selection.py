@@ -8,7 +8,14 @@ import torch
 from boss_core.distances import energy, sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.refine import refine
-from boss_core.selection import BLOCKS, Reference, choose, roll_out, search_steps
+from boss_core.selection import (
+    BLOCKS,
+    Reference,
+    choose,
+    choose_sampled,
+    roll_out,
+    search_steps,
+)
 from boss_core.solvers import SOLVERS, ab2, euler
 from boss_core.timesteps import uniform
 from boss_core.velocity import sample_noise, with_labels
@@ -85,6 +92,20 @@ def test_a_winner_by_chance_is_dropped() -> None:
                 assert found.indices == (moved if sure else LATE)
                 outcomes.append(sure)
     assert False in outcomes
+
+
+def test_a_winner_that_is_not_finite_on_the_test_noise_is_dropped() -> None:
+    def sample(candidates, reference):
+        ends = {"l2_squared": reference.ends + 0.1, "uniform": reference.ends.clone()}
+        if reference is TEST:
+            ends["uniform"][3] = torch.nan
+        return ends
+
+    steps = {"l2_squared": EARLY, "uniform": EVEN}
+    found = choose_sampled(sample, 40, steps, SELECTION, TEST, distance=sliced_wasserstein)
+    assert found.objective == found.winner == "l2_squared"
+    assert (found.gain, found.standard_error) == (0.0, 0.0)
+    assert found.distances["uniform"] == np.inf
 
 
 @pytest.mark.parametrize("solver", ["ab2", "heun"])

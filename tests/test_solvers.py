@@ -40,11 +40,12 @@ def test_ab2_by_hand() -> None:
     assert torch.equal(ab2(ode, x, [0, 1]), euler(ode, x, [0, 1]))
 
 
-def test_ab2_with_a_network_that_returns_one_buffer() -> None:
+@pytest.mark.parametrize("solver", [ab2, heun, rk45])
+def test_a_network_that_returns_one_buffer(solver) -> None:
     ode, buffer = Linear(), torch.empty(2, 3, dtype=torch.float64)
     x = torch.ones(2, 3, dtype=torch.float64)
-    found = ab2(lambda x, t: buffer.copy_(ode(x, t)), x, uniform(5))
-    assert torch.equal(found, ab2(ode, x, uniform(5)))
+    found = solver(lambda x, t: buffer.copy_(ode(x, t)), x, uniform(5))
+    assert torch.equal(found, solver(ode, x, uniform(5)))
 
 
 def test_rk45_keeps_its_tolerance_and_tighter_costs_more() -> None:

@@ -31,6 +31,14 @@ def test_states_are_those_of_the_rollout_at_the_knots() -> None:
     np.testing.assert_allclose(states(), expected.numpy(), rtol=1e-6)
 
 
+def test_rollouts_tell_their_progress() -> None:
+    out, told = np.empty((7, 1, 2, 3), dtype=np.float32), []
+    knot_states(
+        Linear(), uniform(10), [10], out, seed=0, batch_size=3, device=CPU, on_step=told.append
+    )
+    assert told == [3] * 20 + [1] * 10
+
+
 def test_a_network_that_is_not_finite_is_refused() -> None:
     out = np.zeros((4, 2, 3), dtype=np.float32)
     with pytest.raises(ValueError, match="trajectories 0 to 2 are not finite"):

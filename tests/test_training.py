@@ -45,12 +45,14 @@ def test_is_adam_with_clipping_warmup_and_weight_average_by_hand() -> None:
         return (network.w - 3.0) ** 2 * (1 + 0.1 * step)
 
     w = average = m = s = 0.0
+    by_hand = []
     for step in range(30):
         if step < 5:
             rate = 0.1 * (step + 1) / 6
         else:
             rate = 0.1 * 0.5 * (1 + math.cos(math.pi * (step - 5) / 25))
         g = gradient(w, step)
+        by_hand.append(((w - 3.0) ** 2 * (1 + 0.1 * step), abs(g), rate))
         g *= min(1.0, 0.5 / (abs(g) + 1e-6))
         m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g * g
         corrected = (m / (1 - 0.9 ** (step + 1))) / (
@@ -65,9 +67,11 @@ def test_is_adam_with_clipping_warmup_and_weight_average_by_hand() -> None:
     assert float(network.w) == pytest.approx(w, rel=1e-6)
     assert float(trained.network.w) == pytest.approx(average, rel=1e-6)
     assert [row["step"] for row in trained.curve] == [7, 14, 21, 28, 30]
-    assert trained.curve[0]["learning_rate"] == pytest.approx(
-        0.1 * 0.5 * (1 + math.cos(math.pi / 25))
-    )
+    for row, start in zip(trained.curve, (0, 7, 14, 21, 28), strict=True):
+        losses, norms, rates = zip(*by_hand[start : int(row["step"])], strict=True)
+        assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(max(norms), rel=1e-5)
+        assert row["learning_rate"] == pytest.approx(rates[-1])
 
 
 def test_learning_rate() -> None:

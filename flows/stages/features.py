@@ -38,6 +38,7 @@ def main(params: Params) -> None:
     on = device(params)
     card: dict[str, object] = {}
     usage: Usage | None = None
+    kept: Checkpoints | None = None
     if params.features.extractor == "inception":
         weights = paths.FEATURES / "inception.pth"
         with replacing(weights) as temporary:
@@ -49,7 +50,6 @@ def main(params: Params) -> None:
             return
         card["test_accuracy"] = _measure(network, on)
         save_classifier(weights, network)
-        kept.remove()
     extractor = Extractor(params.features.extractor, weights)
 
     # Real against real: fills the cache that every evaluation reads, and tells how small the
@@ -73,6 +73,8 @@ def main(params: Params) -> None:
         "test_against_reference": found,
     }
     write_json(paths.FEATURES / "card.json", card)
+    if kept is not None:
+        kept.remove()
     write_usage("features", {"training": usage})
 
 

@@ -68,7 +68,7 @@ def main(params: Params) -> None:
         )
 
     shown = range(1, min(len(grid) - 1, max(CURVE_BUDGETS, *params.budgets)) + 1)
-    best = optimal_paths(cost, {*shown, *params.budgets})
+    best = optimal_paths(cost, shown)  # of all budgets too
     found: dict[int, dict[str, Schedule]] = {}
     for budget in params.budgets:
         found[budget] = {"bellman": schedule(best[budget].indices, OBJECTIVE)}
