@@ -10,6 +10,8 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+from prefect.states import Completed, Failed
 
 from flows import paths
 from flows.config import Params
@@ -19,6 +21,8 @@ from flows.tracking import tracking_uri
 from flows.variants import recorded
 from flows.workspace import dvc_environment
 
+RETRIES = 2  # of the projection into MLflow
+
 
 class TrackingLostError(Exception):
     """MLflow could not be reached, or refused; it may be there again later."""
@@ -27,11 +31,11 @@ class TrackingLostError(Exception):
 @task(
     name="track",
     task_run_name="track",
-    retries=2,
+    retries=RETRIES,
     retry_delay_seconds=[2, 10],
     cache_policy=NO_CACHE,
 )
-def track(folder: Path, environment: Mapping[str, str]) -> None:
+def track(folder: Path, environment: Mapping[str, str]) -> Any:
     """Project the records into MLflow; what is there already stays as it is."""
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "track", "--rebuild"],
@@ -43,7 +47,11 @@ def track(folder: Path, environment: Mapping[str, str]) -> None:
     for line in done.stdout.splitlines():
         get_run_logger().info(line)
     if done.returncode:
-        raise TrackingLostError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        reason = done.stderr.strip().splitlines()[-1].removeprefix("error: ")
+        if task_run.run_count > RETRIES:
+            return Failed(message=reason)  # raised, it would be shown as a mistake of ours
+        raise TrackingLostError(reason)
+    return Completed()
 
 
 def publish_results(

@@ -165,9 +165,12 @@ def track(
     from flows.tracking import track_budget
 
     params = load_params()
-    for budget in sorted(params.budgets):
-        if not paths.metrics(budget).exists():
-            continue  # not measured, as after a run of some targets
+    found = paths.metrics("").parent.glob("*.json")
+    measured = {int(path.stem) for path in found if path.stem.isdecimal()}
+    for budget in sorted(measured):
+        if budget not in params.budgets:
+            print(f"K={budget}: not logged: not among the budgets of params.yaml")
+            continue
         lack = lacking(budget)
         if lack:
             print(f"K={budget}: not logged: {lack}; `boss run` makes it")

@@ -1,9 +1,9 @@
 """Starting the flow from a shell, and registering its deployments: what surrounds Prefect."""
 
+import http.client
 import os
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,16 +32,28 @@ def launch(
     What can be refused is refused before a server is started."""
     check_request(Path(), overrides, targets, name)
     _prepare_prefect()
+    import httpx
+
     from flows.pipeline import pipeline
 
-    state: Any = pipeline(
-        overrides=list(overrides),
-        targets=list(targets),
-        workers=workers,
-        timeout=timeout,
-        name=name,
-        return_state=True,
-    )
+    try:
+        state: Any = pipeline(
+            overrides=list(overrides),
+            targets=list(targets),
+            workers=workers,
+            timeout=timeout,
+            name=name,
+            return_state=True,
+        )
+    except httpx.TransportError as error:
+        lost = "Prefect's server was lost; every finished stage is kept, run again to go on"
+        print(f"error: {lost} ({error})", file=sys.stderr, flush=True)
+        os._exit(2)  # Prefect would try for minutes to send the rest of its events
+    if state.is_cancelled() or state.name == "Cancelling":
+        raise InputError(
+            "cancelled on Prefect's page, which ends the run of a deployment; one from a shell"
+            " finishes its stages and is ended by Ctrl-C"
+        )
     if not state.is_completed():
         raise InputError(state.message or f"the flow ended as {state.name}")
 
@@ -82,8 +94,13 @@ def _prepare_prefect() -> None:
             " and that one will not show it",
             file=sys.stderr,
         )
-        os.environ["PREFECT_API_URL"] = ""
-        os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+        # None at all: to an empty one Prefect would try to send its events. In its environment or
+        # in its profile, of which it brings one for temporary servers.
+        os.environ.pop("PREFECT_API_URL", None)
+        os.environ["PREFECT_PROFILE"] = "ephemeral"
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()  # it may have been imported to read its profile
 
 
 def _prefect_url() -> str | None:
@@ -99,5 +116,5 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as reply:
             return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # no address, or no such server
         return False

@@ -15,7 +15,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import as_completed
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -37,6 +37,8 @@ from flows.workspace import (
     read_stages,
     restore,
 )
+
+DELAYS = [2.0, 5.0, 10.0, 20.0, 40.0]  # seconds until the next try of a stage in a busy workspace
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,11 @@ def _run(
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
     try:
         outcomes, failures = _all_stages(run, read_stages(folder, targets), out_of_date(folder))
-    finally:
-        runner.stop()  # cancelled or failed: nothing goes on behind its back
+    except BaseException:  # cancelled, as by Ctrl-C
+        runner.stop()  # nothing goes on behind its back
+        if folder == root:
+            restore(folder)
+        raise
     if failures:
         restore(folder)
         kept = "every finished stage is kept"
@@ -191,8 +196,8 @@ def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 @task(
     cache_policy=NO_CACHE,  # DVC's cache is the only one
-    retries=5,
-    retry_delay_seconds=[2, 5, 10, 20, 40],
+    retries=len(DELAYS),
+    retry_delay_seconds=DELAYS,
     retry_condition_fn=_can_pass,
     persist_result=False,
 )
@@ -214,4 +219,8 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
             )
     except StageError as error:
         return Failed(message=str(error))
+    except WorkspaceBusyError as error:
+        if task_run.run_count > len(DELAYS):
+            return Failed(message=str(error))
+        raise
     return Completed(name=outcome, message=f"{outcome} by DVC")

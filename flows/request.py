@@ -45,6 +45,7 @@ def check_overrides(root: Path, overrides: Sequence[str]) -> None:
             raise
         try:
             params = load_params(changed)
+            check(params)
         except InputError as error:
-            raise InputError(str(error).replace(f"{changed}: ", "--set: ")) from error
-    check(params)
+            text = str(error).replace(f"{changed}: ", "--set: ").replace(f"{PARAMS}: ", "--set: ")
+            raise InputError(text) from error

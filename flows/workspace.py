@@ -207,7 +207,10 @@ class Runner:
         if code == 0:
             return outcome
         if busy and outcome == Outcome.CACHED:
-            raise WorkspaceBusyError(busy)
+            raise WorkspaceBusyError(
+                f"{stage}: another process, such as `dvc repro`, is at work in {self.root}; wait"
+                f" for it and run again ({busy})"
+            )
         raise StageError(f"{stage}: {error or last.removeprefix('ERROR: ')}")
 
     def stop(self) -> None:
@@ -276,6 +279,7 @@ def isolated_copy(
         raise InputError(f"--name: {name!r} is an experiment already; another name needed")
     copy = root / COPIES / name
     copy.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(copy.parent)
     lock = FileLock(copy.with_name(f"{name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -311,6 +315,14 @@ def isolated_copy(
         lock.release()
 
 
+def _remove_abandoned(copies: Path) -> None:
+    """Copies whose run was killed, which cannot have removed them."""
+    for copy in copies.iterdir():
+        if copy.is_dir():
+            with contextlib.suppress(Timeout), FileLock(f"{copy}.lock", timeout=0):
+                shutil.rmtree(copy, ignore_errors=True)
+
+
 def _forget(folder: Path, stages: set[str]) -> None:
     """Take stages out of dvc.lock: their results are of other parameters."""
     path = folder / "dvc.lock"
@@ -325,15 +337,17 @@ def override(params: Path, overrides: Sequence[str]) -> None:
     """Change parameters as ``dvc exp run -S`` does: ``budgets=[4,6]``, ``data.path=x``."""
     from dvc.exceptions import InvalidArgumentError
     from dvc.utils.hydra import apply_overrides
+    from omegaconf.errors import OmegaConfBaseException
 
     for change in overrides:
-        key, equals, _ = change.partition("=")
+        key, equals, value = change.partition("=")
         if not equals:
             raise InputError(f"--set: {change!r}; NAME=VALUE needed, as in budgets=[4,6]")
         try:
             apply_overrides(params, [change])
-        except InvalidArgumentError as error:
-            raise InputError(f"--set: {key}: {known_parameters(key) or error}") from error
+        except (InvalidArgumentError, OmegaConfBaseException) as error:
+            why = known_parameters(key) or f"{value!r}; a value as YAML has it needed, as in [4,6]"
+            raise InputError(f"--set: {key}: {why}") from error
 
 
 def dvc_command(*arguments: str) -> list[str]:

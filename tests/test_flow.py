@@ -21,6 +21,7 @@ from flows.resources import gpu_lock
 from tests.conftest import PREFECT_HOME
 from tests.project import Project
 from tests.servers import free_port
+from tests.servers import prefect_server as own_server
 
 pytestmark = pytest.mark.slow
 
@@ -208,6 +209,8 @@ def test_a_flow_ended_half_way_loses_no_finished_stage(
     if how != signal.SIGKILL:  # whoever can still act ends what it started
         time.sleep(1)
         assert not running_in(project.folder)
+    if how == signal.SIGINT:
+        assert (project.folder / "trajectories" / "states.npy").exists()  # of the last good run
     for pid in running_in(project.folder):
         os.kill(pid, signal.SIGKILL)
     project.set({"trajectories.samples": 60})
@@ -235,6 +238,8 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     project = flowed[0].copy(tmp_path / "project")
     before = project.outputs()
     params = (project.folder / "params.yaml").read_bytes()
+    abandoned = project.folder / ".dvc" / "tmp" / "boss-copies" / "killed" / "models"
+    abandoned.mkdir(parents=True)  # by a run that was killed
     first = project.start(
         "boss", "run", "--set", "budgets=[3,2]", "--name", "two", env=prefect_server
     )
@@ -245,6 +250,7 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     assert (project.folder / "params.yaml").read_bytes() == params
     assert project.run("git", "status", "--short").stdout == ""
     assert "up to date" in project.run("dvc", "status").stdout
+    assert not abandoned.parent.exists()
 
     listed = pd.read_csv(
         pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
@@ -432,12 +438,12 @@ def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
     lines = []
     for line in flow.stdout:  # the holder goes as soon as it was seen, however slow the machine is
         lines.append(line)
-        if "is busy" in line:
+        if "is at work in" in line:
             holder.kill()
     shown = "".join(lines)
     holder.kill()
     assert flow.wait() == 0, shown
-    assert "is busy" in shown
+    assert "another process, such as `dvc repro`, is at work in" in shown
     found = tasks(prefect_server, shown)["finetune@3"]
     assert found["state_name"] == "Ran"
     assert found["run_count"] > 1
@@ -459,6 +465,9 @@ def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
         (["--set", "budgets"], "--set: 'budgets'; NAME=VALUE needed"),
         (["--set", "budgets=[13]"], "--set: budgets: 13 is above cost.grid (12)"),
         (["--name", "mine"], "--name: 'mine' without --set;"),
+        (["--set", "budgets=[4"], "--set: budgets: '[4'; a value as YAML has it needed"),
+        (["--set", "budgets=${x}"], "--set: budgets: '${x}'; a value as YAML has it needed"),
+        (["--set", "data.path=/none"], "--set: data.path: /none: no such file or folder;"),
     ],
 )  # fmt: skip
 def test_bad_input(flowed, tmp_path: Path, prefect_server, arguments, says) -> None:
@@ -484,6 +493,19 @@ def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect
     first.communicate(timeout=300)
 
 
+def test_a_server_that_is_lost_half_way_costs_no_finished_stage(flowed, tmp_path: Path) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"cost.samples": 25, "trajectories.samples": 5_000})
+    with own_server(tmp_path) as server:
+        lost = server | {"PREFECT_CLIENT_MAX_RETRIES": "1"}
+        process = project.start("boss", "run", env=lost)
+        wait_for_line(process, "> python -m flows.stages.trajectories")
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, shown
+    assert "error: Prefect's server was lost; every finished stage is kept, run again" in shown
+    assert "cost" not in project.run("dvc", "status").stdout
+
+
 def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> None:
     project = flowed[0].copy(tmp_path / "project")
     address = f"127.0.0.1:{free_port()}"
@@ -494,6 +516,8 @@ def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> N
     )  # fmt: skip
     assert "does not answer; the run goes on with a server of its own" in done.stderr
     shown = done.stdout + done.stderr
+    assert "Traceback" not in shown
+    assert "encountered an exception TrackingLostError" not in done.stderr.splitlines()[-1]
     assert "the records are safe in metrics/" in shown
     assert f"MLflow at http://boss:***@{address}: " in shown
     assert "geheim" not in shown

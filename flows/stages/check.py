@@ -42,6 +42,23 @@ def check(params: Params) -> None:
         from flows.stages.teacher import config_to_train
 
         config_to_train(params.teacher)
+    _check_watched(params)
+
+
+def _check_watched(params: Params) -> None:
+    """DVC has all of these for dependencies, used or not."""
+    watched = {
+        "data.path": params.data.path,
+        "features.path": params.features.path,
+        "teacher.path": params.teacher.path,
+        "schedule.lpips": params.schedule.lpips,
+    }
+    for name, path in watched.items():
+        if not Path(path).exists():
+            raise InputError(
+                f"params.yaml: {name}: {path}: no such file or folder; one that is there needed,"
+                " as DVC watches it whether it is used or not"
+            )
 
 
 def inception_weights(folder: Path) -> Path:
