@@ -260,7 +260,7 @@ def table(
 
 def sampler_table(path: Path | None, score: str) -> list[str]:
     """The pretrained network with every sampler and schedule objective, from the rows of
-    `benchmarks/samplers.py`; a link where there are none."""
+    `benchmarks/samplers.py`; a line where there are none."""
     title = "### Pretrained, with every sampler and schedule objective"
     if path is None:
         return [title, "Not measured on this teacher."]

@@ -46,8 +46,12 @@ def launch(
             return_state=True,
         )
     except httpx.TransportError as error:
-        lost = "Prefect's server was lost; every finished stage is kept, run again to go on"
-        print(f"error: {lost} ({error})", file=sys.stderr, flush=True)
+        lost = f"Prefect's server was lost; every finished stage is kept, run again ({error})"
+        if _prefect_url() is None:  # a temporary one, which is ended as this process ends
+            raise InputError(lost) from error
+        print(f"error: {lost}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(2)  # Prefect would try for minutes to send the rest of its events
     if state.is_cancelled() or state.name == "Cancelling":
         raise InputError(
