@@ -21,13 +21,13 @@ import yaml
 from PIL import Image
 
 from benchmarks.markdown import markdown, mean_and_error, value, write_between
-from benchmarks.samplers_page import SOLVERS, samplers
+from benchmarks.samplers_page import SOLVERS, percent, samplers
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows import paths
 from flows.config import Params, load_params
 from flows.grids import COLUMNS, ROWS
-from flows.plots import COLOURS, figure
+from flows.plots import COLOURS, figure, log_scale
 from flows.records import Json, frechet_name, read_json
 from flows.usage import amounts, read_usage
 from flows.variants import Variant, recorded
@@ -102,7 +102,14 @@ def write_page(
         "## What was measured",
         introduction(projects, name),
         f"![{score} of every method](../images/{name}-score.png)",
-        *(part for metric in metrics(rows) for part in table(rows, variants, metric, projects)),
+        *(
+            part
+            for metric in metrics(rows)
+            for part in (
+                *table(rows, variants, metric, projects),
+                *(against_boss(rows, variants, metric) if metric == score else ()),
+            )
+        ),
         *every_sampler,
         *work(rows, variants, projects),
         "### Samples",
@@ -196,8 +203,8 @@ def introduction(projects: Sequence[Project], name: str) -> str:
     )
     seeds = ", ".join(str(project.params.seed) for project in projects)
     spread = (
-        f" Values are means over the seeds {seeds} ± one standard error; a seed draws its own noise"
-        " to search on, to train on and to evaluate from."
+        f" Values are means over the seeds {seeds} ± one standard error, without one where a single"
+        " seed was run; a seed draws its own noise to search on, to train on and to evaluate from."
         if len(projects) > 1
         else f" One seed ({seeds}), so without a spread."
     )
@@ -255,6 +262,28 @@ def table(
         f"### `{metric}`",
         by_budget(titles, cells, decimals, bold=distance),
         f"The teacher with {projects[0].floor['nfe']} Euler steps: {teacher}.",
+    ]
+
+
+def against_boss(rows: pd.DataFrame, variants: Mapping[str, Variant], metric: str) -> list[str]:
+    """The change of a metric against BOSS with the same seed, hence on the same noise: what
+    seeds have in common is gone from its error."""
+    boss = rows[rows["variant"] == "boss"].set_index(["seed", "nfe"])[metric].rename("boss")
+    joined = rows.join(boss, on=["seed", "nfe"], how="inner")
+    changed = joined.assign(change=100 * (joined[metric] / joined["boss"] - 1))
+    cells = {
+        cell: percent(*mean_and_error(values))
+        for cell, values in of_variants(changed, "change").items()
+    }
+    budgets = sorted({k for _, k in cells})
+    lines = [
+        [variant.title, *(cells.get((name, k), "") for k in budgets)]
+        for name, variant in variants.items()
+        if name != "boss"
+    ]
+    return [
+        f"Change of `{metric}` in percent against BOSS at the same budget and seed:",
+        markdown(["", *(f"K = {k}" for k in budgets)], lines),
     ]
 
 
@@ -371,7 +400,8 @@ def plot(
                         marker="o", ms=4, color=COLOURS[name], label=variant.title)  # fmt: skip
         mean, _ = mean_and_error(floors)
         ax.axhline(mean, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
-        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=score, yscale="log")
+        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=score)
+        log_scale(ax)
         ax.set_xticks(sorted(rows["nfe"].unique()))
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.markdown import grid_table, markdown, mean_and_error, value, write_between
 from boss_core.files import write_bytes
-from flows.plots import figure
+from flows.plots import figure, log_scale
 
 # What the page calls each solver, objective and metric, in the order of its tables.
 SOLVERS = {"euler": "Euler", "ab2": "Adams-Bashforth 2", "heun": "Heun", "rk45": "RK45"}
@@ -363,7 +363,8 @@ def plot_score(path: Path, rows: pd.DataFrame, score: str) -> tuple[str, str]:
         ):
             label = f"{SOLVERS[solver]}, {part['evaluations'].mean():.0f} evaluations"
             ax.axhline(part[score].mean(), color="black", lw=0.8, ls=style, label=label)
-        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=score, yscale="log")
+        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=score)
+        log_scale(ax)
         ax.set_xticks(sorted(few["budget"].unique()))
         # Beside the curves, which fill the plot.
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -396,10 +397,10 @@ def plot_ranks(path: Path, ranks: pd.DataFrame, score: str) -> tuple[str, str]:
 
 
 def percent(mean: float, error: float) -> str:
-    """A change in percent with its sign, with a decimal where the error is below 1."""
+    """A change in percent with its sign; without a decimal where the error is 1 or more."""
     if not np.isfinite(mean):
         return ""
-    decimals = 1 if error < 1 else 0
+    decimals = 0 if error >= 1 else 1
     shown = f"{mean:+.{decimals}f}"
     if not float(shown):
         shown = shown[1:]

@@ -16,8 +16,9 @@ from flows.variants import Variant
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 # Okabe and Ito's colours and three of Tol's, told apart by colour-blind readers too.
 COLOURS = {
@@ -47,6 +48,14 @@ def figure(path: Path, width: float, height: float, **layout: Any) -> Iterator[A
         plt.close(drawn)
 
 
+def log_scale(ax: Axes) -> None:
+    """Logarithmic y, with plain numbers at 1, 2 and 5 of each decade."""
+    ax.set_yscale("log")
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def frechet(
     path: Path,
     budgets: Sequence[int],
@@ -61,7 +70,8 @@ def frechet(
             ax.plot(budgets, values[name], "-" if variant.trained else "--", marker="o", ms=4,
                     color=COLOURS[name], label=variant.title)  # fmt: skip
         ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
-        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label, yscale="log")
+        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label)
+        log_scale(ax)
         ax.set_xticks(list(budgets))
         # Beside the curves, of which there can be too many to leave it a place.
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

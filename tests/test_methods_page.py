@@ -75,6 +75,12 @@ def test_one_seed_without_records_of_usage(
                 assert cells[TITLES[variant]][place] == f"{value:.{decimals}f}"
         floor = record(finished, "teacher")["fine"][metric]
         assert f"The teacher with 12 Euler steps: {floor:.{decimals}f}." in text
+    (changes,) = (cells for before, cells in shown.items() if before.startswith("Change of"))
+    assert list(changes) == [TITLES[name] for name in VARIANTS if name != "boss"]
+    for place, budget in enumerate((1, 3)):
+        values = {name: record(finished, budget)[name][SCORE] for name in ("boss", "chosen")}
+        change = 100 * (values["chosen"] - values["boss"]) / values["boss"]
+        assert float(changes[TITLES["chosen"]][place]) == pytest.approx(change, abs=0.06)
     assert "±" not in text
     assert "One seed (0), so without a spread." in text
     assert "What it took" not in text
@@ -208,6 +214,12 @@ def test_all_methods_over_two_seeds(finished: Project, tmp_path: Path) -> None:
                 mean, error = cells[title][place].split(" ± ")
                 assert float(mean) == pytest.approx(np.mean(values), rel=0.005)
                 assert float(error) == pytest.approx(abs(np.diff(values)[0]) / 2, abs=0.005)
+    (changes,) = (cells for before, cells in shown.items() if before.startswith("Change of"))
+    for variant in ("boss_lora", "chosen"):
+        ratios = [record(p, 3)[variant][SCORE] / record(p, 3)["boss"][SCORE] for p in projects]
+        mean, error = changes[TITLES[variant]][1].split(" ± ")  # of changes, not of the means
+        assert float(mean) == pytest.approx(100 * (np.mean(ratios) - 1), abs=0.6)
+        assert float(error) == pytest.approx(100 * abs(np.diff(ratios)[0]) / 2, abs=0.6)
     for stage, what in (("finetune", "training"), ("evaluate", "sampling")):
         for seed, project in enumerate(projects):
             for name, taken in read_usage(f"{stage}-3", project.folder).items():
