@@ -208,13 +208,14 @@ def introduction(projects: Sequence[Project], name: str) -> str:
         if len(projects) > 1
         else f" One seed ({seeds}), so without a spread."
     )
+    among = " among rows with all seeds" if len(projects) > 1 else ""
     return (
         f"Teacher `{record['teacher_hash'][:12]}`. Every method trains from it for"
         f" {training.iterations:,} iterations of {training.batch_size} on"
         f" {params.trajectories.training_samples:,} of its trajectories. Each value compares"
         f" {record['samples']:,} samples with {record['reference_samples']:,} real images in the"
         f" features of the {record['extractor']} `{record['extractor_hash'][:12]}`{accuracy}."
-        f"{spread} The lowest distance of each budget is bold. All numbers:"
+        f"{spread} The lowest distance of each budget{among} is bold. All numbers:"
         f" [{name}.csv]({name}.csv)."
     )
 
@@ -227,10 +228,14 @@ def by_budget(
     bold: bool = False,
 ) -> str:
     """A table with a row for each title and a column for each budget. bold: the lowest mean of
-    each budget."""
+    each budget, among those over the most seeds."""
     budgets = sorted({k for _, k in cells})
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
-    lowest = {k: min(mean for (_, of), mean in means.items() if of == k) for k in budgets}
+    seeds = {k: max(len(values) for (_, of), values in cells.items() if of == k) for k in budgets}
+    lowest = {
+        k: min(means[row, of] for (row, of), v in cells.items() if of == k and len(v) == seeds[k])
+        for k in budgets
+    }
 
     def shown(row: str, k: int) -> str:
         text = value(cells[row, k], decimals) if (row, k) in cells else ""
@@ -391,18 +396,20 @@ def plot(
     floors: Sequence[float],
 ) -> None:
     """The score of every variant against NFE, with standard errors over seeds."""
+    every_budget = sorted(rows["nfe"].unique())
     with figure(path, 8.4, 4.4) as ax:
         for name, variant in variants.items():
-            of = rows[rows["variant"] == name].groupby("nfe")[score]
-            points = [(k, *mean_and_error(part)) for k, part in of]
-            budgets, means, errors = zip(*points, strict=True)
-            ax.errorbar(budgets, means, yerr=errors, fmt="-" if variant.trained else "--",
+            of = rows[rows["variant"] == name]
+            # A budget that was not measured has no number, which breaks the line.
+            points = [mean_and_error(of.loc[of["nfe"] == k, score]) for k in every_budget]
+            means, errors = zip(*points, strict=True)
+            ax.errorbar(every_budget, means, yerr=errors, fmt="-" if variant.trained else "--",
                         marker="o", ms=4, color=COLOURS[name], label=variant.title)  # fmt: skip
         mean, _ = mean_and_error(floors)
         ax.axhline(mean, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
         ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=score)
         log_scale(ax)
-        ax.set_xticks(sorted(rows["nfe"].unique()))
+        ax.set_xticks(every_budget)
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
