@@ -16,10 +16,10 @@ EVALUATIONS = {"euler": 1, "ab2": 1, "heun": 2}
 class HeldOut(BaseModel):
     """What samples said of steps, from noise that these were not searched on.
 
-    winner: the objective whose samples were nearest to the teacher's on the noise of the search.
-    gain: by how much nearer than those of ``l2_squared`` they are on held-out noise, as a share
-        of that distance; standard_error: of it. Steps of the winner are chosen only where the
-        gain is more than two standard errors.
+    winner: the objective whose samples are nearest to the teacher's there.
+    gain: by how much nearer than those of ``l2_squared`` they are, as a share of that distance;
+        standard_error: of it. Steps of the winner are chosen only where the gain is more than
+        chance (`boss_core.selection.choose`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +41,9 @@ class Schedule(BaseModel):
         (``uniform``).
     predicted_error: the sum of the costs of the steps (eq. 5), or None when unknown.
     standard_error: of ``predicted_error``, from the spread between groups of trajectories.
+    knot_stability: for each of the timesteps, the share of bootstrap resamples of the trajectories
+        whose own best steps have it within one grid step; None for steps that are not the best by
+        the costs (fixed grids, ``refine``, ``oss``), and where there was one group only.
     teacher_hash: the hash of the weights that the costs were measured on.
     settings_hash: the hash of the settings of the search.
     held_out: for steps that ``auto`` chose, the comparison that it went by.
@@ -54,6 +57,7 @@ class Schedule(BaseModel):
     objective: str
     predicted_error: float | None = None
     standard_error: float | None = None
+    knot_stability: tuple[float, ...] | None = None
     teacher_hash: str | None = None
     settings_hash: str | None = None
     held_out: HeldOut | None = None
@@ -64,6 +68,11 @@ class Schedule(BaseModel):
         if len(self.indices) != len(self.timesteps):
             raise ValueError(
                 f"{len(self.indices)} indices for {len(self.timesteps)} timesteps; as many needed"
+            )
+        if self.knot_stability is not None and len(self.knot_stability) != len(self.timesteps):
+            raise ValueError(
+                f"knot_stability: {len(self.knot_stability)} for {len(self.timesteps)} timesteps;"
+                " as many needed"
             )
         if any(j <= i for i, j in zip(self.indices, self.indices[1:], strict=False)):
             raise ValueError(f"indices {self.indices} must increase")

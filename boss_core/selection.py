@@ -1,8 +1,8 @@
 """The steps of a budget chosen by what their samples look like, on noise that was not searched.
 
 Objectives that are sums over steps predict quality only roughly, so each proposes its steps, and
-a distance between their samples and the teacher's picks among them. The pick has to win again on
-other noise, by more than chance; otherwise the paper's steps stay.
+a distance between their samples and the teacher's picks among them. The pick has to beat the
+paper's steps by more than chance; otherwise these stay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit  # that of scipy.stats takes a second to import
 from torch import Tensor
 
 from boss_core.distances import Distance
@@ -56,15 +57,14 @@ Sampler = Callable[[dict[str, Indices], Reference], dict[str, Tensor]]
 class Choice:
     """The steps of one budget, and how sure the choice is.
 
-    objective: whose steps they are: ``winner``, or `BASELINE` when that does not beat it on the
-        test noise by more than two standard errors.
+    objective: whose steps they are: ``winner``, or `BASELINE` when that does not beat it by more
+        than chance.
     indices: the chosen steps, as grid indices.
-    winner: the nearest on the selection noise, or `BASELINE` where that is not finite on the test
-        noise.
-    gain: by how much the winner is nearer than the baseline on the test noise, as a share of the
-        baseline's distance; 0 when it is the baseline.
+    winner: the nearest of the candidates on the test noise.
+    gain: by how much the winner is nearer than the baseline there, as a share of the baseline's
+        distance; 0 when it is the baseline.
     standard_error: of ``gain``, by the jackknife over blocks of the test noise.
-    distances: of every candidate, on the whole test noise.
+    distances: of every candidate, on the whole test noise; infinite where samples are.
     candidates: the grid indices of every candidate.
     evaluations: network evaluations that refinement took for one sample of the selection noise.
     """
@@ -100,19 +100,18 @@ def choose(
     velocity: Velocity,
     timesteps: ArrayLike,
     candidates: Mapping[str, Sequence[int]],
-    selection: Reference,
     test: Reference,
     *,
     distance: Callable[[Tensor], Distance],
     solver: str = "euler",
     batch_size: int,
 ) -> Choice:
-    """The candidate nearest to the teacher on the selection noise, if it also beats the paper's
-    on the test noise by more than two standard errors; otherwise the paper's.
+    """The candidate nearest to the teacher on the test noise, if it beats the paper's there by
+    more than chance; otherwise the paper's.
 
     timesteps: (n+1,), the grid.
     candidates: name to K + 1 increasing grid indices from 0 to n; `BASELINE` is one of them.
-    selection, test: the teacher's samples from two sets of noise, which share none.
+    test: the teacher's samples from noise that no candidate was searched on.
     distance: from reference samples, (N, ...), to a distance to them (`boss_core.distances`).
     solver: any of `boss_core.solvers.SOLVERS`.
     batch_size: samples in one call of the network.
@@ -120,20 +119,21 @@ def choose(
     The gain is of the distances on all test noise, where winner and baseline start from the same;
     its standard error is the jackknife's (Efron 1982), each of `BLOCKS` blocks left out in turn.
     Blocks by themselves would not do: a distance between small sets is mostly that of any two.
+    More than chance is Student's t at 2.5 %, over the number of rivals (Bonferroni): the best of
+    m looks better than it is.
 
     Raises InputError when the baseline is not among the candidates, for an unknown solver, steps
     that cannot be, and fewer than two test samples a block.
     """
     grid = validate_timesteps(timesteps)
     sample = _sampler(velocity, grid, solver, batch_size)
-    return choose_sampled(sample, len(grid) - 1, candidates, selection, test, distance=distance)
+    return choose_sampled(sample, len(grid) - 1, candidates, test, distance=distance)
 
 
 def choose_sampled(
     sample: Sampler,
     n: int,
     candidates: Mapping[str, Sequence[int]],
-    selection: Reference,
     test: Reference,
     *,
     distance: Callable[[Tensor], Distance],
@@ -143,9 +143,7 @@ def choose_sampled(
     sample: to the final states, (N, ...), of every candidate from a reference's noise.
     n: the steps of the grid that the candidates are on.
     """
-    steps = _validate(n, candidates, test)
-    nearest = _distances(sample(steps, selection), distance(selection.ends))
-    return _confirm(sample, steps, nearest, test, distance)
+    return _choice(sample, _validate(n, candidates, test), test, distance)
 
 
 def search_steps(
@@ -165,7 +163,8 @@ def search_steps(
     selection noise from the ``best`` nearest candidates there and from uniform steps.
 
     Arguments and errors are those of `choose`, and of `boss_core.refine.refine`, which takes
-    solvers of one evaluation a step only. on_evaluations: as there.
+    solvers of one evaluation a step only. selection: the teacher's samples from other noise than
+    ``test``'s. on_evaluations: as there.
     """
     grid = validate_timesteps(timesteps)
     steps = _validate(len(grid) - 1, candidates, test)
@@ -189,26 +188,24 @@ def search_steps(
         on_evaluations=on_evaluations,
     )
     steps = {**steps, "refine": refined.indices}
-    nearest = {**nearest, "refine": refined.distance}
-    return _confirm(sample, steps, nearest, test, distance, evaluations=refined.evaluations)
+    return _choice(sample, steps, test, distance, evaluations=refined.evaluations)
 
 
-def _confirm(
+def _choice(
     sample: Sampler,
     candidates: dict[str, Indices],
-    nearest: dict[str, float],
     test: Reference,
     distance: Callable[[Tensor], Distance],
     *,
     evaluations: int = 0,
 ) -> Choice:
-    """The choice, from the distances on the selection noise and the samples of the test noise."""
-    # Of equals the baseline, so that a copy of it is no winner.
-    winner = min(nearest, key=lambda name: (nearest[name], name != BASELINE))
+    """The choice, from the samples of the test noise."""
     ends = sample(candidates, test)
-    if not bool(ends[winner].isfinite().all()):  # though they were on the noise of the search
-        winner = BASELINE
     to_test = distance(test.ends)
+    distances = _distances(ends, to_test)
+    # Of equals the baseline, so that a copy of it is no winner.
+    winner = min(distances, key=lambda name: (distances[name], name != BASELINE))
+    rivals = len(set(candidates.values()) - {candidates[BASELINE]})
     gain, error = 0.0, 0.0
     if candidates[winner] != candidates[BASELINE]:
         pair = torch.stack([ends[BASELINE], ends[winner]])
@@ -217,14 +214,15 @@ def _confirm(
         found = torch.stack([to_test(pair), *without]).cpu().numpy()
         gain, *left_out = 1.0 - found[:, 1] / found[:, 0]
         error = float(np.sqrt((BLOCKS - 1) * np.var(left_out)))
-    objective = winner if gain > 2 * error else BASELINE
+    beyond_chance = rivals and gain > stdtrit(BLOCKS - 1, 1.0 - 0.025 / rivals) * error
+    objective = winner if beyond_chance else BASELINE
     return Choice(
         objective=objective,
         indices=candidates[objective],
         winner=winner,
         gain=float(gain),
         standard_error=error,
-        distances=_distances(ends, to_test),
+        distances=distances,
         candidates=candidates,
         evaluations=evaluations,
     )

@@ -16,6 +16,7 @@ from boss_core.refine import refine
 from boss_core.schedules import HeldOut
 from boss_core.selection import Choice, Reference, roll_out, search_steps
 from boss_core.timesteps import nearest_indices, uniform
+from boss_core.uncertainty import bootstrap
 from boss_core.velocity import Velocity
 from flows.config import ScheduleSearch
 from flows.progress import progress
@@ -93,6 +94,23 @@ def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
         return nearest_indices(matrix.timesteps, uniform(budget))
     except InputError:
         return None
+
+
+def knot_stability(
+    matrix: CostMatrix, budget: int, chosen: Chosen, settings: ScheduleSearch, *, seed: int = 0
+) -> tuple[float, ...] | None:
+    """As `boss_core.uncertainty.Stability.knots`; None for steps that the costs did not choose."""
+    if chosen.objective not in OBJECTIVES:
+        return None
+    found = bootstrap(
+        matrix,
+        [budget],
+        objective=chosen.objective,
+        solver=settings.solver,
+        gamma=settings.gamma,
+        seed=seed,
+    )
+    return found[budget].knots
 
 
 def chosen_by(choice: Choice, budget: int, solver: str) -> Chosen:

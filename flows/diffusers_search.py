@@ -23,7 +23,6 @@ from flows.chosen import Chosen, candidates, chosen_by, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.search import (
-    SELECTION,
     TEST,
     Keeper,
     Search,
@@ -162,10 +161,6 @@ def find_pipeline_steps(
         )  # fmt: skip
         return sample_latents(pipeline, times, calls, solver=solver)
 
-    def reference(first: int, count: int) -> Reference:
-        rows = range(first, first + count)
-        return Reference(torch.tensor(rows), sample(rows, matrix.timesteps, "euler"))
-
     def sampler(steps: dict[str, tuple[int, ...]], to: Reference) -> dict[str, torch.Tensor]:
         ends = {
             path: sample(to.noise.tolist(), matrix.timesteps[list(path)], settings.solver)
@@ -173,11 +168,10 @@ def find_pipeline_steps(
         }
         return {name: ends[path] for name, path in steps.items()}
 
-    count = settings.samples
-    print(f"schedule: {3 * count} trajectories of {search.grid} steps to compare with", flush=True)
-    near, test = reference(SELECTION, count), reference(TEST, 2 * count)
+    count = 2 * settings.samples  # as `flows.chosen` holds out
+    print(f"schedule: {count} trajectories of {search.grid} steps to compare with", flush=True)
+    rows = range(TEST, TEST + count)
+    test = Reference(torch.tensor(rows), sample(rows, matrix.timesteps, "euler"))
     for budget, steps in candidates(matrix, budgets, settings).items():
-        choice = choose_sampled(
-            sampler, search.grid, steps, near, test, distance=sliced_wasserstein
-        )
+        choice = choose_sampled(sampler, search.grid, steps, test, distance=sliced_wasserstein)
         yield budget, chosen_by(choice, budget, settings.solver)

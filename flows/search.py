@@ -34,9 +34,9 @@ from boss_core.schedules import Schedule
 from boss_core.teachers import Teacher
 from boss_core.timesteps import Times
 from boss_core.two_step import LARGEST_GRID
-from boss_core.uncertainty import bootstrap, predicted_error
+from boss_core.uncertainty import predicted_error
 from boss_core.velocity import sample_labels, sample_noise
-from flows.chosen import Chosen, chosen_steps, uniform_indices
+from flows.chosen import Chosen, chosen_steps, knot_stability, uniform_indices
 from flows.config import ScheduleSearch
 from flows.progress import progress
 
@@ -265,6 +265,7 @@ def write_schedules(
             objective=steps.objective,
             predicted_error=predicted,
             standard_error=error,
+            knot_stability=knot_stability(matrix, budget, steps, wanted),
             teacher_hash=search.teacher_hash,
             settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
             held_out=steps.held_out,
@@ -299,13 +300,13 @@ def report(
             str(budget),
             *((schedule.objective, gain(schedule)) if auto else ()),
             f"{error:.4g}",
-            f"{low:.4g} to {high:.4g}",
+            "" if math.isnan(low) else f"{low:.4g} to {high:.4g}",
             "" if even is None else f"{path_values(costs, even)[0]:.4g}",
             " ".join(f"{t:.4g}" for t in schedule.timesteps),
         )
     Console(width=None if sys.stdout.isatty() else 110).print(table)
-    if wanted.objective in OBJECTIVES:
-        print(knots_line(matrix, list(schedules), wanted))
+    if line := knots_line(schedules):
+        print(line)
     names = ", ".join(f"{budget}.json" for budget in schedules)
     print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
 
@@ -318,17 +319,16 @@ def gain(schedule: Schedule) -> str:
     return f"{found.winner} {found.gain:+.1%} ± {found.standard_error:.1%}"
 
 
-def knots_line(matrix: CostMatrix, budgets: Sequence[int], wanted: ScheduleSearch) -> str:
-    """How sure the knots are: the share of bootstrap resamples that agree on the least sure."""
-    found = bootstrap(
-        matrix, budgets, objective=wanted.objective, solver=wanted.solver, gamma=wanted.gamma
-    )
-    shares = [min(of.knots) for of in found.values() if of.knots is not None]
+def knots_line(schedules: Mapping[int, Schedule]) -> str:
+    """How sure the knots are that the costs chose: the share of bootstrap resamples that agree on
+    the least sure; empty where there are none, or one trajectory only."""
+    shares = {k: min(of.knot_stability) for k, of in schedules.items() if of.knot_stability}
     if not shares:
-        return "knots: one trajectory cannot say how sure they are"
-    unsure = [str(k) for k, of in found.items() if of.knots is not None and min(of.knots) < 0.95]
+        return ""
+    unsure = [str(k) for k, share in shares.items() if share < 0.95]
     more = f"; K = {', '.join(unsure)}: more --samples may move them" if unsure else ""
-    share = "all" if min(shares) == 1 else f"at least {min(shares):.0%} of"
+    least = min(shares.values())
+    share = "all" if least == 1 else f"at least {least:.0%} of"
     return f"knots: each within a grid step of here in {share} resamples{more}"
 
 

@@ -126,7 +126,7 @@ def test_costs_are_measured_until_the_steps_stay(finished: Project, tmp_path: Pa
     shown = project.run("python", "-m", "flows.stages.cost").stdout
     matrix, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
     assert f"cost: stopped at {matrix.samples} trajectories" in shown
-    assert settled(matrix, (2, 4, 6, 8)) == ("cost.max_samples" not in shown)
+    assert settled(matrix, range(2, 11)) == ("cost.max_samples" not in shown)
     assert matrix.samples == 40 or "cost.max_samples" not in shown
 
     project.set({"cost.samples": 24, "cost.reference": "heun"})
@@ -143,6 +143,23 @@ def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     html = (finished.folder / "results" / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 6 + 2 + 2 * len(VARIANTS)
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+    section = html.partition("<h2>Predicted against measured</h2>")[2].partition("</table>")[0]
+    table = [re.findall("<td>(.*?)</td>", line) for line in section.splitlines() if "<td>" in line]
+    schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
+    steps = {"pretrained_uniform": "uniform", "pretrained_bellman": "bellman"}
+    steps |= {"chosen_uniform": "chosen_uniform", "chosen": "chosen"}
+    assert len(table) == 2 * len(steps)
+    rows = iter(table)
+    for budget in (1, 3):
+        for variant, name in steps.items():
+            (k, _, predicted, interval, distance), of = next(rows), schedules[str(budget)][name]
+            assert k == str(budget)
+            assert float(predicted) == pytest.approx(of["predicted_error"], rel=1e-3)
+            low, high = map(float, interval.split(" to "))
+            assert low <= of["predicted_error"] * 1.001
+            assert high >= of["predicted_error"] * 0.999
+            measured = record(finished, budget)[variant]["frechet_classifier"]
+            assert float(distance) == pytest.approx(measured, rel=1e-3)
     for budget in (1, 3):
         for variant in VARIANTS:
             assert f"{record(finished, budget)[variant]['frechet_classifier']:.4g}" in html

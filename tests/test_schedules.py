@@ -36,6 +36,7 @@ def test_times_survive_json_to_the_last_bit(schedule: Schedule) -> None:
     [
         ({"timesteps": [0.0, 0.3, 0.9]}, "run from 0.0 to 0.9"),
         ({"indices": [0, 100]}, "2 indices for 3 timesteps"),
+        ({"knot_stability": [1.0, 1.0]}, "knot_stability: 2 for 3 timesteps"),
         ({"indices": [0, 100, 30]}, "must increase"),
         ({"objektive": "l2"}, "objektive"),
         ({"timesteps": "soon"}, "timesteps"),

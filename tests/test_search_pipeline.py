@@ -60,7 +60,7 @@ def test_auto_compares_samples_of_the_pipeline(boss, pipe: Path) -> None:
     options = ["--samples", 4, "--budget", 2, "--noises", 20, "--batch-size", 20]
     code, out, _ = boss("schedule", *OPTIONS, *options, "--solver", "ab2", "--objective", "auto")
     assert code == 0
-    assert "schedule: 60 trajectories of 8 steps to compare with" in out
+    assert "schedule: 40 trajectories of 8 steps to compare with" in out
     assert "schedule: K = 2, ab2: " in out
     found = Schedule.from_json(Path("schedules/2.json").read_text())
     assert found.solver == "ab2"

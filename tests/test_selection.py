@@ -35,7 +35,12 @@ SELECTION, TEST = teacher(128, 0), teacher(203, 1)
 
 def select(candidates, test=TEST, **changes):
     arguments = {"distance": sliced_wasserstein, "batch_size": 50, **changes}
-    return choose(mixture_velocity, GRID, candidates, SELECTION, test, **arguments)
+    return choose(mixture_velocity, GRID, candidates, test, **arguments)
+
+
+def needed(rivals: int) -> float:
+    """The standard errors that a gain has to exceed: Student's t, over the number of rivals."""
+    return float(scipy.stats.t.ppf(1 - 0.025 / rivals, BLOCKS - 1))
 
 
 def along_first(ends: torch.Tensor):
@@ -87,22 +92,44 @@ def test_a_winner_by_chance_is_dropped() -> None:
             moved = tuple(i + move * (j == k) for j, i in enumerate(LATE))
             found = select({"l2_squared": LATE, "moved": moved}, test=teacher(40, 2))
             if found.winner == "moved":
-                sure = found.gain > 2 * found.standard_error
+                sure = found.gain > needed(rivals=1) * found.standard_error
                 assert found.objective == ("moved" if sure else "l2_squared")
                 assert found.indices == (moved if sure else LATE)
                 outcomes.append(sure)
     assert False in outcomes
 
 
-def test_a_winner_that_is_not_finite_on_the_test_noise_is_dropped() -> None:
+def test_the_nearest_on_the_test_noise_wins_and_the_more_rivals_the_clearer_it_has_to() -> None:
+    # Samples at a known distance: everything moved by so much.
+    def sample(candidates, reference):
+        return {name: reference.ends + noise[name] for name in candidates}
+
+    generator = torch.Generator().manual_seed(0)
+    spread = {"l2_squared": 0.3, "uniform": 0.28, "gits": 0.24, "oss": 0.26}
+    noise = {
+        name: by * torch.randn(TEST.ends.shape, generator=generator) for name, by in spread.items()
+    }
+    paths = {"l2_squared": EARLY, "uniform": EVEN, "gits": LATE, "oss": (0, 5, 10, 15, 40)}
+    outcomes = []
+    for count in (2, 3, 4):
+        steps = dict(list(paths.items())[:count])
+        found = choose_sampled(sample, 40, steps, TEST, distance=energy)
+        assert found.winner == min(found.distances, key=lambda name: found.distances[name])
+        sure = found.gain > needed(rivals=count - 1) * found.standard_error
+        assert found.objective == (found.winner if sure else "l2_squared")
+        outcomes.append((found.winner, found.gain, found.standard_error))
+    assert outcomes[1] == outcomes[2]
+    assert outcomes[2][0] == "gits"
+
+
+def test_samples_that_are_not_finite_do_not_win() -> None:
     def sample(candidates, reference):
         ends = {"l2_squared": reference.ends + 0.1, "uniform": reference.ends.clone()}
-        if reference is TEST:
-            ends["uniform"][3] = torch.nan
+        ends["uniform"][3] = torch.nan
         return ends
 
     steps = {"l2_squared": EARLY, "uniform": EVEN}
-    found = choose_sampled(sample, 40, steps, SELECTION, TEST, distance=sliced_wasserstein)
+    found = choose_sampled(sample, 40, steps, TEST, distance=sliced_wasserstein)
     assert found.objective == found.winner == "l2_squared"
     assert (found.gain, found.standard_error) == (0.0, 0.0)
     assert found.distances["uniform"] == np.inf
@@ -137,9 +164,11 @@ def test_search_adds_the_refined_steps_and_counts_them() -> None:
     )  # fmt: skip
     assert found.candidates == {**candidates, "refine": expected.indices}
     assert found.evaluations == expected.evaluations == sum(samples) / len(SELECTION.noise)
-    assert found.objective == found.winner == "refine"
-    assert found.gain > 2 * found.standard_error > 0
+    # On other noise the refined steps need not be the nearest.
     assert found.distances["refine"] < found.distances["l2_squared"]
+    nearest = min(found.distances, key=lambda name: found.distances[name])
+    assert found.objective == found.winner == nearest
+    assert found.gain > needed(rivals=2) * found.standard_error > 0
 
 
 def test_labels_go_with_their_noise() -> None:

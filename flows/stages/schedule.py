@@ -23,7 +23,7 @@ from boss_core.schedules import HeldOut, Schedule
 from boss_core.uncertainty import Stability, bootstrap, predicted_error
 from boss_core.velocity import sample_noise
 from flows import paths
-from flows.chosen import Chosen, chosen_steps
+from flows.chosen import Chosen, chosen_steps, knot_stability
 from flows.config import Params, ScheduleSearch
 from flows.costs import read_cost_matrix
 from flows.energy import Usage, measured
@@ -53,6 +53,7 @@ def main(params: Params) -> None:
         solver: Solver = SOLVER,
         found_by: ScheduleSearch | None = None,
         held_out: HeldOut | None = None,
+        knot_stability: tuple[float, ...] | None = None,
     ) -> Schedule:
         predicted, error = predicted_error(of_groups[solver], matrix.group_sizes, indices)
         return Schedule(
@@ -62,6 +63,7 @@ def main(params: Params) -> None:
             objective=objective,
             predicted_error=predicted,
             standard_error=error,
+            knot_stability=knot_stability,
             teacher_hash=teacher_hash,
             settings_hash=settings_hash(params, found_by),
             held_out=held_out,
@@ -69,9 +71,11 @@ def main(params: Params) -> None:
 
     shown = range(1, min(len(grid) - 1, max(CURVE_BUDGETS, *params.budgets)) + 1)
     best = optimal_paths(cost, shown)  # of all budgets too
+    stable = bootstrap(matrix, shown, objective=OBJECTIVE, solver=SOLVER, seed=params.seed)
     found: dict[int, dict[str, Schedule]] = {}
     for budget in params.budgets:
-        found[budget] = {"bellman": schedule(best[budget].indices, OBJECTIVE)}
+        knots = stable[budget].knots
+        found[budget] = {"bellman": schedule(best[budget].indices, OBJECTIVE, knot_stability=knots)}
         for name, make in timesteps.GRIDS.items():
             try:
                 indices = timesteps.nearest_indices(grid, make(budget))
@@ -90,7 +94,12 @@ def main(params: Params) -> None:
             usage = search
         for budget, chosen in steps.items():
             found[budget]["chosen"] = schedule(
-                chosen.indices, chosen.objective, solver, params.schedule, chosen.held_out
+                chosen.indices,
+                chosen.objective,
+                solver,
+                params.schedule,
+                chosen.held_out,
+                knot_stability(matrix, budget, chosen, params.schedule, seed=params.seed),
             )
             if solver != SOLVER:
                 uniform = found[budget]["uniform"].indices
@@ -105,7 +114,6 @@ def main(params: Params) -> None:
 
     write_usage("schedule", {"search": usage})
 
-    stable = bootstrap(matrix, shown, objective=OBJECTIVE, solver=SOLVER, seed=params.seed)
     rows = [
         {
             "nfe": k,
