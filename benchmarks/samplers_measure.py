@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from boss_core.checkpoints import Network, load_checkpoint
 from boss_core.cost import CostMatrix, estimate_cost_matrix
-from boss_core.distances import Distance, energy, sliced_wasserstein
+from boss_core.distances import Distance, energy, feature_frechet, sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.files import sha256
 from boss_core.heun_cost import HeunCosts, estimate_heun_costs
@@ -32,15 +32,17 @@ from boss_core.oss import oss_paths
 from boss_core.pixels import from_uint8, to_uint8
 from boss_core.refine import refine
 from boss_core.schedules import Schedule, steps_of
+from boss_core.selection import Reference, choose, roll_out
 from boss_core.solvers import SOLVERS, rk45
 from boss_core.straighten import Segments, knot_states
 from boss_core.timesteps import Times, nearest_indices, uniform, union
 from boss_core.training import train
 from boss_core.velocity import Velocity, sample_labels, sample_noise, with_labels
-from flows.seeds import COST, EVALUATE, TRAJECTORIES
+from flows.seeds import CHOOSE, COST, EVALUATE, TRAJECTORIES
 
 if TYPE_CHECKING:
     from benchmarks.samplers import Cell
+    from boss_core.frechet import Extractor
     from flows.config import Params
 
 Row = dict[str, Any]
@@ -50,6 +52,9 @@ KID_SUBSET = 400  # images in each of KID's subsets, or all where there are fewe
 # Heun's costs take 50 times the evaluations of Euler's: they are measured on fewer noises.
 HEUN_SAMPLES = 32
 REFINE_STARTS = ("l2_squared", "uniform")
+# What ``auto`` compares, on twice as many noises as the others are searched on.
+CANDIDATES = ("uniform", "l2_squared", "l2", "minimax", "gits", "oss", "refine")
+HELD_OUT = 2
 # For the estimate: passes over all knots that a refinement takes from a start.
 REFINE_SWEEPS = 4
 
@@ -73,6 +78,7 @@ class Bench:
     frequencies: of the labels of a conditional network, None for one without.
     features: from images, (N, C, H, W) uint8, and a seed to the metrics of an extractor.
     params: how students are trained; None where there are none.
+    distance: what ``refine`` and ``auto`` go by, to given final states.
     setting: what every row depends on.
     """
 
@@ -83,6 +89,7 @@ class Bench:
     features: Callable[[Tensor, int], Row]
     params: "Params | None"
     grid: Times
+    distance: Callable[[Tensor], Distance]
     samples: int
     search_samples: int
     batch_size: int
@@ -139,6 +146,12 @@ class Bench:
                 elif cell.objective == "refine":
                     # Two moves of each knot, each with half of the steps to do again.
                     total += len(REFINE_STARTS) * REFINE_SWEEPS * steps**2 * self.search_samples
+                elif cell.objective == "auto":
+                    if (cell.solver, "auto") not in searched:
+                        total += 2 * n * self.search_samples
+                        searched.add((cell.solver, "auto"))
+                    # As many candidates as objectives, on twice the noise.
+                    total += 2 * len(CANDIDATES) * steps * self.search_samples
                 elif cell.objective == "oss" and (cell.solver, "oss") not in searched:
                     total += budget * n * self.search_samples
                     searched.add((cell.solver, "oss"))
@@ -204,6 +217,15 @@ class Seed:
         return self.ends("euler", self.bench.grid, self.search_noise)
 
     @cached_property
+    def held_out(self) -> Reference:
+        """The reference path's ends on noise that nothing is searched on."""
+        bench = self.bench
+        noise, labels = bench.noise(self.seed + CHOOSE, HELD_OUT * bench.search_samples)
+        return roll_out(
+            bench.velocity, noise, bench.grid, batch_size=bench.batch_size, labels=labels
+        )
+
+    @cached_property
     def noise(self) -> tuple[Tensor, Tensor | None]:
         return self.bench.noise(self.seed + EVALUATE, self.bench.samples)
 
@@ -247,6 +269,11 @@ class Seed:
             "energy": energy(self.search_ends),
         }
 
+    @cached_property
+    def to_search(self) -> Distance:
+        """The distance that searches go by, to the reference path's ends on the search noise."""
+        return self.bench.distance(self.search_ends)
+
     def ends(
         self,
         solver: str,
@@ -274,11 +301,11 @@ class Seed:
         on: Row = {"solver": solver, "batch_size": bench.batch_size, "labels": labels}
         samples, shared = len(noise), True
         # Made before the clock starts: searches share it.
-        matrix, distance = self.matrix, self.to_ends["sliced_wasserstein"]
+        matrix, distance = self.matrix, self.to_search
         heun = self.heun_costs if solver == "heun" else None
-        starts = [] if objective != "refine" else [
-            self.search(solver, name, budget)["indices"] for name in REFINE_STARTS
-        ]  # fmt: skip
+        before_it = {"refine": REFINE_STARTS, "auto": CANDIDATES}.get(objective, ())
+        others = {name: self.search(solver, name, budget) for name in before_it}
+        held_out = self.held_out if objective == "auto" else None
         budgets = sorted({
             cell.budget for cell in self.cells
             if (cell.solver, cell.objective) == (solver, objective)
@@ -292,8 +319,17 @@ class Seed:
             found = {budget: nearest_indices(bench.grid, steps)}
             shared, path = False, 0
         elif objective == "refine":
+            starts = [row["indices"] for row in others.values()]
             best = refine(bench.velocity, noise, bench.grid, starts, distance, **on)
             found, shared = {budget: best.indices}, False
+        elif held_out is not None:
+            candidates = {name: row["indices"] for name, row in others.items()}
+            choice = choose(
+                bench.velocity, bench.grid, candidates, held_out, distance=bench.distance,
+                solver=solver, batch_size=bench.batch_size,
+            )  # fmt: skip
+            found, shared = {budget: choice.indices}, False
+            path += HELD_OUT * n
         elif objective == "oss":
             paths = oss_paths(bench.velocity, noise, bench.grid, budgets, **on)
             found, path = {k: paths[k].indices for k in budgets}, 0  # it rolls out its own
@@ -305,12 +341,17 @@ class Seed:
             )
             found = {k: paths[k].indices for k in budgets}
         seconds = time.perf_counter() - start
+        # What its candidates took is part of its search; the forward recursion serves all budgets.
+        theirs = sum(
+            row["search_evaluations"] / (len(budgets) if row["search_shared"] else 1)
+            for row in (others.values() if objective == "auto" else ())
+        )
         return {
             (solver, objective, k): {
                 "indices": list(indices),
                 "search_samples": 0 if objective == "uniform" else samples,
                 "search_path": path,
-                "search_evaluations": round((bench.velocity.samples - before) / samples),
+                "search_evaluations": round((bench.velocity.samples - before) / samples + theirs),
                 "search_shared": shared,
                 "search_seconds": round(seconds / len(found), 3),
             }
@@ -417,6 +458,7 @@ def load_bench(
     params: "Params | None",
     cache: Path,
     grid: int,
+    distance: str,
     samples: int,
     search_samples: int,
     batch_size: int,
@@ -424,7 +466,8 @@ def load_bench(
 ) -> Bench:
     """The network and the real images. ``cache``: a folder for the features of the latter.
 
-    Without ``features`` nothing of torch-fidelity is imported."""
+    Without ``features`` nothing of torch-fidelity is imported. ``distance``: a name of
+    params.yaml's ``schedule.distance``."""
     on = torch.device(device)
     network, card = load_checkpoint(checkpoint)
     if not reference.is_file():
@@ -455,6 +498,7 @@ def load_bench(
         features=metrics,
         params=params,
         grid=uniform(grid),
+        distance=_distance(distance, features, batch_size, on),
         samples=samples,
         search_samples=search_samples,
         batch_size=batch_size,
@@ -465,20 +509,40 @@ def load_bench(
             "reference_samples": len(real),
             **extractor,
             "grid": grid,
+            "distance": distance,
             "samples": samples,
             "search_samples": search_samples,
         },
     )
 
 
+def _distance(
+    name: str, features: Path | None, batch_size: int, on: torch.device
+) -> Callable[[Tensor], Distance]:
+    if name == "features":
+        from boss_core.frechet import feature_function
+
+        if features is None:
+            raise InputError("--features: no such folder; the extractor of --distance needed")
+        of_images = feature_function(_extractor(features), batch_size, on)
+        return partial(feature_frechet, features=of_images)
+    return {"sliced_wasserstein": sliced_wasserstein, "energy": energy}[name]
+
+
+def _extractor(folder: Path) -> "Extractor":
+    from boss_core.frechet import Extractor
+
+    card = json.loads((folder / "card.json").read_text())
+    return Extractor(card["extractor"], folder / card["weights"])
+
+
 def feature_metrics(
     folder: Path, real: np.ndarray, cache: Path, batch_size: int, device: torch.device
 ) -> tuple[Callable[[Tensor, int], Row], Row]:
     """Frechet distance and KID to the real images, and what names the extractor."""
-    from boss_core.frechet import Extractor, evaluate_images
+    from boss_core.frechet import evaluate_images
 
-    card = json.loads((folder / "card.json").read_text())
-    extractor = Extractor(card["extractor"], folder / card["weights"])
+    extractor = _extractor(folder)
 
     def metrics(images: Tensor, seed: int) -> Row:
         found = evaluate_images(

@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from benchmarks.samplers import Cell, main, parsed, plan
 from benchmarks.samplers_page import changes, rank_correlations, verdicts
 from boss_core.checkpoints import load_checkpoint, save_checkpoint
+from boss_core.distances import feature_frechet
 from boss_core.draws import Share
-from boss_core.frechet import Extractor, evaluate_images
+from boss_core.frechet import Extractor, evaluate_images, feature_function
 from boss_core.losses import flow_matching_loss
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.unet import UNet, UNetConfig
@@ -24,9 +25,11 @@ from boss_core.pixels import from_uint8
 from boss_core.sampling import sample_images
 from boss_core.schedules import steps_of
 from boss_core.settings import TrainingSettings
+from boss_core.solvers import euler
 from boss_core.timesteps import uniform
 from boss_core.training import train
-from flows.seeds import EVALUATE
+from boss_core.velocity import sample_noise
+from flows.seeds import COST, EVALUATE
 from tests.conftest import ROOT
 
 GRID, SAMPLES = 12, 60
@@ -94,8 +97,8 @@ def test_every_cell_is_measured_once_with_steps_of_its_budget(folder: Path) -> N
     rows = rows_of(folder)
     cells = [Cell(*cell) for cell in rows[list(Cell._fields)].itertuples(index=False)]
     assert cells == list(plan(parsed(arguments(folder))))
-    # Two seeds of 2 floors, two budgets of 7 + 7 + 2 samplers; four students of one seed.
-    assert len(cells) == 2 * (2 + 2 * 16) + 4
+    # Two seeds of 2 floors, two budgets of 8 + 8 + 2 samplers; four students of one seed.
+    assert len(cells) == 2 * (2 + 2 * 18) + 4
     for row in rows[~rows["floor"]].itertuples():
         assert (row.indices[0], row.indices[-1]) == (0, GRID)
         assert len(row.indices) - 1 == steps_of(row.budget, row.solver)
@@ -114,6 +117,10 @@ def test_each_objective_is_lowest_at_its_own_schedule(folder: Path) -> None:
         if solver != "heun":
             distance = by_name["predicted_sliced_wasserstein"]
             assert distance["refine"] <= distance[["l2_squared", "uniform"]].min() * (1 + 1e-5)
+            others = by_name.drop(index="auto")["indices"].map(tuple)
+            assert tuple(by_name.at["auto", "indices"]) in set(others)
+            evaluations = by_name["search_evaluations"]
+            assert evaluations["auto"] > evaluations["refine"]
     assert (rows[rows["floor"] & (rows["solver"] == "euler")]["endpoint_error"] == 0).all()
 
 
@@ -198,8 +205,29 @@ def test_without_an_extractor_torch_fidelity_is_not_needed(folder: Path) -> None
     rows, with_features = rows_of(folder, "other"), rows_of(folder)
     assert not [name for name in rows if "frechet" in name or "kid" in name]
     same = with_features.merge(rows, on=list(Cell._fields), suffixes=("", "_other"))
-    assert len(same) == len(rows) == 9
+    assert len(same) == len(rows) == 10
     np.testing.assert_allclose(same["energy_other"], same["energy"], rtol=1e-4)
+
+
+def test_searches_may_go_by_features(folder: Path) -> None:
+    given = arguments(folder, "--distance", "features", "--out", str(folder / "featured"))
+    given += ["--budgets", "2", "--seeds", "1", "--solvers", "euler", "--straightened", "--rows"]
+    main([*given, "--objectives", "uniform", "l2_squared", "refine"])
+    rows = rows_of(folder, "featured").set_index("objective")
+    network, _ = load_checkpoint(folder / "teacher")
+    noise = sample_noise(range(16), (1, 8, 8), COST)
+    features = feature_function(
+        Extractor("classifier", folder / "features/classifier.safetensors"), 16, torch.device("cpu")
+    )
+    to_fine = feature_frechet(euler(network, noise, uniform(GRID)), features)
+    found = {
+        name: float(to_fine(euler(network, noise, uniform(GRID)[rows.at[name, "indices"]])[None]))
+        for name in ("uniform", "l2_squared", "refine")
+    }
+    assert found["refine"] <= min(found.values()) * (1 + 1e-4)
+    given[given.index("--features") + 1] = str(folder / "none")
+    with pytest.raises(SystemExit, match="--features: no such folder; the extractor"):
+        main([*given, "--out", str(folder / "none")])
 
 
 def test_changes_verdicts_and_rank_correlations_by_hand() -> None:
