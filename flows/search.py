@@ -305,7 +305,9 @@ def report(
             " ".join(f"{t:.4g}" for t in schedule.timesteps),
         )
     Console(width=None if sys.stdout.isatty() else 110).print(table)
-    if line := knots_line(schedules):
+    if len(matrix.group_gram) == 1:
+        print("one trajectory cannot say how sure errors and knots are: more --samples can")
+    elif line := knots_line(schedules):
         print(line)
     names = ", ".join(f"{budget}.json" for budget in schedules)
     print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
@@ -321,7 +323,7 @@ def gain(schedule: Schedule) -> str:
 
 def knots_line(schedules: Mapping[int, Schedule]) -> str:
     """How sure the knots are that the costs chose: the share of bootstrap resamples that agree on
-    the least sure; empty where there are none, or one trajectory only."""
+    the least sure; empty where there are none."""
     shares = {k: min(of.knot_stability) for k, of in schedules.items() if of.knot_stability}
     if not shares:
         return ""

@@ -338,6 +338,17 @@ def test_a_velocity_that_breaks_its_promise_is_named(boss, returned: str, messag
     assert message in err
 
 
+def test_one_trajectory_has_no_interval(boss) -> None:
+    teacher(Path("net"))
+    arguments = ["--budget", 3, "--grid", 12, "--samples", 1]
+    code, out, err = boss("schedule", "--checkpoint", "net", *arguments)
+    assert (code, err) == (0, "")
+    assert "nan" not in out
+    assert "one trajectory cannot say how sure errors and knots are" in out
+    found = Schedule.from_json(Path("schedules/3.json").read_text())
+    assert found.knot_stability is found.standard_error is None
+
+
 @pytest.mark.parametrize("solver", ["euler", "ab2"])
 @pytest.mark.parametrize("objective", ["l2_squared", "l2", "minimax", "gits"])
 def test_objectives_are_those_of_the_library(boss, solver: str, objective: str) -> None:
