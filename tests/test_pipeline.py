@@ -129,7 +129,15 @@ def test_costs_are_measured_until_the_steps_stay(finished: Project, tmp_path: Pa
     assert settled(matrix, range(2, 11)) == ("cost.max_samples" not in shown)
     assert matrix.samples == 40 or "cost.max_samples" not in shown
 
-    project.set({"cost.samples": 24, "cost.reference": "heun"})
+    # On four steps there are few places for a knot: it is soon sure of them.
+    project.set({"cost.grid": 4, "cost.max_samples": 400, "cost.batch_size": 20})
+    shown = project.run("python", "-m", "flows.stages.cost").stdout
+    few, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
+    assert f"cost: stopped at {few.samples} trajectories: no knot of the paper's" in shown
+    assert few.samples < 400
+    assert settled(few, range(2, 5))
+
+    project.set({"cost.grid": 12, "cost.samples": 24, "cost.reference": "heun"})
     project.run("python", "-m", "flows.stages.cost")
     on_heun, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
     euler, _ = read_cost_matrix(finished.folder / "results" / "cost.npz")
