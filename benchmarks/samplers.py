@@ -30,8 +30,9 @@ from flows.progress import progress
 
 Row = dict[str, Any]
 
+CANDIDATES = ("uniform", "l2_squared", "l2", "minimax", "gits", "oss", "refine")
 # The last takes the nearest of the others on held-out noise (`boss_core.selection`).
-EVERY = ("uniform", "l2_squared", "l2", "minimax", "gits", "oss", "refine", "auto")
+EVERY = (*CANDIDATES, "auto")
 # Which objectives each solver has a search for.
 OBJECTIVES = {
     "euler": EVERY,
@@ -106,7 +107,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def measure(chosen: argparse.Namespace) -> None:
     """Append the rows that are missing."""
-    from benchmarks.samplers_measure import Seed, load_bench
+    from benchmarks.samplers_bench import load_bench
+    from benchmarks.samplers_measure import Seed, evaluations
 
     params = None
     if chosen.straightened:
@@ -140,7 +142,7 @@ def measure(chosen: argparse.Namespace) -> None:
     missing = [cell for cell in planned if cell not in rows.found]
     print(
         f"samplers: {len(missing)} measurements to do, {len(planned) - len(missing)} there; about"
-        f" {bench.evaluations(missing) / 1e6:.1f} million evaluations of the network",
+        f" {evaluations(bench, missing) / 1e6:.1f} million evaluations of the network",
         flush=True,
     )
     start = time.monotonic()

@@ -2,24 +2,21 @@
 
 import copy
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from boss_core.checkpoints import Network, load_checkpoint
+from benchmarks.samplers import CANDIDATES
+from benchmarks.samplers_bench import Bench, Row
+from boss_core.checkpoints import Network
 from boss_core.cost import CostMatrix, estimate_cost_matrix
-from boss_core.distances import Distance, energy, feature_frechet, sliced_wasserstein
-from boss_core.errors import InputError
-from boss_core.files import sha256
+from boss_core.distances import Distance, energy, sliced_wasserstein
 from boss_core.heun_cost import HeunCosts, estimate_heun_costs
 from boss_core.objectives import (
     OBJECTIVES,
@@ -29,146 +26,61 @@ from boss_core.objectives import (
     step_costs,
 )
 from boss_core.oss import oss_paths
-from boss_core.pixels import from_uint8, to_uint8
 from boss_core.refine import refine
 from boss_core.schedules import Schedule, steps_of
 from boss_core.selection import Reference, choose, roll_out
 from boss_core.solvers import SOLVERS, rk45
 from boss_core.straighten import Segments, knot_states
-from boss_core.timesteps import Times, nearest_indices, uniform, union
+from boss_core.timesteps import nearest_indices, uniform, union
 from boss_core.training import train
-from boss_core.velocity import Velocity, sample_labels, sample_noise, with_labels
+from boss_core.velocity import Velocity, sample_labels
 from flows.seeds import CHOOSE, COST, EVALUATE, TRAJECTORIES
 
 if TYPE_CHECKING:
     from benchmarks.samplers import Cell
-    from boss_core.frechet import Extractor
-    from flows.config import Params
 
-Row = dict[str, Any]
 Indices = tuple[int, ...]
 
-KID_SUBSET = 400  # images in each of KID's subsets, or all where there are fewer
 # Heun's costs take 50 times the evaluations of Euler's: they are measured on fewer noises.
 HEUN_SAMPLES = 32
 REFINE_STARTS = ("l2_squared", "uniform")
-# What ``auto`` compares, on twice as many noises as the others are searched on.
-CANDIDATES = ("uniform", "l2_squared", "l2", "minimax", "gits", "oss", "refine")
-HELD_OUT = 2
+HELD_OUT = 2  # of as many noises as others are searched on, ``auto`` compares on so many times
 # For the estimate: passes over all knots that a refinement takes from a start.
 REFINE_SWEEPS = 4
 
 
-class Counted:
-    """A network that counts the samples it is evaluated on, over all its calls."""
-
-    def __init__(self, velocity: Velocity) -> None:
-        self.velocity, self.samples = velocity, 0
-
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, /) -> Tensor:
-        self.samples += len(x)
-        return with_labels(self.velocity, labels)(x, t)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all seeds share.
-
-    real: (R, C, H, W) uint8, on the device.
-    frequencies: of the labels of a conditional network, None for one without.
-    features: from images, (N, C, H, W) uint8, and a seed to the metrics of an extractor.
-    params: how students are trained; None where there are none.
-    distance: what ``refine`` and ``auto`` go by, to given final states.
-    setting: what every row depends on.
-    """
-
-    network: Network
-    velocity: Counted
-    frequencies: Sequence[float] | None
-    real: Tensor
-    features: Callable[[Tensor, int], Row]
-    params: "Params | None"
-    grid: Times
-    distance: Callable[[Tensor], Distance]
-    samples: int
-    search_samples: int
-    batch_size: int
-    device: torch.device
-    setting: Row
-
-    def noise(self, seed: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """(count, C, H, W) start states and their labels, on the device."""
-        shape = tuple(self.real.shape[1:])
-        noise = sample_noise(range(count), shape, seed).to(self.device)
-        if self.frequencies is None:
-            return noise, None
-        labels = sample_labels(
-            range(count), len(self.frequencies), seed, frequencies=self.frequencies
-        )
-        return noise, labels.to(self.device)
-
-    def ends(
-        self, sample: Callable[..., Tensor], velocity: Velocity, start: tuple[Tensor, Tensor | None]
-    ) -> Tensor:
-        """The final states of ``sample(velocity, x)``, batch by batch."""
-        noise, labels = start
-        parts = []
-        for first in range(0, len(noise), self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            of_batch = with_labels(velocity, None if labels is None else labels[rows])
-            parts.append(sample(of_batch, noise[rows]))
-        return torch.cat(parts)
-
-    @cached_property
-    def apart(self) -> dict[str, Distance]:
-        """Distances to the real images. Sliced Wasserstein takes as many of them as samples."""
-        count = min(len(self.real), self.samples)
-        rows = np.linspace(0, len(self.real) - 1, count).round().astype(int)
-        real = from_uint8(self.real[torch.from_numpy(rows).to(self.device)])
-        return {"sliced_wasserstein": sliced_wasserstein(real), "energy": energy(real)}
-
-    def evaluations(self, cells: Sequence["Cell"]) -> int:
-        """About how many evaluations on one sample these measurements and their searches take."""
-        n, total = len(self.grid) - 1, 0
-        budget = max((cell.budget for cell in cells if cell.objective == "oss"), default=0)
-        for _, of_seed in itertools.groupby(cells, key=lambda cell: cell.seed):
-            total += n * (2 * self.search_samples + self.samples)
-            searched: set[tuple[str, str]] = set()
-            for cell in of_seed:
-                steps = cell.budget or n
-                total += steps * (self.samples + self.search_samples)
-                if cell.network == "student" and self.params is not None:
-                    training = self.params.finetune.training
-                    total += 3 * training.iterations * training.batch_size
-                    if ("student", "") not in searched:
-                        total += n * self.params.trajectories.samples
-                        searched.add(("student", ""))
-                elif cell.objective == "refine":
-                    # Two moves of each knot, each with half of the steps to do again.
-                    total += len(REFINE_STARTS) * REFINE_SWEEPS * steps**2 * self.search_samples
-                elif cell.objective == "auto":
-                    if (cell.solver, "auto") not in searched:
-                        total += 2 * n * self.search_samples
-                        searched.add((cell.solver, "auto"))
-                    # As many candidates as objectives, on twice the noise.
-                    total += 2 * len(CANDIDATES) * steps * self.search_samples
-                elif cell.objective == "oss" and (cell.solver, "oss") not in searched:
-                    total += budget * n * self.search_samples
-                    searched.add((cell.solver, "oss"))
-                elif cell.solver == "heun" and ("heun", "") not in searched:
-                    total += n * n // 2 * min(HEUN_SAMPLES, self.search_samples)
-                    searched.add(("heun", ""))
-        return total
-
-    def quality(self, ends: Tensor, fine: Tensor, seed: int) -> Row:
-        """The metrics of final states, as the images that they are shown as."""
-        images = to_uint8(ends)
-        found = self.features(images, seed)
-        shown = from_uint8(images)
-        count = min(len(self.real), self.samples)
-        found |= {name: float(apart(shown[None, :count])) for name, apart in self.apart.items()}
-        found["endpoint_error"] = float((ends - fine).double().square().mean().sqrt())
-        return found
+def evaluations(bench: Bench, cells: Sequence["Cell"]) -> int:
+    """About how many evaluations on one sample these measurements and their searches take."""
+    n, total = len(bench.grid) - 1, 0
+    budget = max((cell.budget for cell in cells if cell.objective == "oss"), default=0)
+    for _, of_seed in itertools.groupby(cells, key=lambda cell: cell.seed):
+        total += n * (2 * bench.search_samples + bench.samples)
+        searched: set[tuple[str, str]] = set()
+        for cell in of_seed:
+            steps = cell.budget or n
+            total += steps * (bench.samples + bench.search_samples)
+            if cell.network == "student" and bench.params is not None:
+                training = bench.params.finetune.training
+                total += 3 * training.iterations * training.batch_size
+                if ("student", "") not in searched:
+                    total += n * bench.params.trajectories.samples
+                    searched.add(("student", ""))
+            elif cell.objective == "refine":
+                # Two moves of each knot, each with half of the steps to do again.
+                total += len(REFINE_STARTS) * REFINE_SWEEPS * steps**2 * bench.search_samples
+            elif cell.objective == "auto":
+                if (cell.solver, "auto") not in searched:
+                    total += 2 * n * bench.search_samples
+                    searched.add((cell.solver, "auto"))
+                # As many candidates as objectives, on twice the noise.
+                total += 2 * len(CANDIDATES) * steps * bench.search_samples
+            elif cell.objective == "oss" and (cell.solver, "oss") not in searched:
+                total += budget * n * bench.search_samples
+                searched.add((cell.solver, "oss"))
+            elif cell.solver == "heun" and ("heun", "") not in searched:
+                total += n * n // 2 * min(HEUN_SAMPLES, bench.search_samples)
+                searched.add(("heun", ""))
+    return total
 
 
 class Seed:
@@ -448,115 +360,3 @@ class Seed:
             network, loss, settings, precision=compute.precision, compile=compute.compile
         )
         return trained.network
-
-
-def load_bench(
-    *,
-    checkpoint: Path,
-    reference: Path,
-    features: Path | None,
-    params: "Params | None",
-    cache: Path,
-    grid: int,
-    distance: str,
-    samples: int,
-    search_samples: int,
-    batch_size: int,
-    device: str,
-) -> Bench:
-    """The network and the real images. ``cache``: a folder for the features of the latter.
-
-    Without ``features`` nothing of torch-fidelity is imported. ``distance``: a name of
-    params.yaml's ``schedule.distance``."""
-    on = torch.device(device)
-    network, card = load_checkpoint(checkpoint)
-    if not reference.is_file():
-        raise InputError(f"{reference}: no such file; real images, uint8 (N, C, H, W), needed")
-    real = np.load(reference)
-    shape = network.config.sample_shape
-    if real.dtype != np.uint8 or real.shape[1:] != shape:
-        raise InputError(
-            f"{reference}: {real.dtype} of shape {real.shape}; uint8 of shape (N, {shape}) needed"
-        )
-    frequencies = None
-    if network.config.classes is not None:
-        counts = checkpoint / "labels.json"
-        frequencies = (
-            json.loads(counts.read_text())["counts"]
-            if counts.exists() else [1] * network.config.classes
-        )  # fmt: skip
-    metrics: Callable[[Tensor, int], Row] = lambda images, seed: {}  # noqa: E731
-    extractor: Row = {"extractor": None, "extractor_hash": None}
-    if features is not None:
-        metrics, extractor = feature_metrics(features, real, cache, batch_size, on)
-    network = network.to(on)
-    return Bench(
-        network=network,
-        velocity=Counted(network),
-        frequencies=frequencies,
-        real=torch.from_numpy(real).to(on),
-        features=metrics,
-        params=params,
-        grid=uniform(grid),
-        distance=_distance(distance, features, batch_size, on),
-        samples=samples,
-        search_samples=search_samples,
-        batch_size=batch_size,
-        device=on,
-        setting={
-            "checkpoint": card.weights_sha256,
-            "reference": sha256(reference),
-            "reference_samples": len(real),
-            **extractor,
-            "grid": grid,
-            "distance": distance,
-            "samples": samples,
-            "search_samples": search_samples,
-        },
-    )
-
-
-def _distance(
-    name: str, features: Path | None, batch_size: int, on: torch.device
-) -> Callable[[Tensor], Distance]:
-    if name == "features":
-        from boss_core.frechet import feature_function
-
-        if features is None:
-            raise InputError("--features: no such folder; the extractor of --distance needed")
-        of_images = feature_function(_extractor(features), batch_size, on)
-        return partial(feature_frechet, features=of_images)
-    return {"sliced_wasserstein": sliced_wasserstein, "energy": energy}[name]
-
-
-def _extractor(folder: Path) -> "Extractor":
-    from boss_core.frechet import Extractor
-
-    card = json.loads((folder / "card.json").read_text())
-    return Extractor(card["extractor"], folder / card["weights"])
-
-
-def feature_metrics(
-    folder: Path, real: np.ndarray, cache: Path, batch_size: int, device: torch.device
-) -> tuple[Callable[[Tensor, int], Row], Row]:
-    """Frechet distance and KID to the real images, and what names the extractor."""
-    from boss_core.frechet import evaluate_images
-
-    extractor = _extractor(folder)
-
-    def metrics(images: Tensor, seed: int) -> Row:
-        found = evaluate_images(
-            images.cpu().numpy(),
-            real,
-            extractor,
-            cache=cache,
-            kid_subset_size=min(KID_SUBSET, len(images), len(real)),
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            precision_recall=False,
-        )
-        kept = (extractor.frechet_name, f"kid_{extractor.name}")
-        return {name: found[name] for name in kept}
-
-    return metrics, {"extractor": extractor.name, "extractor_hash": extractor.hash}

@@ -20,6 +20,7 @@ class HeldOut(BaseModel):
     gain: by how much nearer than those of ``l2_squared`` they are, as a share of that distance;
         standard_error: of it. Steps of the winner are chosen only where the gain is more than
         chance (`boss_core.selection.choose`).
+    rivals: the number of different steps beside those of ``l2_squared``; more ask for more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class HeldOut(BaseModel):
     winner: str
     gain: float
     standard_error: float
+    rivals: int
 
 
 class Schedule(BaseModel):

@@ -64,6 +64,7 @@ class Choice:
     gain: by how much the winner is nearer than the baseline there, as a share of the baseline's
         distance; 0 when it is the baseline.
     standard_error: of ``gain``, by the jackknife over blocks of the test noise.
+    rivals: the number of different steps beside the baseline's, which the bar depends on.
     distances: of every candidate, on the whole test noise; infinite where samples are.
     candidates: the grid indices of every candidate.
     evaluations: network evaluations that refinement took for one sample of the selection noise.
@@ -74,6 +75,7 @@ class Choice:
     winner: str
     gain: float
     standard_error: float
+    rivals: int
     distances: dict[str, float]
     candidates: dict[str, Indices]
     evaluations: int = 0
@@ -222,6 +224,7 @@ def _choice(
         winner=winner,
         gain=float(gain),
         standard_error=error,
+        rivals=rivals,
         distances=distances,
         candidates=candidates,
         evaluations=evaluations,

@@ -3,12 +3,14 @@
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from boss_core.bellman import Path, optimal_paths
 from boss_core.cost import CostMatrix
-from boss_core.distances import Distance
+from boss_core.distances import Distance, energy, feature_frechet, sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.objectives import OBJECTIVES, optimal_steps
 from boss_core.oss import oss_paths
@@ -68,6 +70,29 @@ def chosen_steps(
     return search.best_of_all(near, search.ends(*noise(True)))
 
 
+def distance_named(
+    name: str, extractor: pathlib.Path, batch_size: int, on: torch.device
+) -> Callable[[Tensor], Distance]:
+    """What makes the distance of that name, of ``schedule.distance``, to given samples.
+
+    extractor: the folder of the one behind ``features``, which sees so many samples at once.
+    """
+    match name:
+        case "sliced_wasserstein":
+            return sliced_wasserstein
+        case "energy":
+            return energy
+        case "features":
+            # torch-fidelity takes a second to import.
+            from boss_core.frechet import feature_function
+            from flows.extractor import read_extractor
+
+            features = feature_function(read_extractor(extractor), batch_size, on)
+            return partial(feature_frechet, features=features)
+        case _:
+            raise InputError(f"distance: {name!r}; sliced_wasserstein, energy or features needed")
+
+
 def from_costs(
     matrix: CostMatrix, budgets: Sequence[int], settings: ScheduleSearch
 ) -> Iterator[tuple[int, Chosen]]:
@@ -116,7 +141,12 @@ def knot_stability(
 def chosen_by(choice: Choice, budget: int, solver: str) -> Chosen:
     """What ``auto`` makes of a comparison; a printed line says how it came to it."""
     print(f"schedule: K = {budget}, {solver}: {_verdict(choice)}", flush=True)
-    held_out = HeldOut(winner=choice.winner, gain=choice.gain, standard_error=choice.standard_error)
+    held_out = HeldOut(
+        winner=choice.winner,
+        gain=choice.gain,
+        standard_error=choice.standard_error,
+        rivals=choice.rivals,
+    )
     return Chosen(choice.objective, choice.indices, held_out)
 
 

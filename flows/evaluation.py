@@ -7,15 +7,16 @@ from numpy.typing import ArrayLike
 
 from boss_core.checkpoints import Network
 from boss_core.errors import InputError
-from boss_core.frechet import Extractor, evaluate_images, image_hash
+from boss_core.frechet import evaluate_images, image_hash
 from boss_core.sampling import sample_images
 from flows import paths
 from flows.config import Params
 from flows.energy import Usage, measured
+from flows.extractor import read_extractor
 from flows.grids import write_grid
 from flows.labels import draw_labels
 from flows.progress import progress
-from flows.records import read_images, read_json
+from flows.records import read_images
 from flows.seeds import EVALUATE
 
 
@@ -24,8 +25,7 @@ class Evaluation:
 
     def __init__(self, params: Params, on: torch.device) -> None:
         self.params, self.on = params, on
-        card = read_json(paths.FEATURES / "card.json")
-        self.extractor = Extractor(card["extractor"], paths.FEATURES / card["weights"])
+        self.extractor = read_extractor(paths.FEATURES)
         images = read_images("train").images
         count = params.evaluate.reference_samples
         if len(images) < count:

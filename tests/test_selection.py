@@ -8,6 +8,7 @@ import torch
 from boss_core.distances import energy, sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.refine import refine
+from boss_core.schedules import HeldOut
 from boss_core.selection import (
     BLOCKS,
     Reference,
@@ -41,6 +42,10 @@ def select(candidates, test=TEST, **changes):
 def needed(rivals: int) -> float:
     """The standard errors that a gain has to exceed: Student's t, over the number of rivals."""
     return float(scipy.stats.t.ppf(1 - 0.025 / rivals, BLOCKS - 1))
+
+
+def beyond_chance(found: HeldOut) -> bool:
+    return found.rivals > 0 and found.gain > needed(found.rivals) * found.standard_error
 
 
 def along_first(ends: torch.Tensor):
@@ -115,6 +120,7 @@ def test_the_nearest_on_the_test_noise_wins_and_the_more_rivals_the_clearer_it_h
         steps = dict(list(paths.items())[:count])
         found = choose_sampled(sample, 40, steps, TEST, distance=energy)
         assert found.winner == min(found.distances, key=lambda name: found.distances[name])
+        assert found.rivals == count - 1
         sure = found.gain > needed(rivals=count - 1) * found.standard_error
         assert found.objective == (found.winner if sure else "l2_squared")
         outcomes.append((found.winner, found.gain, found.standard_error))
@@ -164,10 +170,13 @@ def test_search_adds_the_refined_steps_and_counts_them() -> None:
     )  # fmt: skip
     assert found.candidates == {**candidates, "refine": expected.indices}
     assert found.evaluations == expected.evaluations == sum(samples) / len(SELECTION.noise)
-    # On other noise the refined steps need not be the nearest.
-    assert found.distances["refine"] < found.distances["l2_squared"]
-    nearest = min(found.distances, key=lambda name: found.distances[name])
-    assert found.objective == found.winner == nearest
+    to_test = sliced_wasserstein(TEST.ends)
+    for name, path in found.candidates.items():
+        ends = ab2(mixture_velocity, TEST.noise, GRID[list(path)])
+        assert found.distances[name] == pytest.approx(float(to_test(ends[None])), rel=1e-5)
+    # Nearest on the noise of the search, the refined steps need not be so on other noise.
+    assert found.distances["late"] < found.distances["refine"] < found.distances["l2_squared"]
+    assert found.objective == found.winner == "late"
     assert found.gain > needed(rivals=2) * found.standard_error > 0
 
 

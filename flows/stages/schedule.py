@@ -2,33 +2,30 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from boss_core import distances, timesteps
+from boss_core import timesteps
 from boss_core.bellman import optimal_paths, path_cost
 from boss_core.checkpoints import Network, load_checkpoint
 from boss_core.cost import CostMatrix
-from boss_core.distances import Distance
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
-from boss_core.frechet import Extractor, feature_function
 from boss_core.objectives import OBJECTIVES, group_step_costs
 from boss_core.schedules import HeldOut, Schedule
 from boss_core.uncertainty import Stability, bootstrap, predicted_error
 from boss_core.velocity import sample_noise
 from flows import paths
-from flows.chosen import Chosen, chosen_steps, knot_stability
+from flows.chosen import Chosen, chosen_steps, distance_named, knot_stability
 from flows.config import Params, ScheduleSearch
 from flows.costs import read_cost_matrix
 from flows.energy import Usage, measured
 from flows.labels import draw_labels
-from flows.records import read_json, write_json
+from flows.records import write_json
 from flows.runtime import device, run_stage
 from flows.seeds import CHOOSE
 from flows.usage import write_usage
@@ -147,23 +144,9 @@ def choose(
         start = sample_noise(rows, network.config.sample_shape, seed).to(on)
         return start, None if labels is None else labels[rows.start : rows.stop].to(on)
 
-    return chosen_steps(
-        network, matrix, params.budgets, params.schedule, noise, _distance(params.schedule, on)
-    )
-
-
-def _distance(settings: ScheduleSearch, on: torch.device) -> Callable[[Tensor], Distance]:
-    """What makes the distance of params.yaml to given samples of the teacher."""
-    match settings.distance:
-        case "sliced_wasserstein":
-            return distances.sliced_wasserstein
-        case "energy":
-            return distances.energy
-        case "features":
-            card = read_json(paths.FEATURES / "card.json")
-            extractor = Extractor(card["extractor"], paths.FEATURES / card["weights"])
-            features = feature_function(extractor, settings.batch_size, on)
-            return partial(distances.feature_frechet, features=features)
+    settings = params.schedule
+    distance = distance_named(settings.distance, paths.FEATURES, settings.batch_size, on)
+    return chosen_steps(network, matrix, params.budgets, settings, noise, distance)
 
 
 def stability(found: Stability) -> dict[str, float]:
