@@ -1,7 +1,7 @@
 """Images from a velocity and a schedule."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 
 import numpy as np
@@ -13,6 +13,10 @@ from boss_core.errors import InputError
 from boss_core.pixels import to_uint8
 from boss_core.solvers import SOLVERS
 from boss_core.velocity import Velocity, check_labels, sample_noise, with_labels
+
+# Threads that draw noise for a GPU: beside the launches one takes some 0.1 s for 1,000 images of
+# CIFAR-10, as long as six passes of a small network. A CPU's cores have the network to run.
+_DRAWING = 4
 
 
 def sample_images(
@@ -43,9 +47,15 @@ def sample_images(
         range(start, min(start + batch_size, samples)) for start in range(0, samples, batch_size)
     ]
 
-    def draw(rows: range) -> Tensor:
-        noise = sample_noise(rows, shape, seed)
-        return noise.pin_memory() if device.type == "cuda" else noise
+    on_cuda = device.type == "cuda"
+    threads = _DRAWING if on_cuda else 1
+
+    def draw(rows: range) -> list[Future[Tensor]]:
+        size = -(-len(rows) // threads)
+        return [
+            pool.submit(sample_noise, rows[at : at + size], shape, seed)
+            for at in range(0, len(rows), size)
+        ]
 
     def keep(rows: range, pixels: Tensor, copied: torch.cuda.Event | None) -> None:
         if copied is not None:
@@ -57,16 +67,16 @@ def sample_images(
     # The noise of the next batch is drawn while the device works on this one, and the images of
     # the batch before are kept once this one's work is under way, so that a GPU never waits.
     before: tuple[range, Tensor, torch.cuda.Event | None] | None = None
-    with ThreadPoolExecutor(1) as pool:
-        drawn = pool.submit(draw, batches[0])
+    with ThreadPoolExecutor(threads) as pool:
+        drawn = draw(batches[0])
         for rows, following in zip_longest(batches, batches[1:]):
-            noise = drawn.result().to(device, non_blocking=True)
+            noise = torch.cat([part.result() for part in drawn])
             if following is not None:
-                drawn = pool.submit(draw, following)
+                drawn = draw(following)
+            noise = (noise.pin_memory() if on_cuda else noise).to(device, non_blocking=True)
             of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
             x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
             pixels = to_uint8(x).to("cpu", non_blocking=True)
-            on_cuda = device.type == "cuda"
             copied = torch.cuda.current_stream(device).record_event() if on_cuda else None
             if before is not None:
                 keep(*before)
