@@ -8,7 +8,7 @@ where it was, and a wider one (more seeds, budgets, students) measures only what
 end ``docs/results/samplers.md`` with its plots and ``samplers.csv`` are written; ``--page`` does
 nothing else, and ``--rows`` leaves it out. Text on the page outside the marks is kept.
 
-About 28 million evaluations of the network for what is measured by default, without students. On
+About NN million evaluations of the network for what is measured by default, without students. On
 a small network and a CPU a process for each core, with a thread each (``OMP_NUM_THREADS=1``), is
 faster than one with all: ``--rows --seeds 3`` beside ``--rows --first-seed 3 --seeds 2``, then
 ``--page``.
@@ -30,9 +30,12 @@ from flows.progress import progress
 
 Row = dict[str, Any]
 
-CANDIDATES = ("uniform", "l2_squared", "l2", "minimax", "gits", "oss", "refine")
-# The last takes the nearest of the others on held-out noise (`boss_core.selection`).
-EVERY = (*CANDIDATES, "auto")
+CANDIDATES = ("uniform", "l2_squared", "l2", "minimax", "gits", "oss")
+# Searches by a distance between samples, and which it is; then ``auto``, which takes the nearest of
+# the candidates and of one refinement by the same distance, on held-out noise.
+REFINED = {"refine": "sliced_wasserstein", "refine_features": "features"}
+AUTO = {"auto": "refine", "auto_features": "refine_features"}
+EVERY = (*CANDIDATES, *REFINED, *AUTO)
 # Which objectives each solver has a search for.
 OBJECTIVES = {
     "euler": EVERY,
@@ -76,7 +79,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=Path, default=Path("models/teacher"), help="a network's folder")
     add("--reference", type=Path, default=Path("data/train.npy"), help="real images, uint8 NCHW")
     add("--features", type=Path, default=Path("models/features"),
-        help="extractor of Frechet distance and KID; without it, other distances only")  # fmt: skip
+        help="extractor of Frechet distance and KID; without it, other distances only, and no"
+        " searches by features")  # fmt: skip
     add("--budgets", type=int, nargs="+", default=list(range(2, 11)), metavar="K")
     add("--solvers", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
     add("--objectives", nargs="+", default=list(EVERY), choices=EVERY)
@@ -88,12 +92,6 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--params", type=Path, default=Path("params.yaml"), help="how students are trained")
     add("--samples", type=int, default=2000, help="images behind every metric")
     add("--search-samples", type=int, default=256, help="noises that schedules are searched on")
-    add(
-        "--distance",
-        default="sliced_wasserstein",
-        choices=("sliced_wasserstein", "energy", "features"),
-        help="what refine and auto go by; features: of --features, Frechet",
-    )
     add("--grid", type=int, default=100, help="steps of the reference path")
     add("--batch-size", type=int, default=500)
     add("--device", default="cpu", choices=("cpu", "cuda"))
@@ -130,7 +128,6 @@ def measure(chosen: argparse.Namespace) -> None:
         params=params,
         cache=chosen.out / "features",
         grid=chosen.grid,
-        distance=chosen.distance,
         samples=chosen.samples,
         search_samples=chosen.search_samples,
         batch_size=chosen.batch_size,
@@ -161,6 +158,11 @@ def measure(chosen: argparse.Namespace) -> None:
 
 def plan(chosen: argparse.Namespace) -> Iterator[Cell]:
     """All measurements in order. A seed's students come last: they use its schedules."""
+    featured = chosen.features.is_dir()
+    objectives = [
+        name for name in chosen.objectives
+        if featured or REFINED.get(AUTO.get(name, name)) != "features"
+    ]  # fmt: skip
     for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
         for solver in chosen.floors:
             yield Cell(seed, "teacher", solver, "floor", 0 if solver == "rk45" else chosen.grid)
@@ -168,7 +170,7 @@ def plan(chosen: argparse.Namespace) -> Iterator[Cell]:
             for budget in chosen.budgets:
                 if budget % EVALUATIONS[solver]:
                     continue
-                for objective in chosen.objectives:
+                for objective in objectives:
                     if objective in OBJECTIVES[solver]:
                         yield Cell(seed, "teacher", solver, objective, budget)
         if seed < chosen.student_seeds:

@@ -1,7 +1,7 @@
 """What all seeds of `benchmarks/samplers.py` share: the network, the real images, the metrics."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ class Bench:
     frequencies: of the labels of a conditional network, None for one without.
     features: from images, (N, C, H, W) uint8, and a seed to the metrics of an extractor.
     params: how students are trained; None where there are none.
-    distance: what ``refine`` and ``auto`` go by, to given final states.
+    distances: what searches go by, each to given final states, by its name.
     setting: what every row depends on.
     """
 
@@ -58,7 +58,7 @@ class Bench:
     features: Callable[[Tensor, int], Row]
     params: "Params | None"
     grid: Times
-    distance: Callable[[Tensor], Distance]
+    distances: Mapping[str, Callable[[Tensor], Distance]]
     samples: int
     search_samples: int
     batch_size: int
@@ -115,7 +115,6 @@ def load_bench(
     params: "Params | None",
     cache: Path,
     grid: int,
-    distance: str,
     samples: int,
     search_samples: int,
     batch_size: int,
@@ -123,8 +122,7 @@ def load_bench(
 ) -> Bench:
     """The network and the real images. ``cache``: a folder for the features of the latter.
 
-    Without ``features`` nothing of torch-fidelity is imported. ``distance``: a name of
-    params.yaml's ``schedule.distance``."""
+    Without ``features`` nothing of torch-fidelity is imported."""
     on = torch.device(device)
     network, card = load_checkpoint(checkpoint)
     if not reference.is_file():
@@ -143,11 +141,14 @@ def load_bench(
             if counts.exists() else [1] * network.config.classes
         )  # fmt: skip
     metrics: Callable[[Tensor, int], Row] = lambda images, seed: {}  # noqa: E731
-    if distance == "features" and features is None:
-        raise InputError("--features: no such folder; the extractor of --distance needed")
+    distances: dict[str, Callable[[Tensor], Distance]] = {
+        "sliced_wasserstein": sliced_wasserstein,
+        "energy": energy,
+    }
     extractor: Row = {"extractor": None, "extractor_hash": None}
     if features is not None:
         metrics, extractor = feature_metrics(features, real, cache, batch_size, on)
+        distances["features"] = distance_named("features", features, batch_size, on)
     network = network.to(on)
     return Bench(
         network=network,
@@ -157,7 +158,7 @@ def load_bench(
         features=metrics,
         params=params,
         grid=uniform(grid),
-        distance=distance_named(distance, features or Path(), batch_size, on),
+        distances=distances,
         samples=samples,
         search_samples=search_samples,
         batch_size=batch_size,
@@ -168,7 +169,6 @@ def load_bench(
             "reference_samples": len(real),
             **extractor,
             "grid": grid,
-            "distance": distance,
             "samples": samples,
             "search_samples": search_samples,
         },

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from benchmarks.samplers import CANDIDATES
+from benchmarks.samplers import AUTO, CANDIDATES, REFINED
 from benchmarks.samplers_bench import Bench, Row
 from boss_core.checkpoints import Network
 from boss_core.cost import CostMatrix, estimate_cost_matrix
-from boss_core.distances import Distance, energy, sliced_wasserstein
+from boss_core.distances import Distance
 from boss_core.heun_cost import HeunCosts, estimate_heun_costs
 from boss_core.objectives import (
     OBJECTIVES,
@@ -65,15 +65,14 @@ def evaluations(bench: Bench, cells: Sequence["Cell"]) -> int:
                 if ("student", "") not in searched:
                     total += n * bench.params.trajectories.samples
                     searched.add(("student", ""))
-            elif cell.objective == "refine":
+            elif cell.objective in REFINED:
                 # Two moves of each knot, each with half of the steps to do again.
                 total += len(REFINE_STARTS) * REFINE_SWEEPS * steps**2 * bench.search_samples
-            elif cell.objective == "auto":
-                if (cell.solver, "auto") not in searched:
-                    total += 2 * n * bench.search_samples
-                    searched.add((cell.solver, "auto"))
-                # As many candidates as objectives, on twice the noise.
-                total += 2 * len(CANDIDATES) * steps * bench.search_samples
+            elif cell.objective in AUTO:
+                if ("auto", "") not in searched:
+                    total += HELD_OUT * n * bench.search_samples
+                    searched.add(("auto", ""))
+                total += HELD_OUT * (len(CANDIDATES) + 1) * steps * bench.search_samples
             elif cell.objective == "oss" and (cell.solver, "oss") not in searched:
                 total += budget * n * bench.search_samples
                 searched.add((cell.solver, "oss"))
@@ -176,15 +175,7 @@ class Seed:
     @cached_property
     def to_ends(self) -> dict[str, Distance]:
         """Distances to the reference path's ends on the search noise."""
-        return {
-            "sliced_wasserstein": sliced_wasserstein(self.search_ends),
-            "energy": energy(self.search_ends),
-        }
-
-    @cached_property
-    def to_search(self) -> Distance:
-        """The distance that searches go by, to the reference path's ends on the search noise."""
-        return self.bench.distance(self.search_ends)
+        return {name: to(self.search_ends) for name, to in self.bench.distances.items()}
 
     def ends(
         self,
@@ -213,11 +204,13 @@ class Seed:
         on: Row = {"solver": solver, "batch_size": bench.batch_size, "labels": labels}
         samples, shared = len(noise), True
         # Made before the clock starts: searches share it.
-        matrix, distance = self.matrix, self.to_search
+        matrix, to_ends = self.matrix, self.to_ends
         heun = self.heun_costs if solver == "heun" else None
-        before_it = {"refine": REFINE_STARTS, "auto": CANDIDATES}.get(objective, ())
+        before_it: tuple[str, ...] = REFINE_STARTS if objective in REFINED else ()
+        if objective in AUTO:
+            before_it = (*CANDIDATES, AUTO[objective])
         others = {name: self.search(solver, name, budget) for name in before_it}
-        held_out = self.held_out if objective == "auto" else None
+        held_out = self.held_out if objective in AUTO else None
         budgets = sorted({
             cell.budget for cell in self.cells
             if (cell.solver, cell.objective) == (solver, objective)
@@ -230,14 +223,16 @@ class Seed:
             steps = uniform(steps_of(budget, solver))
             found = {budget: nearest_indices(bench.grid, steps)}
             shared, path = False, 0
-        elif objective == "refine":
+        elif objective in REFINED:
             starts = [row["indices"] for row in others.values()]
+            distance = to_ends[REFINED[objective]]
             best = refine(bench.velocity, noise, bench.grid, starts, distance, **on)
             found, shared = {budget: best.indices}, False
         elif held_out is not None:
             candidates = {name: row["indices"] for name, row in others.items()}
             choice = choose(
-                bench.velocity, bench.grid, candidates, held_out, distance=bench.distance,
+                bench.velocity, bench.grid, candidates, held_out,
+                distance=bench.distances[REFINED[AUTO[objective]]],
                 solver=solver, batch_size=bench.batch_size,
             )  # fmt: skip
             found, shared = {budget: choice.indices}, False
@@ -256,7 +251,7 @@ class Seed:
         # What its candidates took is part of its search; the forward recursion serves all budgets.
         theirs = sum(
             row["search_evaluations"] / (len(budgets) if row["search_shared"] else 1)
-            for row in (others.values() if objective == "auto" else ())
+            for row in (others.values() if objective in AUTO else ())
         )
         return {
             (solver, objective, k): {

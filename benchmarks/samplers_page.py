@@ -41,6 +41,7 @@ def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path, name:
     write_bytes(docs / f"results/{name}.csv", table.to_csv(index=False).encode())
     teacher = rows[rows["network"] == "teacher"]
     few = teacher[~teacher["floor"]]
+    several = few["seed"].nunique() > 1  # of one nothing says what is chance
     images = [plot_score(docs / f"images/{name}-score.png", teacher, score)]
     ranks = rank_correlations(few, score)
     if len(ranks):
@@ -49,8 +50,8 @@ def write_page(rows: pd.DataFrame, setting: dict[str, object], docs: Path, name:
         introduction(rows, setting, score, name),
         *(f"![{title}](../images/{image})" for image, title in images),
         *solver_tables(teacher, score),
-        *winner_tables(few, score),
-        *metric_table(few, columns),
+        *(winner_tables(few, score) if several else []),
+        *(metric_table(few, columns) if several else []),
         *rank_table(ranks, score),
         *student_table(rows, score),
         *cost_table(few),
@@ -125,6 +126,8 @@ def introduction(rows: pd.DataFrame, setting: dict[str, object], score: str, nam
     """What was done, with its counts."""
     teacher = rows[(rows["network"] == "teacher") & ~rows["floor"]]
     students = int((rows["network"] == "student").sum())
+    seeds = teacher["seed"].nunique()
+    spread = " Values are means over seeds ± one standard error." if seeds > 1 else ""
     against = (
         "" if setting["extractor"] is None
         else f"; features are those of the {setting['extractor']} network"
@@ -135,14 +138,13 @@ def introduction(rows: pd.DataFrame, setting: dict[str, object], score: str, nam
         f" {len(teacher)} measurements of the teacher on"
         f" {teacher.groupby(['seed', 'solver', 'budget'])['indices'].apply(distinct).sum()}"
         f" different schedules, {students} of straightened students;"
-        f" {teacher['seed'].nunique()} seeds. A seed draws its own"
+        f" {seeds} seed{'s' if seeds > 1 else ''}. A seed draws its own"
         f" {setting['search_samples']} noises to search on and, apart from them,"
         f" {setting['samples']:,} to evaluate from. Reference path: {setting['grid']} Euler steps."
         f" Distances are to {setting['reference_samples']:,} real images{against}; the endpoint"
         " error is the root mean square difference from the reference path's end, from the same"
         " noise. Samplers are ranked by"
-        f" `{score}`; lower is better everywhere. Values are means over seeds ± one standard"
-        f" error. All numbers: [{name}.csv]({name}.csv)."
+        f" `{score}`; lower is better everywhere.{spread} All numbers: [{name}.csv]({name}.csv)."
     )
 
 
@@ -202,14 +204,14 @@ def winner_tables(rows: pd.DataFrame, score: str) -> list[str]:
         for solver in rows["solver"].unique()
     )
     means = rows.groupby(["solver", "objective", "budget"])[score].mean()
-    first = means.groupby("budget").idxmin().map(lambda cell: cell[:2])
+    lowest = means[means == means.groupby("budget").transform("min")]  # of equals all
     columns = [
         "solver", "objective", "best of all at K", "against the paper's: better / worse / of",
         "mean change", "against its own uniform steps: better / worse / of", "mean change",
     ]  # fmt: skip
     lines = []
     for solver, objective in samplers(rows):
-        best_at = [str(budget) for budget, cell in first.items() if cell == (solver, objective)]
+        best_at = [str(k) for s, o, k in lowest.index if (s, o) == (solver, objective)]
         line = [SOLVERS[solver], f"`{objective}`", ", ".join(best_at)]
         for changed in (against_paper, against_uniform):
             part = changed[(changed["solver"] == solver) & (changed["objective"] == objective)]

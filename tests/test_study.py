@@ -12,7 +12,7 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from benchmarks.samplers import Cell, main, parsed, plan
+from benchmarks.samplers import AUTO, CANDIDATES, REFINED, Cell, main, parsed, plan
 from benchmarks.samplers_page import changes, rank_correlations, verdicts
 from boss_core.checkpoints import load_checkpoint, save_checkpoint
 from boss_core.distances import feature_frechet
@@ -97,8 +97,8 @@ def test_every_cell_is_measured_once_with_steps_of_its_budget(folder: Path) -> N
     rows = rows_of(folder)
     cells = [Cell(*cell) for cell in rows[list(Cell._fields)].itertuples(index=False)]
     assert cells == list(plan(parsed(arguments(folder))))
-    # Two seeds of 2 floors, two budgets of 8 + 8 + 2 samplers; four students of one seed.
-    assert len(cells) == 2 * (2 + 2 * 18) + 4
+    # Two seeds of 2 floors, two budgets of 10 + 10 + 2 samplers; four students of one seed.
+    assert len(cells) == 2 * (2 + 2 * 22) + 4
     for row in rows[~rows["floor"]].itertuples():
         assert (row.indices[0], row.indices[-1]) == (0, GRID)
         assert len(row.indices) - 1 == steps_of(row.budget, row.solver)
@@ -115,12 +115,13 @@ def test_each_objective_is_lowest_at_its_own_schedule(folder: Path) -> None:
             predicted = by_name[f"predicted_{name}"]
             assert predicted[name] == pytest.approx(predicted.min(), rel=1e-9)
         if solver != "heun":
-            distance = by_name["predicted_sliced_wasserstein"]
-            assert distance["refine"] <= distance[["l2_squared", "uniform"]].min() * (1 + 1e-5)
-            others = by_name.drop(index="auto")["indices"].map(tuple)
-            assert tuple(by_name.at["auto", "indices"]) in set(others)
             evaluations = by_name["search_evaluations"]
-            assert evaluations["auto"] > evaluations["refine"]
+            for auto, refined in AUTO.items():
+                distance = by_name[f"predicted_{REFINED[refined]}"]
+                assert distance[refined] <= distance[["l2_squared", "uniform"]].min() * (1 + 1e-5)
+                others = by_name.loc[[*CANDIDATES, refined], "indices"].map(tuple)
+                assert tuple(by_name.at[auto, "indices"]) in set(others)
+                assert evaluations[auto] > evaluations[refined]
     assert (rows[rows["floor"] & (rows["solver"] == "euler")]["endpoint_error"] == 0).all()
 
 
@@ -209,25 +210,18 @@ def test_without_an_extractor_torch_fidelity_is_not_needed(folder: Path) -> None
     np.testing.assert_allclose(same["energy_other"], same["energy"], rtol=1e-4)
 
 
-def test_searches_may_go_by_features(folder: Path) -> None:
-    given = arguments(folder, "--distance", "features", "--out", str(folder / "featured"))
-    given += ["--budgets", "2", "--seeds", "1", "--solvers", "euler", "--straightened", "--rows"]
-    main([*given, "--objectives", "uniform", "l2_squared", "refine"])
-    rows = rows_of(folder, "featured").set_index("objective")
+def test_predictions_by_features_are_distances_on_the_noise_of_the_search(folder: Path) -> None:
+    rows = rows_of(folder)
     network, _ = load_checkpoint(folder / "teacher")
     noise = sample_noise(range(16), (1, 8, 8), COST)
     features = feature_function(
         Extractor("classifier", folder / "features/classifier.safetensors"), 16, torch.device("cpu")
     )
     to_fine = feature_frechet(euler(network, noise, uniform(GRID)), features)
-    found = {
-        name: float(to_fine(euler(network, noise, uniform(GRID)[rows.at[name, "indices"]])[None]))
-        for name in ("uniform", "l2_squared", "refine")
-    }
-    assert found["refine"] <= min(found.values()) * (1 + 1e-4)
-    given[given.index("--features") + 1] = str(folder / "none")
-    with pytest.raises(SystemExit, match="--features: no such folder; the extractor"):
-        main([*given, "--out", str(folder / "none")])
+    first = rows[(rows["seed"] == 0) & (rows["network"] == "teacher") & ~rows["floor"]]
+    for row in first[first["solver"] == "euler"].itertuples():
+        ends = euler(network, noise, uniform(GRID)[row.indices])
+        assert row.predicted_features == pytest.approx(float(to_fine(ends[None])), rel=1e-3)
 
 
 def test_changes_verdicts_and_rank_correlations_by_hand() -> None:
