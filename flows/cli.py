@@ -267,6 +267,11 @@ def schedule(
         help="Samples that oss, refine and auto search on; auto compares on twice as many others,"
         " and lpips takes an eighth of them.",
     ),
+    features: Path | None = typer.Option(
+        None,
+        help="What refine and auto compare samples by: a folder with card.json and an extractor, as"
+        " models/features. Without it they go by pixels, which on photographs may mislead.",
+    ),
     samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
     batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
     seed: int = SEED,
@@ -285,6 +290,7 @@ def schedule(
     from flows.config import ScheduleSearch
     from flows.search import (
         Search,
+        check_features,
         check_request,
         find_steps,
         report,
@@ -298,7 +304,7 @@ def schedule(
         solver=solver,  # type: ignore[arg-type]
         objective=objective,  # type: ignore[arg-type]
         gamma=gamma,
-        distance="sliced_wasserstein",
+        distance="sliced_wasserstein" if features is None else "features",
         lpips=str(lpips_weights),
         samples=noises,
         batch_size=batch_size,
@@ -315,7 +321,7 @@ def schedule(
             read_prompts,
         )
 
-        check_pipeline_request(objective, reference)
+        check_pipeline_request(objective, reference, features)
         if checkpoint is not None or velocity is not None:
             raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
         texts = read_prompts(prompts)
@@ -333,13 +339,14 @@ def schedule(
         )
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
+        check_features(features, teacher.shape)
         of_sample = "x".join(map(str, teacher.shape))
         search = Search(teacher.hash, grid, spacing, seed, shape=of_sample, reference=reference)
         matrix = search_costs(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )
-        found = find_steps(teacher, search, matrix, budgets, wanted, on)
-    report(out, matrix, write_schedules(out, search, matrix, found, wanted), wanted)
+        found = find_steps(teacher, search, matrix, budgets, wanted, on, features)
+    report(out, matrix, write_schedules(out, search, matrix, found, wanted, features), wanted)
 
 
 @app.command()

@@ -122,11 +122,13 @@ def pipeline_costs(
     return total.result()
 
 
-def check_pipeline_request(objective: str, reference: str) -> None:
+def check_pipeline_request(objective: str, reference: str, features: Path | None) -> None:
     """InputError for what needs the network at states of its own, which a pipeline, a sampler
     from noise by Euler's steps, does not give, or images, which latents are not."""
     if reference != "euler":
         raise InputError(f"--reference: {reference}; with --pipeline euler needed")
+    if features is not None:
+        raise InputError(f"--features: {features}; with --pipeline none, as latents are no images")
     if objective in ("oss", "refine", "lpips"):
         raise InputError(
             f"--objective: {objective}; with --pipeline one of the costs, or auto, which"

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from boss_core import timesteps
 from boss_core.cost import CostMatrix, CostSum, add_trajectories, rollout_bytes
-from boss_core.distances import sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.files import replacing, write_bytes
 from boss_core.objectives import OBJECTIVES, group_step_costs, path_values, step_costs
@@ -36,8 +35,9 @@ from boss_core.timesteps import Times
 from boss_core.two_step import LARGEST_GRID
 from boss_core.uncertainty import predicted_error
 from boss_core.velocity import sample_labels, sample_noise
-from flows.chosen import Chosen, chosen_steps, knot_stability, uniform_indices
+from flows.chosen import Chosen, chosen_steps, distance_named, knot_stability, uniform_indices
 from flows.config import ScheduleSearch
+from flows.extractor import read_extractor
 from flows.progress import progress
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
@@ -221,6 +221,18 @@ def write_costs(folder: Path, search: Search, total: CostSum) -> None:
         )
 
 
+def check_features(features: Path | None, shape: Sequence[int]) -> None:
+    """InputError without an extractor in that folder, or for samples that it cannot see."""
+    if features is None:
+        return
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(
+            f"--features: {features}, but samples are {'x'.join(map(str, shape))}; images of 1 or 3"
+            " channels needed"
+        )
+    _ = read_extractor(features).hash  # reads the weights
+
+
 def find_steps(
     teacher: Teacher,
     search: Search,
@@ -228,8 +240,10 @@ def find_steps(
     budgets: Sequence[int],
     settings: ScheduleSearch,
     device: torch.device,
+    features: Path | None = None,
 ) -> Iterator[tuple[int, Chosen]]:
-    """The best steps, budget by budget, for the solver and the objective of the settings."""
+    """The best steps, budget by budget, for the solver and the objective of the settings.
+    ``features``: the folder of the extractor, where the distance is by features."""
 
     def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
         first, count = (TEST, 2) if held_out else (SELECTION, 1)
@@ -239,7 +253,8 @@ def find_steps(
             labels = sample_labels(rows, teacher.classes, search.seed).to(device)
         return sample_noise(rows, teacher.shape, search.seed).to(device), labels
 
-    return chosen_steps(teacher.velocity, matrix, budgets, settings, noise, sliced_wasserstein)
+    distance = distance_named(settings.distance, features or Path(), settings.batch_size, device)
+    return chosen_steps(teacher.velocity, matrix, budgets, settings, noise, distance)
 
 
 def write_schedules(
@@ -248,11 +263,14 @@ def write_schedules(
     matrix: CostMatrix,
     found: Iterable[tuple[int, Chosen]],
     wanted: ScheduleSearch,
+    features: Path | None = None,
 ) -> dict[int, Schedule]:
     """The best schedule of every budget, in ``K.json`` as soon as it is found; and the heat
     map."""
     chosen_by = wanted.model_dump(exclude={"batch_size"})  # a batch changes no result
-    found_with = {"samples": matrix.samples, "schedule": chosen_by}
+    found_with: dict[str, object] = {"samples": matrix.samples, "schedule": chosen_by}
+    if features is not None:
+        found_with["extractor"] = read_extractor(features).hash
     settings = json.dumps(asdict(search) | found_with, sort_keys=True)
     groups = group_step_costs(matrix, solver=wanted.solver)
     schedules = {}

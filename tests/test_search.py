@@ -12,7 +12,9 @@ from PIL import Image
 from boss_core.bellman import optimal_paths, path_cost, path_standard_error
 from boss_core.checkpoints import load_rectified_flow, save_checkpoint
 from boss_core.cost import estimate_cost_matrix
-from boss_core.distances import sliced_wasserstein
+from boss_core.distances import feature_frechet, sliced_wasserstein
+from boss_core.frechet import feature_function
+from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.objectives import OBJECTIVES, optimal_steps
@@ -23,6 +25,7 @@ from boss_core.solvers import SOLVERS, euler
 from boss_core.timesteps import karras, nearest_indices, uniform
 from boss_core.uncertainty import bootstrap
 from boss_core.velocity import sample_labels, sample_noise
+from flows.extractor import read_extractor
 from flows.search import SELECTION
 from tests.conftest import SHARED, needs_shared
 from tests.test_edm import NCSNPP
@@ -418,6 +421,46 @@ def test_auto_says_whose_steps_it_took_and_how_sure_it_is(boss) -> None:
         assert winner == "l2_squared" or f"{winner} {gain:+.1%} ± " in out
         rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines()]
         assert any(row[1:3] == [str(budget), found.objective] for row in rows)
+
+
+def test_steps_refined_by_features_are_nearer_in_those_of_the_folder(boss) -> None:
+    network = teacher(Path("net"))
+    torch.manual_seed(0)
+    save_classifier(
+        Path("features/classifier.safetensors"),
+        Classifier(ClassifierConfig(channels=1, classes=3, width=8, features=6)),
+    )
+    card = {"extractor": "classifier", "weights": "classifier.safetensors"}
+    Path("features/card.json").write_text(json.dumps(card))
+    extractor = read_extractor(Path("features"))
+    noise = sample_noise(range(SELECTION, SELECTION + 40), (1, 8, 8), seed=0)
+    features = feature_function(extractor, 40, torch.device("cpu"))
+    distance = feature_frechet(euler(network, noise, uniform(20)), features)
+    arguments = ["--checkpoint", "net", "--budget", 3, "--grid", 20, "--samples", 4]
+    arguments += ["--noises", 40, "--features", "features"]
+    found, settings = {}, set()
+    for objective in ("l2_squared", "refine"):
+        assert boss("schedule", *arguments, "--objective", objective)[0] == 0
+        schedule = Schedule.from_json(Path("schedules/3.json").read_text())
+        found[objective] = float(distance(euler(network, noise, schedule.timesteps)[None]))
+        settings.add(schedule.settings_hash)
+    assert found["refine"] < found["l2_squared"]
+    # Another extractor is another search.
+    torch.manual_seed(1)
+    save_classifier(
+        Path("features/classifier.safetensors"),
+        Classifier(ClassifierConfig(channels=1, classes=3, width=8, features=6)),
+    )
+    assert boss("schedule", *arguments, "--objective", "refine")[0] == 0
+    settings.add(Schedule.from_json(Path("schedules/3.json").read_text()).settings_hash)
+    assert len(settings) == 3
+    Path("features/classifier.safetensors").unlink()
+    code, _, err = boss("schedule", *arguments, "--out", "other")
+    assert (code, Path("other").exists()) == (2, False)
+    assert "features/classifier.safetensors: no such file; the weights of classifier" in err
+    code, _, err = boss("schedule", *flow("points"), *arguments[2:], "--out", "other")
+    assert (code, Path("other").exists()) == (2, False)
+    assert "--features: features, but samples are 5; images of 1 or 3 channels needed" in err
 
 
 def test_auto_on_every_kind_of_network(boss) -> None:

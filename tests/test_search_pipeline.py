@@ -113,6 +113,7 @@ def test_an_exported_schedule_is_what_the_pipeline_walks(boss, pipe: Path) -> No
         (["schedule", *OPTIONS, "--checkpoint", "pipe", "--budget", 2], "one of them needed"),
         (["schedule", *OPTIONS, "--objective", "refine", "--budget", 2], "--objective: refine; "),
         (["schedule", *OPTIONS, "--reference", "rk45", "--budget", 2], "--reference: rk45; with"),
+        (["schedule", *OPTIONS, "--features", "x", "--budget", 2], "--features: x; with"),
         (["export", "none.json", "--to", "json"], "none.json: no such file"),
         (["export", "s.json", "--to", "onnx"], "--to: 'onnx'; diffusers, "),
         (["export", "s.json", "--to", "json", "--scheduler", "empty"], "of a scheduler ("),
