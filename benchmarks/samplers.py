@@ -8,7 +8,7 @@ where it was, and a wider one (more seeds, budgets, students) measures only what
 end ``docs/results/samplers.md`` with its plots and ``samplers.csv`` are written; ``--page`` does
 nothing else, and ``--rows`` leaves it out. Text on the page outside the marks is kept.
 
-About NN million evaluations of the network for what is measured by default, without students. On
+About 45 million evaluations of the network for what is measured by default, without students. On
 a small network and a CPU a process for each core, with a thread each (``OMP_NUM_THREADS=1``), is
 faster than one with all: ``--rows --seeds 3`` beside ``--rows --first-seed 3 --seeds 2``, then
 ``--page``.
