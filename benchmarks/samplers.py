@@ -44,7 +44,10 @@ OBJECTIVES = {
 }
 FLOORS = ("euler", "ab2", "rk45")
 # What is straightened, solver and objective.
-STUDENTS = (("euler", "uniform"), ("euler", "l2_squared"), ("ab2", "uniform"), ("ab2", "refine"))
+STUDENTS = (
+    ("euler", "uniform"), ("euler", "l2_squared"),
+    ("ab2", "uniform"), ("ab2", "refine"), ("ab2", "refine_features"),
+)  # fmt: skip
 
 
 class Cell(NamedTuple):
@@ -175,7 +178,7 @@ def plan(chosen: argparse.Namespace) -> Iterator[Cell]:
                         yield Cell(seed, "teacher", solver, objective, budget)
         if seed < chosen.student_seeds:
             for solver, objective in STUDENTS:
-                if solver in chosen.solvers and objective in chosen.objectives:
+                if solver in chosen.solvers and objective in objectives:
                     for budget in chosen.straightened:
                         yield Cell(seed, "student", solver, objective, budget)
 

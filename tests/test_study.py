@@ -97,8 +97,8 @@ def test_every_cell_is_measured_once_with_steps_of_its_budget(folder: Path) -> N
     rows = rows_of(folder)
     cells = [Cell(*cell) for cell in rows[list(Cell._fields)].itertuples(index=False)]
     assert cells == list(plan(parsed(arguments(folder))))
-    # Two seeds of 2 floors, two budgets of 10 + 10 + 2 samplers; four students of one seed.
-    assert len(cells) == 2 * (2 + 2 * 22) + 4
+    # Two seeds of 2 floors, two budgets of 10 + 10 + 2 samplers; five students of one seed.
+    assert len(cells) == 2 * (2 + 2 * 22) + 5
     for row in rows[~rows["floor"]].itertuples():
         assert (row.indices[0], row.indices[-1]) == (0, GRID)
         assert len(row.indices) - 1 == steps_of(row.budget, row.solver)
