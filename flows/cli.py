@@ -290,8 +290,8 @@ def schedule(
     from flows.config import ScheduleSearch
     from flows.search import (
         Search,
-        check_features,
         check_request,
+        extractor_hash,
         find_steps,
         report,
         search_costs,
@@ -322,6 +322,7 @@ def schedule(
         )
 
         check_pipeline_request(objective, reference, features)
+        extractor = None
         if checkpoint is not None or velocity is not None:
             raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
         texts = read_prompts(prompts)
@@ -339,14 +340,14 @@ def schedule(
         )
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
-        check_features(features, teacher.shape)
+        extractor = extractor_hash(features, teacher.shape)
         of_sample = "x".join(map(str, teacher.shape))
         search = Search(teacher.hash, grid, spacing, seed, shape=of_sample, reference=reference)
         matrix = search_costs(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )
         found = find_steps(teacher, search, matrix, budgets, wanted, on, features)
-    report(out, matrix, write_schedules(out, search, matrix, found, wanted, features), wanted)
+    report(out, matrix, write_schedules(out, search, matrix, found, wanted, extractor), wanted)
 
 
 @app.command()

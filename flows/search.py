@@ -37,7 +37,6 @@ from boss_core.uncertainty import predicted_error
 from boss_core.velocity import sample_labels, sample_noise
 from flows.chosen import Chosen, chosen_steps, distance_named, knot_stability, uniform_indices
 from flows.config import ScheduleSearch
-from flows.extractor import read_extractor
 from flows.progress import progress
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
@@ -221,16 +220,19 @@ def write_costs(folder: Path, search: Search, total: CostSum) -> None:
         )
 
 
-def check_features(features: Path | None, shape: Sequence[int]) -> None:
-    """InputError without an extractor in that folder, or for samples that it cannot see."""
+def extractor_hash(features: Path | None, shape: Sequence[int]) -> str | None:
+    """The hash of the extractor in that folder; InputError without one, or for samples that it
+    cannot see."""
     if features is None:
-        return
+        return None
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(
             f"--features: {features}, but samples are {'x'.join(map(str, shape))}; images of 1 or 3"
             " channels needed"
         )
-    _ = read_extractor(features).hash  # reads the weights
+    from flows.extractor import read_extractor  # torch-fidelity takes a second
+
+    return read_extractor(features).hash
 
 
 def find_steps(
@@ -263,14 +265,14 @@ def write_schedules(
     matrix: CostMatrix,
     found: Iterable[tuple[int, Chosen]],
     wanted: ScheduleSearch,
-    features: Path | None = None,
+    extractor: str | None,
 ) -> dict[int, Schedule]:
     """The best schedule of every budget, in ``K.json`` as soon as it is found; and the heat
-    map."""
+    map. ``extractor``: the hash of the one that samples were compared by."""
     chosen_by = wanted.model_dump(exclude={"batch_size"})  # a batch changes no result
     found_with: dict[str, object] = {"samples": matrix.samples, "schedule": chosen_by}
-    if features is not None:
-        found_with["extractor"] = read_extractor(features).hash
+    if extractor is not None:
+        found_with["extractor"] = extractor
     settings = json.dumps(asdict(search) | found_with, sort_keys=True)
     groups = group_step_costs(matrix, solver=wanted.solver)
     schedules = {}
