@@ -31,7 +31,7 @@ from boss_core.checkpoints import (
 )
 from boss_core.errors import InputError
 from boss_core.files import sha256, write_bytes
-from boss_core.networks.ncsnpp import UnbiasedConv2d
+from boss_core.networks.ncsnpp import UnbiasedConv2d, UpsamplingConv2d
 from boss_core.schedules import Schedule
 
 
@@ -162,4 +162,4 @@ def adapter_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, p) for name, p in network.named_parameters() if ".lora_" in name)
 
 
-_LAYERS = (nn.Conv2d, nn.Linear, UnbiasedConv2d)
+_LAYERS = (nn.Conv2d, nn.Linear, UnbiasedConv2d, UpsamplingConv2d)

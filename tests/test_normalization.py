@@ -6,46 +6,81 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boss_core.networks.ncsnpp import ResidualBlock, UnbiasedConv2d
-from boss_core.networks.normalization import group_norm
+from boss_core.networks.ncsnpp import ResidualBlock, UnbiasedConv2d, UpsamplingConv2d
+from boss_core.networks.normalization import Summands, add_and_norm, group_norm
 from tests.conftest import ROOT
 
-# (B, C, H, W) and groups: one program an image or several, group sizes and pixels that are no
-# powers of two, one group.
-CASES = [((2, 64, 32, 32), 16), ((1, 192, 32, 32), 32), ((3, 24, 5, 7), 4), ((2, 6, 4, 4), 1)]
+# (B, C, H, W), groups, and the channels of x where the others are a skip's: one program an image or
+# several, group sizes and pixels that are no powers of two, one group.
+CASES = [
+    ((2, 64, 32, 32), 16, 48),
+    ((1, 192, 32, 32), 32, 96),
+    ((3, 24, 5, 7), 4, 18),
+    ((2, 6, 4, 4), 1, 6),
+]
+# What is added to x, and whether a skip follows.
+KINDS = [("", False), ("shift of samples", False), ("branch", False), ("branch", True)]
+FACTOR = 0.7
 
 
 def errors(device: str) -> list[float]:
-    """Relative errors of the result and of all gradients, for all cases."""
+    """Relative errors of the results and of all gradients, for all cases."""
+    torch.manual_seed(0)
+    return [
+        error
+        for shape, groups, of_x in CASES
+        for added, skips in KINDS
+        if of_x < shape[1] or not skips
+        for error in errors_of(shape, groups, of_x if skips else shape[1], added, device)
+    ]
+
+
+def errors_of(
+    shape: tuple[int, int, int, int], groups: int, of_x: int, added: str, device: str
+) -> list[float]:
     from boss_core.networks.normalization_triton import normalize
 
-    torch.manual_seed(0)
-    found = []
-    for shape, groups in CASES:
-        for shifted in (False, True):
-            x = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
-            shift = torch.randn(shape[:2], device=device) if shifted else None
-            weight, bias = torch.randn(2, shape[1], device=device).unbind()
-            inputs = [x, weight, bias] + ([] if shift is None else [shift])
-            for tensor in inputs:
-                tensor.requires_grad_()
-            exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-            y = normalize(x, shift, weight, bias, groups, 1e-6, shifted)[0]
-            assert y.is_contiguous(memory_format=torch.channels_last)
-            moved = exact[0] + exact[3][:, :, None, None] if shifted else exact[0]
-            expected = F.group_norm(moved, groups, exact[1], exact[2], 1e-6)
-            expected = F.silu(expected) if shifted else expected
-            dy = torch.randn_like(y)
-            pairs = zip(
-                [y, *torch.autograd.grad(y, inputs, dy)],
-                [expected, *torch.autograd.grad(expected, exact, dy.double())],
-                strict=True,
-            )
-            found += [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs]
-    return found
+    def images(channels: int) -> Tensor:
+        tensor = torch.randn((shape[0], channels, *shape[2:]), device=device)
+        return tensor.to(memory_format=torch.channels_last)
+
+    inputs = {"x": images(of_x)}
+    if added == "branch":
+        inputs["branch"] = images(of_x)
+    if of_x < shape[1]:
+        inputs["skip"] = images(shape[1] - of_x)
+    if added:
+        shapes = {"branch": (of_x,), "shift of samples": (shape[0], of_x)}
+        inputs["shift"] = torch.randn(shapes[added], device=device)
+    inputs |= {name: torch.randn(shape[1], device=device) for name in ("weight", "bias")}
+    factor = FACTOR if added == "branch" else 1.0
+    exact = {name: tensor.double().requires_grad_() for name, tensor in inputs.items()}
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+
+    total, y, *_ = normalize(
+        *(inputs.get(name) for name in ("x", "branch", "skip", "shift")),
+        factor, inputs["weight"], inputs["bias"], groups, 1e-6, bool(added),
+    )  # fmt: skip
+    expected = exact["x"] + exact.get("branch", 0.0)
+    if added:
+        expected = expected + exact["shift"].view(-1, of_x, 1, 1)
+    expected = torch.cat([expected * factor, *([exact["skip"]] if "skip" in exact else [])], dim=1)
+    normal = F.group_norm(expected, groups, exact["weight"], exact["bias"], 1e-6)
+    outputs, exact_outputs = [y], [F.silu(normal) if added else normal]
+    if added == "branch":
+        outputs, exact_outputs = [total, y], [expected, *exact_outputs]
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in outputs)
+    along = [torch.randn_like(tensor) for tensor in outputs]
+    found = [*outputs, *torch.autograd.grad(outputs, list(inputs.values()), along)]
+    wanted = torch.autograd.grad(
+        exact_outputs, list(exact.values()), [tensor.double() for tensor in along]
+    )
+    pairs = zip(found, [*exact_outputs, *wanted], strict=True)
+    return [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs]
 
 
 def test_kernels_interpreted() -> None:
@@ -86,5 +121,31 @@ def test_a_bias_that_the_normalisation_adds() -> None:
     assert isinstance(conv, UnbiasedConv2d)
     assert conv.bias is not None
     h = F.conv2d(F.silu(block.GroupNorm_0(x)), conv.weight, conv.bias, padding=1)
-    h = block.Conv_1(F.silu(block.GroupNorm_1(h + dense(embedding)[:, :, None, None])))
-    torch.testing.assert_close(block(x, embedding), (x + h) / 2**0.5)
+    h = F.silu(block.GroupNorm_1(h + dense(embedding)[:, :, None, None]))
+    h = F.conv2d(h, block.Conv_1.weight, block.Conv_1.bias, padding=1)
+    features, found = block(x, embedding)
+    assert features is x
+    torch.testing.assert_close(found.total(), (x + h) / 2**0.5)
+
+
+def test_sum_and_skip_before_the_normalisation() -> None:
+    norm = nn.GroupNorm(2, 10)
+    x, branch = torch.randn(2, 3, 6, 4, 4).unbind()
+    skip, bias = torch.randn(3, 4, 4, 4), torch.randn(6)
+    features, normal = add_and_norm(Summands(x, branch, bias, 0.5), norm, skip=skip)
+    expected = torch.cat([(x + branch + bias.view(6, 1, 1)) / 2, skip], dim=1)
+    torch.testing.assert_close(features, expected)
+    torch.testing.assert_close(normal, F.silu(norm(expected)))
+
+
+def test_convolution_of_nearest_neighbours() -> None:
+    torch.manual_seed(0)
+    convolution = UpsamplingConv2d(5, 4, 3, padding=1).double()
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    found = convolution(x)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2), convolution.weight, padding=1)
+    torch.testing.assert_close(found, expected)
+    inputs, along = [x, convolution.weight], torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, along), torch.autograd.grad(expected, inputs, along)
+    )

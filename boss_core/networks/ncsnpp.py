@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boss_core.networks.normalization import group_norm
+from boss_core.networks.normalization import Summands, add_and_norm, group_norm
 
 # Rectified Flow trained on t in [EPS, 1] and gave the network 999 t (Liu et al. 2023, the label
 # range of the DDPM++ that it started from).
@@ -138,35 +138,38 @@ class NCSNpp(nn.Module):
 
         if not config.centered:
             x = 2.0 * x - 1.0
-        image, h = x, next(modules)(x)
-        skips, size = [h], config.image_size
+        # Blocks return what they have not added up yet: the next normalisation adds on its way.
+        # All that the way up takes as a skip is what a block on the way down reads.
+        image, h, size = x, next(modules)(x), config.image_size
+        skips: list[Tensor] = []
         for level in range(levels):
             for _ in range(config.num_res_blocks):
-                h = next(modules)(h, embedding)
+                features, h = next(modules)(h, embedding)
+                skips.append(features)
                 if size in config.attn_resolutions:
                     h = next(modules)(h)
-                skips.append(h)
             if level < levels - 1:
-                h = next(modules)(h, embedding)
+                features, h = next(modules)(h, embedding)
+                skips.append(features)
                 if config.progressive_input == "input_skip":
                     image = self.down(image)
                     h = next(modules)(image, h)
-                skips.append(h)
                 size //= 2
-        h = next(modules)(h, embedding)
+        features, h = next(modules)(h, embedding)
+        skips.append(features)
         h = next(modules)(h)
-        h = next(modules)(h, embedding)
+        _, h = next(modules)(h, embedding)
 
         output: Tensor | None = None
         for level in reversed(range(levels)):
             for _ in range(config.num_res_blocks + 1):
-                h = next(modules)(torch.cat([h, skips.pop()], dim=1), embedding)
+                _, h = next(modules)(h, embedding, skips.pop())
             if size in config.attn_resolutions:
                 h = next(modules)(h)
             if config.progressive == "output_skip" or level == 0:
                 output = _to_image(modules, h, None if output is None else self.up(output))
             if level > 0:
-                h = next(modules)(h, embedding)
+                _, h = next(modules)(h, embedding)
                 size *= 2
         assert output is not None  # the first level, the last to run, always gives one
         if config.scale_by_sigma:
@@ -183,33 +186,64 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.GroupNorm_0 = _group_norm(cin)
-        self.Conv_0 = UnbiasedConv2d(cin, cout, 3, padding=1)
+        self.nearest = isinstance(resample, Upsample) and not resample.fir
+        convolution = UpsamplingConv2d if self.nearest else UnbiasedConv2d
+        self.Conv_0 = convolution(cin, cout, 3, padding=1)
         self.Dense_0 = nn.Linear(embedding, cout)
         self.GroupNorm_1 = _group_norm(cout)
-        self.Conv_1 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.Conv_1 = UnbiasedConv2d(cout, cout, 3, padding=1)
         self.resample = resample if resample is not None else nn.Identity()
         # Blocks that resample have this convolution in the published layout, whatever their widths.
         same = cin == cout and resample is None
-        self.Conv_2 = nn.Identity() if same else nn.Conv2d(cin, cout, 1)
+        self.Conv_2 = nn.Identity() if same else UnbiasedConv2d(cin, cout, 1)
         self.scale = math.sqrt(0.5) if rescale else 1.0
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.Conv_0(self.resample(group_norm(x, self.GroupNorm_0)))
-        shift = self.Dense_0(embedding) + self.Conv_0.bias
-        h = self.Conv_1(group_norm(h, self.GroupNorm_1, shift=shift))
-        # A convolution of single pixels may come before nearest neighbours: on a quarter of them.
-        if isinstance(self.resample, Upsample) and not self.resample.fir:
-            x = self.resample(self.Conv_2(x))
+    def forward(
+        self, h: Tensor | Summands, embedding: Tensor, skip: Tensor | None = None
+    ) -> tuple[Tensor, Summands]:
+        """What it reads, the features with the skip behind them, and what it gives."""
+        if isinstance(h, Summands):
+            features, branch = add_and_norm(h, self.GroupNorm_0, skip=skip)
         else:
-            x = self.Conv_2(self.resample(x))
-        return (x + h) * self.scale
+            features, branch = h, group_norm(h, self.GroupNorm_0)
+        if self.nearest:
+            branch = self.Conv_0(branch)
+            # One of single pixels may come before nearest neighbours: on a quarter of them.
+            x = self.resample(self.Conv_2(features))
+        else:
+            branch = self.Conv_0(self.resample(branch))
+            x = self.Conv_2(self.resample(features))
+        shift = self.Dense_0(embedding) + self.Conv_0.bias
+        branch = self.Conv_1(group_norm(branch, self.GroupNorm_1, shift=shift))
+        bias: Tensor = self.Conv_1.bias
+        if not isinstance(self.Conv_2, nn.Identity):
+            bias = bias + self.Conv_2.bias
+        return features, Summands(x, branch, bias, self.scale)
 
 
 class UnbiasedConv2d(nn.Conv2d):
     """A convolution that leaves its bias to what comes after it."""
 
+    bias: nn.Parameter
+
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight, None)
+
+
+class UpsamplingConv2d(UnbiasedConv2d):
+    """A 3 x 3 convolution of the nearest neighbours at twice the size: (B, in, H, W) -> (B, out,
+    2 H, 2 W).
+
+    As one transposed convolution: where several of its taps meet the same pixel, their weights are
+    added up before, which leaves four products a pixel and channel instead of nine.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.pad(self.weight, (1, 1, 1, 1))
+        weight = weight[:, :, 1:] + weight[:, :, :-1]
+        weight = weight[..., 1:] + weight[..., :-1]
+        weight = weight.flip(-1, -2).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        return F.conv_transpose2d(x, weight, stride=2, padding=1)
 
 
 class Attention(nn.Module):
@@ -221,28 +255,27 @@ class Attention(nn.Module):
         self.NIN_0, self.NIN_1, self.NIN_2, self.NIN_3 = (NIN(channels) for _ in range(4))
         self.scale = math.sqrt(0.5) if rescale else 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        # A view where x is channels_last: (B, 1, pixels, channels).
-        pixels = group_norm(x, self.GroupNorm_0, activate=False)
-        pixels = pixels.flatten(2).transpose(1, 2)[:, None]
+    def forward(self, h: Summands) -> Summands:
+        features, normal = add_and_norm(h, self.GroupNorm_0, activate=False)
+        # A view where h is channels_last: (B, 1, pixels, channels).
+        pixels = normal.flatten(2).transpose(1, 2)[:, None]
         # The three layers as one read their input once.
         layers = self.NIN_0, self.NIN_1, self.NIN_2
         weight, bias = (torch.cat([getattr(n, k) for n in layers], dim=-1) for k in "Wb")
         query, key, value = F.linear(pixels, weight.T, bias).chunk(3, dim=-1)
-        h = F.scaled_dot_product_attention(query, key, value)
-        return (x + self.NIN_3(h)[:, 0].transpose(1, 2).reshape(x.shape)) * self.scale
+        branch = F.linear(F.scaled_dot_product_attention(query, key, value), self.NIN_3.W.T)
+        branch = branch[:, 0].transpose(1, 2).reshape(features.shape)
+        return Summands(features, branch, self.NIN_3.b, self.scale)
 
 
 class NIN(nn.Module):
-    """A linear layer whose weight is (in, out), as the published checkpoints have it."""
+    """The parameters of a linear layer whose weight is (in, out), as the published checkpoints have
+    it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.W = nn.Parameter(nn.init.xavier_uniform_(torch.empty(channels, channels)))
         self.b = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.W.T, self.b)
 
 
 class Combine(nn.Module):
@@ -252,8 +285,8 @@ class Combine(nn.Module):
         super().__init__()
         self.Conv_0 = nn.Conv2d(channels, width, 1)
 
-    def forward(self, image: Tensor, h: Tensor) -> Tensor:
-        return self.Conv_0(image) + h
+    def forward(self, image: Tensor, h: Summands) -> Tensor:
+        return self.Conv_0(image) + h.total()
 
 
 class FourierEmbedding(nn.Module):
@@ -318,11 +351,11 @@ def positional_embedding(label: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _to_image(modules: Iterator[nn.Module], h: Tensor, below: Tensor | None) -> Tensor:
+def _to_image(modules: Iterator[nn.Module], h: Summands, below: Tensor | None) -> Tensor:
     """The image that the features of one level give, on top of that of the levels below."""
     norm, conv = next(modules), next(modules)
     assert isinstance(norm, nn.GroupNorm)
-    image: Tensor = conv(group_norm(h, norm))
+    image: Tensor = conv(add_and_norm(h, norm)[1])
     return image if below is None else below + image
 
 

@@ -3,6 +3,7 @@
 # Kernels have no types that Python knows.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
+import os
 from typing import Any
 
 import torch
@@ -11,187 +12,324 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-# A program takes this many numbers of one image, but 16 channels at least, as less than 32 bytes
-# side by side cost as much as 32, and 32 at most, as sums over groups compare all with all.
-# Measured on an H100, among 2,048 to 32,768 numbers.
-_NUMBERS, _FEWEST, _MOST = 8192, 16, 32
+# A program takes this many channels of one image, and backward, where it holds two numbers for each
+# of these, at most so many numbers. Measured on an H100 for 16 to 1,024 pixels.
+_CHANNELS, _NUMBERS_BACKWARD = 32, 16384
+# 16 bytes a thread are read fastest, 8 bytes leave sums over pixels fewer threads to exchange with.
+_WIDTH = tl.constexpr(4)
+_PTX = tl.constexpr(torch.version.cuda is not None and os.environ.get("TRITON_INTERPRET") != "1")
 
 
 @triton.jit
-def _group_sums(of_channels, channels, SIZE: tl.constexpr):
+def _sigmoid(z):
+    """1 / (1 + exp(-z)); in PTX, as the compiler's own takes eight instructions more for numbers
+    below 2^-126, of which the results here have no use."""
+    if _PTX:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 e;
+            mul.ftz.f32 e, $1, 0fBFB8AA3B;  // -1 / log 2
+            ex2.approx.ftz.f32 e, e;
+            add.ftz.f32 e, e, 0f3F800000;  // 1
+            rcp.approx.ftz.f32 $0, e;
+            }""",
+            "=f,f",
+            [z],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return tl.sigmoid(z)
+
+
+@triton.jit
+def _group_sums(of_channels, channel, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
     """The sum over the group of each channel, for every channel; groups may have any size."""
-    together = channels[:, None] // SIZE == channels[None, :] // SIZE
-    return tl.sum(tl.where(together, of_channels[None, :], 0.0), axis=1)
+    if COLUMNS % SIZE == 0:
+        sums = tl.sum(tl.reshape(of_channels, [COLUMNS // SIZE, SIZE]), axis=1)
+        return tl.reshape(tl.broadcast_to(sums[:, None], [COLUMNS // SIZE, SIZE]), [COLUMNS])
+    else:
+        together = channel[:, None] // SIZE == channel[None, :] // SIZE
+        return tl.sum(tl.where(together, of_channels[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def _through_silu(grad, z):
-    """The gradient of z from that of silu(z)."""
-    gate = tl.sigmoid(z)
-    return grad * gate * (1.0 + z * (1.0 - gate))
+def _image_sums(value, channel, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """`_group_sums` over all pixels."""
+    if COLUMNS % SIZE == 0:  # within a thread first: fewer numbers for threads to exchange
+        by_group = tl.sum(tl.reshape(value, [ROWS, COLUMNS // SIZE, SIZE]), axis=2)
+        sums = tl.sum(by_group, axis=0)
+        return tl.reshape(tl.broadcast_to(sums[:, None], [COLUMNS // SIZE, SIZE]), [COLUMNS])
+    else:
+        return _group_sums(tl.sum(value, axis=0), channel, SIZE, COLUMNS)
 
 
 @triton.jit
 def group_norm_forward(
-    x, shift, weight, bias, y, means, scales, EPS: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr, EACH: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHIFT: tl.constexpr, ACTIVATE: tl.constexpr,
+    x, branch, skip, shift, weight, bias, total, y, means, scales,
+    EPS: tl.constexpr, FACTOR: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, OF_X: tl.constexpr, OF_SKIP: tl.constexpr,
+    SIZE: tl.constexpr, EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BRANCH: tl.constexpr, SKIP: tl.constexpr, SHIFT: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, b): the i-th EACH channels of sample b; see `normalize`."""
+    """Program (i, b): the i-th EACH channels of sample b; see `normalize`. SHIFT: its dimensions,
+    0 without one."""
     sample = tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, COLUMNS)
-    channel = tl.program_id(0) * EACH + column
+    column = tl.max_contiguous(tl.arange(0, COLUMNS), _WIDTH)
+    first = tl.program_id(0) * EACH
+    channel = first + column
     pixel = tl.arange(0, ROWS)
     inside = column < EACH
     mask = (pixel < PIXELS)[:, None] & inside[None, :]
-    at = sample * PIXELS * CHANNELS + pixel[:, None] * CHANNELS + channel[None, :]
+    at = pixel[:, None] * CHANNELS + channel[None, :]
     of_sample = sample * CHANNELS + channel
+    own = sample * PIXELS * CHANNELS
+    own_x = sample * PIXELS * OF_X
 
-    value = tl.load(x + at, mask, other=0.0).to(tl.float32)
-    if SHIFT:
+    if SKIP:
+        # All channels of a program are of x or of the skip.
+        summed = first < OF_X
+        source = tl.where(summed, x + own_x, skip + (sample * PIXELS * OF_SKIP - OF_X))
+        at_x = pixel[:, None] * tl.where(summed, OF_X, OF_SKIP) + channel[None, :]
+        factor = tl.where(summed, FACTOR, 1.0)
+    else:
+        summed, source, at_x, factor = True, x + own_x, at, FACTOR
+    value = tl.load(source + at_x, mask, other=0.0).to(tl.float32)
+    if BRANCH:
+        value += tl.load(branch + own_x + at_x, mask & summed, other=0.0).to(tl.float32)
+    if SHIFT == 1:
+        value += tl.load(shift + channel, inside & summed, other=0.0).to(tl.float32)[None, :]
+    if SHIFT == 2:
         value += tl.load(shift + of_sample, inside, other=0.0).to(tl.float32)[None, :]
-        value = tl.where(mask, value, 0.0)
-    mean = _group_sums(tl.sum(value, axis=0), channel, SIZE) / (PIXELS * SIZE)
+    if FACTOR != 1.0:
+        value *= factor
+    if BRANCH or SKIP:
+        tl.store(total + own + at, value, mask)
+    value = tl.where(mask, value, 0.0)
+    mean = _image_sums(value, channel, SIZE, ROWS, COLUMNS) / (PIXELS * SIZE)
     value = tl.where(mask, value - mean[None, :], 0.0)
-    variance = _group_sums(tl.sum(value * value, axis=0), channel, SIZE) / (PIXELS * SIZE)
+    variance = _image_sums(value * value, channel, SIZE, ROWS, COLUMNS) / (PIXELS * SIZE)
     scale = 1.0 / tl.sqrt(variance + EPS)
     w = tl.load(weight + channel, inside, other=0.0).to(tl.float32) * scale
     b = tl.load(bias + channel, inside, other=0.0).to(tl.float32)
     value = value * w[None, :] + b[None, :]
     if ACTIVATE:
-        value *= tl.sigmoid(value)
-    tl.store(y + at, value, mask)
+        value *= _sigmoid(value)
+    tl.store(y + own + at, value, mask)
     tl.store(means + of_sample, mean, inside)
     tl.store(scales + of_sample, scale, inside)
 
 
 @triton.jit
 def group_norm_backward(
-    dy, x, shift, weight, bias, means, scales, dx, dshift, dparameters,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr, EACH: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHIFT: tl.constexpr, ACTIVATE: tl.constexpr,
+    dy, dtotal, total, shift, weight, bias, means, scales, dx, dskip, dshift, dparameters,
+    FACTOR: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, OF_X: tl.constexpr, OF_SKIP: tl.constexpr,
+    SIZE: tl.constexpr, EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    MORE: tl.constexpr, SKIP: tl.constexpr, SHIFT: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
-    """As `group_norm_forward`; see `normalize_backward`."""
+    """As `group_norm_forward`; see `normalize_backward`. MORE: total has another gradient,
+    dtotal."""
     sample = tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, COLUMNS)
-    channel = tl.program_id(0) * EACH + column
+    column = tl.max_contiguous(tl.arange(0, COLUMNS), _WIDTH)
+    first = tl.program_id(0) * EACH
+    channel = first + column
     pixel = tl.arange(0, ROWS)
     inside = column < EACH
     mask = (pixel < PIXELS)[:, None] & inside[None, :]
-    at = sample * PIXELS * CHANNELS + pixel[:, None] * CHANNELS + channel[None, :]
+    at = pixel[:, None] * CHANNELS + channel[None, :]
     of_sample = sample * CHANNELS + channel
+    own = sample * PIXELS * CHANNELS
 
     mean = tl.load(means + of_sample, inside, other=0.0)
     scale = tl.load(scales + of_sample, inside, other=0.0)
     w = tl.load(weight + channel, inside, other=0.0).to(tl.float32)
-    if SHIFT:
-        mean -= tl.load(shift + of_sample, inside, other=0.0).to(tl.float32)
     b = tl.load(bias + channel, inside, other=0.0).to(tl.float32)
-    normal = (tl.load(x + at, mask, other=0.0).to(tl.float32) - mean[None, :]) * scale[None, :]
-    grad = tl.load(dy + at, mask, other=0.0).to(tl.float32)
+    if SHIFT == 2:  # total is x then
+        mean -= tl.load(shift + of_sample, inside, other=0.0).to(tl.float32)
+    below = -mean * scale
+    value = tl.load(total + own + at, mask, other=0.0).to(tl.float32)
+    grad = tl.load(dy + own + at, mask, other=0.0).to(tl.float32)
+    normal = value * scale[None, :] + below[None, :]
     if ACTIVATE:
-        grad = _through_silu(grad, normal * w[None, :] + b[None, :])
-    # Outside the mask the gradient is 0, so that no sum needs a mask of its own.
+        z = normal * w[None, :] + b[None, :]
+        gate = _sigmoid(z)
+        grad = grad * gate * (z * (1.0 - gate) + 1.0)
+    # Outside the mask the gradient is 0, so that neither sum needs a mask of its own.
     of_weight = tl.sum(grad * normal, axis=0)
     of_bias = tl.sum(grad, axis=0)
     tl.store(dparameters + of_sample, of_weight, inside)
     samples = tl.num_programs(1).to(tl.int64)
     tl.store(dparameters + samples * CHANNELS + of_sample, of_bias, inside)
-    along = _group_sums(of_weight * w, channel, SIZE) / (PIXELS * SIZE)
-    constant = _group_sums(of_bias * w, channel, SIZE) / (PIXELS * SIZE)
-    grad = (grad * w[None, :] - constant[None, :] - normal * along[None, :]) * scale[None, :]
-    tl.store(dx + at, grad, mask)
+    along = _group_sums(of_weight * w, channel, SIZE, COLUMNS) / (PIXELS * SIZE)
+    constant = _group_sums(of_bias * w, channel, SIZE, COLUMNS) / (PIXELS * SIZE)
+    if SKIP:
+        summed = first < OF_X
+        target = tl.where(
+            summed, dx + sample * PIXELS * OF_X, dskip + (sample * PIXELS * OF_SKIP - OF_X)
+        )
+        at_x = pixel[:, None] * tl.where(summed, OF_X, OF_SKIP) + channel[None, :]
+        factor = tl.where(summed, FACTOR, 1.0)
+    else:
+        summed, target, at_x, factor = True, dx + own, at, FACTOR
+    # ((grad w - constant - normal along) scale + dtotal) factor
+    scale *= factor
+    of_normal, rest = -along * scale, -constant * scale
+    grad = grad * (w * scale)[None, :] + (normal * of_normal[None, :] + rest[None, :])
+    if MORE:
+        grad += tl.load(dtotal + own + at, mask, other=0.0).to(tl.float32) * factor
+    tl.store(target + at_x, grad, mask)
     if SHIFT:
-        tl.store(dshift + of_sample, tl.sum(tl.where(mask, grad, 0.0), axis=0), inside)
+        of_shift = tl.sum(tl.where(mask, grad, 0.0), axis=0)
+        tl.store(dshift + sample * OF_X + channel, of_shift, inside & summed)
 
 
 @triton_op("boss_core::group_norm", mutates_args={})
 def normalize(
     x: Tensor,
+    branch: Tensor | None,
+    skip: Tensor | None,
     shift: Tensor | None,
+    factor: float,
     weight: Tensor,
     bias: Tensor,
     groups: int,
     eps: float,
     activate: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y as in `boss_core.networks.normalization.group_norm`, x (B, C, H, W) stored channels last,
-    and for each sample and channel the mean and 1 / standard deviation of its group, (B, C)."""
-    y = torch.empty_like(x)
-    means = x.new_empty(x.shape[:2], dtype=torch.float32)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """total = (x + branch + shift) factor, with the channels of the skip behind; y, its
+    normalisation; and for each sample and channel the mean and 1 / standard deviation of its group,
+    (B, C).
+
+    x, branch, skip: (B, C, H, W), stored channels last, skip with channels of its own; x with whole
+    groups then. shift: (C,); (B, C) without branch and skip. total: empty without these, and factor
+    1.
+    """
+    samples, of_x = x.shape[:2]
+    channels = of_x + (0 if skip is None else skip.shape[1])
+    y = _empty(x, channels)
+    total = torch.empty_like(y) if branch is not None or skip is not None else x.new_empty(0)
+    means = x.new_empty((samples, channels), dtype=torch.float32)
     scales = torch.empty_like(means)
-    shape, grid = _shape(x, groups)
-    wrap_triton(group_norm_forward)[grid](
-        x, x if shift is None else shift.contiguous(), weight, bias, y, means, scales,
-        # Not an argument: compiled, that would be a float64, and all that it touches as well.
-        EPS=eps, SHIFT=shift is not None, ACTIVATE=activate, **shape,
+    shape, programs = _shape(y, of_x, groups, _CHANNELS)
+    warps = shape["ROWS"] * shape["COLUMNS"] // 2048
+    wrap_triton(group_norm_forward)[programs, samples, 1](
+        x, _or(branch, x), _or(skip, x), x if shift is None else shift.contiguous(),
+        weight, bias, total, y, means, scales,
+        # Not arguments: compiled, these would be float64, and all that they touch as well.
+        EPS=eps, FACTOR=factor, BRANCH=branch is not None, SKIP=skip is not None,
+        SHIFT=0 if shift is None else shift.dim(), ACTIVATE=activate,
+        num_warps=min(16, max(1, warps)), **shape,
     )  # fmt: skip
-    return y, means, scales
+    return total, y, means, scales
 
 
 @triton_op("boss_core::group_norm_backward", mutates_args={})
 def normalize_backward(
+    dtotal: Tensor | None,
     dy: Tensor,
-    x: Tensor,
+    total: Tensor,
+    of_x: int,
     shift: Tensor | None,
+    factor: float,
     weight: Tensor,
     bias: Tensor,
     means: Tensor,
     scales: Tensor,
     groups: int,
     activate: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x; of shift, (B, C); and of weight and bias for each sample, (2, B, C)."""
-    dx, dshift = torch.empty_like(x), torch.empty_like(means)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, which is the branch's too; of skip; of shift for each sample, (B, of_x);
+    and of weight and bias for each sample, (2, B, C).
+
+    total: as `normalize` stored it; else x. of_x: the channels of x.
+    """
+    samples, channels = total.shape[:2]
+    dx, dskip = _empty(total, of_x), _empty(total, channels - of_x)
+    dshift = means.new_empty(samples, of_x)
     dparameters = means.new_empty(2, *means.shape)
-    shape, grid = _shape(x, groups)
-    wrap_triton(group_norm_backward)[grid](
-        dy, x, x if shift is None else shift.contiguous(), weight, bias, means, scales,
-        dx, dshift, dparameters,
-        SHIFT=shift is not None, ACTIVATE=activate, **shape,
+    pixels = triton.next_power_of_2(total.shape[2] * total.shape[3])
+    most = min(_CHANNELS, max(1, _NUMBERS_BACKWARD // pixels))
+    shape, programs = _shape(total, of_x, groups, most)
+    numbers = shape["ROWS"] * shape["COLUMNS"]
+    wrap_triton(group_norm_backward)[programs, samples, 1](
+        dy, _or(dtotal, dy), total, dy if shift is None else shift.contiguous(),
+        weight, bias, means, scales, dx, dskip, dshift, dparameters,
+        FACTOR=factor, MORE=dtotal is not None, SKIP=of_x < channels,
+        SHIFT=0 if shift is None else shift.dim(), ACTIVATE=activate,
+        num_warps=16 if numbers >= _NUMBERS_BACKWARD else max(1, numbers // 2048), **shape,
     )  # fmt: skip
-    return dx, dshift, dparameters
+    return dx, dskip, dshift, dparameters
 
 
-def _shape(x: Tensor, groups: int) -> tuple[dict[str, Any], tuple[int, int, int]]:
-    """What of an image a program takes: as many whole groups as fit; and the programs."""
-    samples, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+def _empty(like: Tensor, channels: int) -> Tensor:
+    """As many images of the same size, with other channels; allocated as torch's compiler does it
+    for `torch.empty_like`: what it finds allocated otherwise, it copies before a kernel writes."""
+    samples, _, height, width = like.shape
+    return like.new_empty((samples, height, width, channels)).permute(0, 3, 1, 2)
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """Something to pass to a kernel, which does not read the other."""
+    return other if tensor is None else tensor
+
+
+def _shape(y: Tensor, of_x: int, groups: int, most: int) -> tuple[dict[str, Any], int]:
+    """What of an image a program takes: as many whole groups as have ``most`` channels, all from x
+    or none; and the programs for an image."""
+    channels, pixels = y.shape[1], y.shape[2] * y.shape[3]
     size = channels // groups
-    rows = triton.next_power_of_2(pixels)
-    most = min(max(_NUMBERS // rows, _FEWEST), _MOST)
     taken = max(
         n
         for n in range(1, groups + 1)
-        if groups % n == 0 and (n == 1 or triton.next_power_of_2(n * size) <= most)
+        if groups % n == 0
+        and of_x % (n * size) == 0
+        and (n == 1 or triton.next_power_of_2(n * size) <= most)
     )
-    columns = triton.next_power_of_2(taken * size)
     shape = {
         "PIXELS": pixels,
         "CHANNELS": channels,
+        "OF_X": of_x,
+        "OF_SKIP": channels - of_x,
         "SIZE": size,
         "EACH": taken * size,
-        "ROWS": rows,
-        "COLUMNS": columns,
-        "num_warps": min(8, max(1, rows * columns // 1024)),
+        "ROWS": triton.next_power_of_2(pixels),
+        "COLUMNS": triton.next_power_of_2(taken * size),
     }
-    return shape, (groups // taken, samples, 1)
+    return shape, groups // taken
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, shift, weight, bias, ctx.groups, _, ctx.activate = inputs
-    ctx.save_for_backward(x, shift, weight, bias, *output[1:])
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, branch, skip, shift, ctx.factor, weight, bias, ctx.groups, _, ctx.activate = inputs
+    total, _, means, scales = output
+    ctx.set_materialize_grads(False)  # where nothing else reads the total
+    ctx.of_x, ctx.branched, ctx.skipped = x.shape[1], branch is not None, skip is not None
+    if not ctx.branched and not ctx.skipped:
+        total = x
+    ctx.save_for_backward(total, shift, weight, bias, means, scales)
 
 
-def _gradients(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, shift, weight, bias, means, scales = ctx.saved_tensors
-    dx, dshift, dparameters = normalize_backward(
+def _gradients(
+    ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    total, shift, weight, bias, means, scales = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(total)
+    dx, dskip, dshift, dparameters = normalize_backward(
+        dtotal if dtotal is None else dtotal.contiguous(memory_format=torch.channels_last),
         dy.contiguous(memory_format=torch.channels_last),
-        x, shift, weight, bias, means, scales, ctx.groups, ctx.activate,
+        total, ctx.of_x, shift, ctx.factor, weight, bias, means, scales, ctx.groups, ctx.activate,
     )  # fmt: skip
     dweight, dbias = dparameters.sum(dim=1)
+    if shift is not None:
+        dshift = (dshift if shift.dim() == 2 else dshift.sum(dim=0)).to(shift.dtype)
     return (
         dx,
-        None if shift is None else dshift.to(shift.dtype),
+        dx if ctx.branched else None,
+        dskip if ctx.skipped else None,
+        None if shift is None else dshift,
+        None,
         dweight.to(weight.dtype),
         dbias.to(bias.dtype),
         None,
