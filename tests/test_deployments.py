@@ -58,7 +58,7 @@ def test_deployments_run_on_a_worker(
     finally:
         worker.send_signal(signal.SIGTERM)
         try:
-            worker.communicate(timeout=100)
+            worker.communicate(timeout=30)
         except subprocess.TimeoutExpired:  # now and then Prefect's worker does not end
             os.killpg(worker.pid, signal.SIGKILL)
             worker.communicate()
