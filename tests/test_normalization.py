@@ -1,5 +1,7 @@
 """Group normalisation: the kernels against torch's own functions in float64."""
 
+import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -9,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boss_core.networks import normalization
 from boss_core.networks.ncsnpp import ResidualBlock, UnbiasedConv2d, UpsamplingConv2d
 from boss_core.networks.normalization import Summands, add_and_norm, group_norm
 from tests.conftest import ROOT
+from tests.test_rectified_flow import small
 
 # (B, C, H, W), groups, and the channels of x where the others are a skip's: one program an image or
 # several, group sizes and pixels that are no powers of two, one group.
@@ -80,13 +84,39 @@ def errors_of(
         exact_outputs, list(exact.values()), [tensor.double() for tensor in along]
     )
     pairs = zip(found, [*exact_outputs, *wanted], strict=True)
-    return [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs]
+    return [((ours - theirs).norm() / theirs.norm()).item() for ours, theirs in pairs]
+
+
+def network_errors(device: str) -> list[float]:
+    """Relative errors of a network and of the gradients of its parameters, in float32 against
+    float64, which no kernel takes."""
+    if device == "cpu":  # of a process of its own, where the kernels are interpreted
+        normalization._fits = lambda x: x.dtype == torch.float32
+        normalization.normalize = importlib.import_module(
+            f"{normalization.__name__}_triton"
+        ).normalize
+    network = small("ddpmpp").to(device)
+    x, t = torch.randn(2, 1, 8, 8, device=device), torch.rand(2, device=device)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        of_dtype = copy.deepcopy(network).to(dtype)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            v = of_dtype(x.to(dtype), t.to(dtype))
+            found.append([v, *torch.autograd.grad(v.square().sum(), list(of_dtype.parameters()))])
+    return [
+        ((ours - theirs).norm() / theirs.norm()).item()
+        for ours, theirs in zip(*found, strict=True)
+        if theirs.norm() > 1e-6  # the bias of the keys has no gradient
+    ]
 
 
 def test_kernels_interpreted() -> None:
     """Triton's interpreter runs the kernels on a CPU; it has to be asked for before the import."""
     pytest.importorskip("triton")
-    code = "from tests.test_normalization import errors; print(max(errors('cpu')))"
+    code = (
+        "from tests.test_normalization import errors, network_errors\n"
+        "print(max(errors('cpu')), max(network_errors('cpu')))"
+    )
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -96,13 +126,16 @@ def test_kernels_interpreted() -> None:
         text=True,
         check=True,
     )
-    assert float(done.stdout) < 2e-6
+    of_kernels, of_network = map(float, done.stdout.split())
+    assert of_kernels < 2e-6
+    assert of_network < 2e-5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_on_a_gpu() -> None:
     pytest.importorskip("triton")
     assert max(errors("cuda")) < 2e-6
+    assert max(network_errors("cuda")) < 2e-5
 
 
 def test_shift_is_added_before_the_normalisation() -> None:
