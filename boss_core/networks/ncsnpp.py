@@ -205,6 +205,7 @@ class ResidualBlock(nn.Module):
         if isinstance(h, Summands):
             features, branch = add_and_norm(h, self.GroupNorm_0, skip=skip)
         else:
+            assert skip is None  # only features that a block gave have one
             features, branch = h, group_norm(h, self.GroupNorm_0)
         if self.nearest:
             branch = self.Conv_0(branch)

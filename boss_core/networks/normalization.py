@@ -61,6 +61,7 @@ def add_and_norm(
 ) -> tuple[Tensor, Tensor]:
     """The features, with the channels of the skip (B, C', H, W) behind them, and their
     normalisation, as `group_norm` has it."""
+    # A kernel's program reads x or the skip, so no group may have channels of both.
     channels_of_group = norm.num_channels // norm.num_groups
     if _fits(h.x) and h.x.shape[1] % channels_of_group == 0:
         x, branch = (t.contiguous(memory_format=torch.channels_last) for t in (h.x, h.branch))

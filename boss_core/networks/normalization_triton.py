@@ -44,11 +44,18 @@ def _sigmoid(z):
 
 
 @triton.jit
+def _for_channels(of_groups, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
+    """What each channel's group has, for every channel."""
+    spread = tl.broadcast_to(of_groups[:, None], [COLUMNS // SIZE, SIZE])
+    return tl.reshape(spread, [COLUMNS])
+
+
+@triton.jit
 def _group_sums(of_channels, channel, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
     """The sum over the group of each channel, for every channel; groups may have any size."""
     if COLUMNS % SIZE == 0:
         sums = tl.sum(tl.reshape(of_channels, [COLUMNS // SIZE, SIZE]), axis=1)
-        return tl.reshape(tl.broadcast_to(sums[:, None], [COLUMNS // SIZE, SIZE]), [COLUMNS])
+        return _for_channels(sums, SIZE, COLUMNS)
     else:
         together = channel[:, None] // SIZE == channel[None, :] // SIZE
         return tl.sum(tl.where(together, of_channels[None, :], 0.0), axis=1)
@@ -59,8 +66,7 @@ def _image_sums(value, channel, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS:
     """`_group_sums` over all pixels."""
     if COLUMNS % SIZE == 0:  # within a thread first: fewer numbers for threads to exchange
         by_group = tl.sum(tl.reshape(value, [ROWS, COLUMNS // SIZE, SIZE]), axis=2)
-        sums = tl.sum(by_group, axis=0)
-        return tl.reshape(tl.broadcast_to(sums[:, None], [COLUMNS // SIZE, SIZE]), [COLUMNS])
+        return _for_channels(tl.sum(by_group, axis=0), SIZE, COLUMNS)
     else:
         return _group_sums(tl.sum(value, axis=0), channel, SIZE, COLUMNS)
 
