@@ -31,7 +31,7 @@ from boss_core.checkpoints import (
 )
 from boss_core.errors import InputError
 from boss_core.files import sha256, write_bytes
-from boss_core.networks.ncsnpp import UnbiasedConv2d, UpsamplingConv2d
+from boss_core.networks.ncsnpp import StackedLinear, UnbiasedConv2d, UpsamplingConv2d
 from boss_core.schedules import Schedule
 
 
@@ -73,13 +73,13 @@ def add_adapter(network: Network, rank: int, *, seed: int) -> Network:
     return network
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
+def _forward(layer: Any, *inputs: Tensor) -> Any:
     """In place of the one of `peft`, which takes x through W, A and B: through W + B A, so that a
     product more is one of weights, not of images."""
     base, a, b = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
     change = (b.weight.flatten(1) @ a.weight.flatten(1)).view_as(base.weight)
     weight = base.weight.clone().add_(change)  # in the layout of W, whatever that of B A
-    return functional_call(base, {"weight": weight}, (x,))
+    return functional_call(base, {"weight": weight}, inputs)
 
 
 def _adapted(network: nn.Module) -> list[Any]:
@@ -162,4 +162,4 @@ def adapter_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, p) for name, p in network.named_parameters() if ".lora_" in name)
 
 
-_LAYERS = (nn.Conv2d, nn.Linear, UnbiasedConv2d, UpsamplingConv2d)
+_LAYERS = (nn.Conv2d, nn.Linear, StackedLinear, UnbiasedConv2d, UpsamplingConv2d)

@@ -27,7 +27,7 @@ from boss_core.checkpoints import (
     save_checkpoint,
 )
 from boss_core.errors import InputError
-from boss_core.networks.ncsnpp import UnbiasedConv2d, UpsamplingConv2d
+from boss_core.networks.ncsnpp import StackedLinear, UnbiasedConv2d, UpsamplingConv2d
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.schedules import Schedule
 from boss_core.settings import TrainingSettings
@@ -116,6 +116,10 @@ def test_output_and_gradients_are_those_of_peft(kind: str) -> None:
     for layer in peft.modules():
         if isinstance(layer, BaseTunerLayer):
             del layer.forward
+            base = layer.get_base_layer()
+            if isinstance(base, StackedLinear):  # `peft` itself would give it an input
+                both = base.weight + layer.get_delta_weight("default"), base.bias
+                layer.forward = lambda both=both: both
     torch.manual_seed(3)
     inputs = [torch.randn(2, *ours.config.sample_shape).double(), torch.rand(2).double()]
     if ours.config.classes is not None:
@@ -131,7 +135,7 @@ def test_output_and_gradients_are_those_of_peft(kind: str) -> None:
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_layers_are_the_plain_convolutions_and_linear_ones(kind: str) -> None:
     network = NETWORKS[kind]()
-    plain = (nn.Conv2d, nn.Linear, UnbiasedConv2d, UpsamplingConv2d)
+    plain = (nn.Conv2d, nn.Linear, StackedLinear, UnbiasedConv2d, UpsamplingConv2d)
     layers = [layer for layer in network.modules() if type(layer) in plain]
     # A: rank times the inputs of one output; B: outputs times rank.
     count = sum(3 * (layer.weight[0].numel() + len(layer.weight)) for layer in layers)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boss_core.networks import normalization
-from boss_core.networks.ncsnpp import ResidualBlock, UnbiasedConv2d, UpsamplingConv2d
+from boss_core.networks.ncsnpp import ResidualBlock, UnbiasedConv2d, UpsamplingConv2d, _shifts
 from boss_core.networks.normalization import Summands, add_and_norm, group_norm
 from tests.conftest import ROOT
 from tests.test_rectified_flow import small
@@ -150,13 +150,13 @@ def test_a_bias_that_the_normalisation_adds() -> None:
     torch.manual_seed(0)
     block = ResidualBlock(8, 8, 4, True, None)
     x, embedding = torch.randn(2, 8, 6, 6), torch.randn(2, 4)
-    conv, dense = block.Conv_0, block.Dense_0
+    conv, (weight, bias) = block.Conv_0, block.Dense_0()
     assert isinstance(conv, UnbiasedConv2d)
     assert conv.bias is not None
     h = F.conv2d(F.silu(block.GroupNorm_0(x)), conv.weight, conv.bias, padding=1)
-    h = F.silu(block.GroupNorm_1(h + dense(embedding)[:, :, None, None]))
+    h = F.silu(block.GroupNorm_1(h + F.linear(embedding, weight, bias)[:, :, None, None]))
     h = F.conv2d(h, block.Conv_1.weight, block.Conv_1.bias, padding=1)
-    features, found = block(x, embedding)
+    features, found = block(x, *_shifts([block], embedding))
     assert features is x
     torch.testing.assert_close(found.total(), (x + h) / 2**0.5)
 

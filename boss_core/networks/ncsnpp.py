@@ -12,7 +12,7 @@ states, of which there can be as many as one likes).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import torch
@@ -135,6 +135,8 @@ class NCSNpp(nn.Module):
         embedding = next(modules)(embedding.to(x.dtype))
         # Every block starts by activating the embedding: once is enough.
         embedding = F.silu(next(modules)(F.silu(embedding)))
+        blocks = [module for module in self.all_modules if isinstance(module, ResidualBlock)]
+        shifts = iter(_shifts(blocks, embedding))
 
         if not config.centered:
             x = 2.0 * x - 1.0
@@ -144,32 +146,32 @@ class NCSNpp(nn.Module):
         skips: list[Tensor] = []
         for level in range(levels):
             for _ in range(config.num_res_blocks):
-                features, h = next(modules)(h, embedding)
+                features, h = next(modules)(h, next(shifts))
                 skips.append(features)
                 if size in config.attn_resolutions:
                     h = next(modules)(h)
             if level < levels - 1:
-                features, h = next(modules)(h, embedding)
+                features, h = next(modules)(h, next(shifts))
                 skips.append(features)
                 if config.progressive_input == "input_skip":
                     image = self.down(image)
                     h = next(modules)(image, h)
                 size //= 2
-        features, h = next(modules)(h, embedding)
+        features, h = next(modules)(h, next(shifts))
         skips.append(features)
         h = next(modules)(h)
-        _, h = next(modules)(h, embedding)
+        _, h = next(modules)(h, next(shifts))
 
         output: Tensor | None = None
         for level in reversed(range(levels)):
             for _ in range(config.num_res_blocks + 1):
-                _, h = next(modules)(h, embedding, skips.pop())
+                _, h = next(modules)(h, next(shifts), skips.pop())
             if size in config.attn_resolutions:
                 h = next(modules)(h)
             if config.progressive == "output_skip" or level == 0:
                 output = _to_image(modules, h, None if output is None else self.up(output))
             if level > 0:
-                _, h = next(modules)(h, embedding)
+                _, h = next(modules)(h, next(shifts))
                 size *= 2
         assert output is not None  # the first level, the last to run, always gives one
         if config.scale_by_sigma:
@@ -178,8 +180,8 @@ class NCSNpp(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """BigGAN's residual block (Brock et al. 2019), resampling or not; the activated time
-    embedding (B, embedding) is added between its convolutions."""
+    """BigGAN's residual block (Brock et al. 2019), resampling or not; what `_shifts` makes of the
+    time embedding is added between its convolutions."""
 
     def __init__(
         self, cin: int, cout: int, embedding: int, rescale: bool, resample: nn.Module | None
@@ -189,7 +191,7 @@ class ResidualBlock(nn.Module):
         self.nearest = isinstance(resample, Upsample) and not resample.fir
         convolution = UpsamplingConv2d if self.nearest else UnbiasedConv2d
         self.Conv_0 = convolution(cin, cout, 3, padding=1)
-        self.Dense_0 = nn.Linear(embedding, cout)
+        self.Dense_0 = StackedLinear(embedding, cout)
         self.GroupNorm_1 = _group_norm(cout)
         self.Conv_1 = UnbiasedConv2d(cout, cout, 3, padding=1)
         self.resample = resample if resample is not None else nn.Identity()
@@ -199,7 +201,7 @@ class ResidualBlock(nn.Module):
         self.scale = math.sqrt(0.5) if rescale else 1.0
 
     def forward(
-        self, h: Tensor | Summands, embedding: Tensor, skip: Tensor | None = None
+        self, h: Tensor | Summands, shift: Tensor, skip: Tensor | None = None
     ) -> tuple[Tensor, Summands]:
         """What it reads, the features with the skip behind them, and what it gives."""
         if isinstance(h, Summands):
@@ -214,12 +216,31 @@ class ResidualBlock(nn.Module):
         else:
             branch = self.Conv_0(self.resample(branch))
             x = self.Conv_2(self.resample(features))
-        shift = self.Dense_0(embedding) + self.Conv_0.bias
         branch = self.Conv_1(group_norm(branch, self.GroupNorm_1, shift=shift))
         bias: Tensor = self.Conv_1.bias
         if not isinstance(self.Conv_2, nn.Identity):
             bias = bias + self.Conv_2.bias
         return features, Summands(x, branch, bias, self.scale)
+
+
+def _shifts(blocks: Sequence[ResidualBlock], embedding: Tensor) -> tuple[Tensor, ...]:
+    """What each block adds to each channel between its convolutions, (B, cout): its layer of the
+    activated time embedding (B, embedding), and the bias of its first convolution.
+
+    As one product: one for each block is many times as much work to launch as to do.
+    """
+    weights, biases = zip(*(block.Dense_0() for block in blocks), strict=True)
+    bias = torch.cat(biases) + torch.cat([block.Conv_0.bias for block in blocks])
+    together = F.linear(embedding, torch.cat(weights)) + bias
+    return together.split([len(weight) for weight in weights], dim=1)
+
+
+class StackedLinear(nn.Linear):
+    """A linear layer, one of several that have the same input: it gives its weight and bias, for
+    one product of all."""
+
+    def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.weight, self.bias
 
 
 class UnbiasedConv2d(nn.Conv2d):

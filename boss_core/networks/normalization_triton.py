@@ -129,7 +129,7 @@ def group_norm_forward(
 
 @triton.jit
 def group_norm_backward(
-    dy, dtotal, total, shift, weight, bias, means, scales, dx, dskip, dshift, dparameters,
+    dy, dtotal, total, shift, weight, bias, means, scales, dx, dskip, sums,
     FACTOR: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, OF_X: tl.constexpr, OF_SKIP: tl.constexpr,
     SIZE: tl.constexpr, EACH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -165,9 +165,9 @@ def group_norm_backward(
     # Outside the mask the gradient is 0, so that neither sum needs a mask of its own.
     of_weight = tl.sum(grad * normal, axis=0)
     of_bias = tl.sum(grad, axis=0)
-    tl.store(dparameters + of_sample, of_weight, inside)
     samples = tl.num_programs(1).to(tl.int64)
-    tl.store(dparameters + samples * CHANNELS + of_sample, of_bias, inside)
+    tl.store(sums + of_sample, of_weight, inside)
+    tl.store(sums + samples * CHANNELS + of_sample, of_bias, inside)
     along = _group_sums(of_weight * w, channel, SIZE, COLUMNS) / (PIXELS * SIZE)
     constant = _group_sums(of_bias * w, channel, SIZE, COLUMNS) / (PIXELS * SIZE)
     if SKIP:
@@ -188,7 +188,7 @@ def group_norm_backward(
     tl.store(target + at_x, grad, mask)
     if SHIFT:
         of_shift = tl.sum(tl.where(mask, grad, 0.0), axis=0)
-        tl.store(dshift + sample * OF_X + channel, of_shift, inside & summed)
+        tl.store(sums + 2 * samples * CHANNELS + of_sample, of_shift, inside & summed)
 
 
 @triton_op("boss_core::group_norm", mutates_args={})
@@ -245,28 +245,27 @@ def normalize_backward(
     scales: Tensor,
     groups: int,
     activate: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, which is the branch's too; of skip; of shift for each sample, (B, of_x);
-    and of weight and bias for each sample, (2, B, C).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, which is the branch's too; of skip; and for each sample those of weight
+    and bias, and of shift where there is one: (2 or 3, B, C). The skip's channels have no shift.
 
     total: as `normalize` stored it; else x. of_x: the channels of x.
     """
     samples, channels = total.shape[:2]
     dx, dskip = _empty(total, of_x), _empty(total, channels - of_x)
-    dshift = means.new_empty(samples, of_x)
-    dparameters = means.new_empty(2, *means.shape)
+    sums = means.new_empty(2 if shift is None else 3, *means.shape)
     pixels = triton.next_power_of_2(total.shape[2] * total.shape[3])
     most = min(_CHANNELS, max(1, _NUMBERS_BACKWARD // pixels))
     shape, programs = _shape(total, of_x, groups, most)
     numbers = shape["ROWS"] * shape["COLUMNS"]
     wrap_triton(group_norm_backward)[programs, samples, 1](
         dy, _or(dtotal, dy), total, dy if shift is None else shift.contiguous(),
-        weight, bias, means, scales, dx, dskip, dshift, dparameters,
+        weight, bias, means, scales, dx, dskip, sums,
         FACTOR=factor, MORE=dtotal is not None, SKIP=of_x < channels,
         SHIFT=0 if shift is None else shift.dim(), ACTIVATE=activate,
-        num_warps=16 if numbers >= _NUMBERS_BACKWARD else max(1, numbers // 2048), **shape,
+        num_warps=max(1, numbers // 1024), **shape,
     )  # fmt: skip
-    return dx, dskip, dshift, dparameters
+    return dx, dskip, sums
 
 
 def _empty(like: Tensor, channels: int) -> Tensor:
@@ -322,19 +321,21 @@ def _gradients(
     total, shift, weight, bias, means, scales = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(total)
-    dx, dskip, dshift, dparameters = normalize_backward(
+    dx, dskip, sums = normalize_backward(
         dtotal if dtotal is None else dtotal.contiguous(memory_format=torch.channels_last),
         dy.contiguous(memory_format=torch.channels_last),
         total, ctx.of_x, shift, ctx.factor, weight, bias, means, scales, ctx.groups, ctx.activate,
     )  # fmt: skip
-    dweight, dbias = dparameters.sum(dim=1)
+    of_samples = shift is not None and shift.dim() == 2
+    dweight, dbias, *of_channels = (sums[:2] if of_samples else sums).sum(dim=1)
+    dshift = None
     if shift is not None:
-        dshift = (dshift if shift.dim() == 2 else dshift.sum(dim=0)).to(shift.dtype)
+        dshift = (sums[2] if of_samples else of_channels[0][: ctx.of_x]).to(shift.dtype)
     return (
         dx,
         dx if ctx.branched else None,
         dskip if ctx.skipped else None,
-        None if shift is None else dshift,
+        dshift,
         None,
         dweight.to(weight.dtype),
         dbias.to(bias.dtype),
