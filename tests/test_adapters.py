@@ -133,6 +133,13 @@ def test_output_and_gradients_are_those_of_peft(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
+def test_compiles_whole(kind: str) -> None:
+    network = moved(add_adapter(NETWORKS[kind](), 2, seed=0))
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(outputs(compiled), outputs(network))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_layers_are_the_plain_convolutions_and_linear_ones(kind: str) -> None:
     network = NETWORKS[kind]()
     plain = (nn.Conv2d, nn.Linear, StackedLinear, UnbiasedConv2d, UpsamplingConv2d)
