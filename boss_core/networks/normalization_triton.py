@@ -219,14 +219,14 @@ def normalize(
     means = x.new_empty((samples, channels), dtype=torch.float32)
     scales = torch.empty_like(means)
     shape, programs = _shape(y, of_x, groups, _CHANNELS)
-    warps = shape["ROWS"] * shape["COLUMNS"] // 2048
+    numbers = shape["ROWS"] * shape["COLUMNS"]
     wrap_triton(group_norm_forward)[programs, samples, 1](
         x, _or(branch, x), _or(skip, x), x if shift is None else shift.contiguous(),
         weight, bias, total, y, means, scales,
         # Not arguments: compiled, these would be float64, and all that they touch as well.
         EPS=eps, FACTOR=factor, BRANCH=branch is not None, SKIP=skip is not None,
         SHIFT=0 if shift is None else shift.dim(), ACTIVATE=activate,
-        num_warps=min(16, max(1, warps)), **shape,
+        num_warps=min(16, max(1, numbers // 2048)), **shape,
     )  # fmt: skip
     return total, y, means, scales
 
@@ -263,7 +263,7 @@ def normalize_backward(
         weight, bias, means, scales, dx, dskip, sums,
         FACTOR=factor, MORE=dtotal is not None, SKIP=of_x < channels,
         SHIFT=0 if shift is None else shift.dim(), ACTIVATE=activate,
-        num_warps=max(1, numbers // 1024), **shape,
+        num_warps=min(16, max(1, numbers // 1024)), **shape,
     )  # fmt: skip
     return dx, dskip, sums
 
