@@ -75,8 +75,19 @@ def run(
 
 
 @app.command()
+def server() -> None:
+    """Start Prefect's server on this machine, in the background, at the address in
+    PREFECT_API_URL; comes back when it answers."""
+    from flows.server import start
+
+    print(start())
+
+
+@app.command()
 def deploy(
-    pool: str = typer.Option("local", help="A process work pool of the Prefect server."),
+    pool: str = typer.Option(
+        "local", help="A process work pool of the Prefect server; `local` is made where missing."
+    ),
 ) -> None:
     """Register the deployments of prefect.yaml with the Prefect server, for this folder."""
     from flows.launch import deploy as register

@@ -1,18 +1,19 @@
 """Starting the flow from a shell, and registering its deployments: what surrounds Prefect."""
 
-import http.client
 import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from boss_core.errors import InputError
 from flows.request import check_request
+from flows.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
 from flows.workspace import dvc_environment
+
+DEFAULT_POOL = "local"  # made when it is not there; any other may be a typing error
 
 PREFECT_ENVIRONMENT = TELEMETRY_OFF | {
     # A busy machine takes longer than the default to start a server for one run.
@@ -47,7 +48,7 @@ def launch(
         )
     except httpx.TransportError as error:
         lost = f"Prefect's server was lost; every finished stage is kept, run again ({error})"
-        if _prefect_url() is None:  # a temporary one, which is ended as this process ends
+        if prefect_url() is None:  # a temporary one, which is ended as this process ends
             raise InputError(lost) from error
         print(f"error: {lost}", file=sys.stderr)
         sys.stdout.flush()
@@ -64,17 +65,21 @@ def launch(
 
 def deploy(pool: str) -> None:
     """``prefect deploy --all`` for this folder; InputError when server or pool are missing."""
-    url = _prefect_url()
-    if url is None or not _answers(url):
+    url = prefect_url()
+    if url is None or not answers(url):
         raise InputError(
             f"PREFECT_API_URL: {url or 'not set'}; the address of a running server needed, as"
-            " http://127.0.0.1:4200/api after `prefect server start`"
+            f" {DEFAULT_URL} after `boss server`"
         )
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     environment = dvc_environment() | PREFECT_ENVIRONMENT | {"BOSS_FOLDER": str(Path.cwd())}
     found = subprocess.run(
         [*prefect, "work-pool", "inspect", pool], env=environment, capture_output=True
     )
+    if found.returncode and pool == DEFAULT_POOL:
+        found = subprocess.run(
+            [*prefect, "work-pool", "create", pool, "--type", "process"], env=environment
+        )
     if found.returncode:
         raise InputError(
             f"--pool: {pool!r} is no work pool of {url}; make it with"
@@ -91,8 +96,8 @@ def _prepare_prefect() -> None:
     over for a temporary one, so that the work goes on."""
     for key, value in PREFECT_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    url = _prefect_url()
-    if url and not _answers(url):
+    url = prefect_url()
+    if url and not answers(url):
         print(
             f"warning: Prefect at {url} does not answer; the run goes on with a server of its own,"
             " and that one will not show it",
@@ -105,20 +110,3 @@ def _prepare_prefect() -> None:
         from prefect.context import refresh_global_settings_context
 
         refresh_global_settings_context()  # it may have been imported to read its profile
-
-
-def _prefect_url() -> str | None:
-    """The server that this shell's Prefect talks to, from the environment or its profile."""
-    if "PREFECT_API_URL" in os.environ:
-        return os.environ["PREFECT_API_URL"] or None
-    from prefect.settings import get_current_settings
-
-    return get_current_settings().api.url
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except (OSError, ValueError, http.client.HTTPException):  # no address, or no such server
-        return False

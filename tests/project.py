@@ -94,12 +94,16 @@ class Project:
         assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
-    def start(self, *command: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
-        """Start a command in the project, its output in one pipe, in a process group of its own."""
+    def start(
+        self, *command: str, env: dict[str, str] | None = None, pipe: bool = False
+    ) -> "subprocess.Popen[str]":
+        """Start a command in the project, its output in one pipe, in a process group of its own.
+        pipe: what it reads comes through one, too."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
             env=environment(env),
+            stdin=subprocess.PIPE if pipe else None,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,0 +1,133 @@
+"""Prefect's server: where it is, whether it answers, and one in the background of this machine."""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from boss_core.errors import InputError
+from flows.telemetry import TELEMETRY_OFF
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DEFAULT_URL = "http://127.0.0.1:4200/api"
+START_TIMEOUT = 120.0  # seconds; a new database on a busy machine takes a while
+
+
+def prefect_url() -> str | None:
+    """The server that this shell's Prefect talks to, from the environment or its profile."""
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"] or None
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server is at this address."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as reply:
+            # A page of something else answers, too; Prefect says no more than this word.
+            return bool(reply.status == 200 and reply.read(16).strip() == b"true")
+    except (OSError, ValueError, http.client.HTTPException):  # no address, or no such server
+        return False
+
+
+def start() -> str:
+    """Start Prefect's server in the background, on loopback, at ``PREFECT_API_URL`` (the default
+    port without it), and wait until it answers; what to know of it, in one line.
+
+    It outlives the shell; its output goes to a file, as one whose pipes nobody reads is killed by
+    its first full one (`prefect server start --background` starts such a server). Its pid is where
+    `prefect server stop` looks for it. InputError for an address that is not of this machine, a
+    port in use, and a server that does not come up.
+    """
+    url = prefect_url() or DEFAULT_URL
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError as error:  # no number, or none of a port
+        raise InputError(f"PREFECT_API_URL: {url} ({error}); as {DEFAULT_URL} needed") from error
+    if parts.scheme != "http" or host not in LOOPBACK or parts.path.rstrip("/") != "/api":
+        raise InputError(
+            f"PREFECT_API_URL: {url}; a server of this machine's own starts at an address as"
+            f" {DEFAULT_URL} only"
+        )
+    if answers(url):
+        return f"Prefect's server is there already: {url.removesuffix('/api')}"
+    if _in_use(host, port):
+        raise InputError(
+            f"PREFECT_API_URL: {url}; port {port} is in use by something else, another port needed"
+        )
+    from prefect.settings import get_current_settings
+
+    home = Path(get_current_settings().home)
+    home.mkdir(parents=True, exist_ok=True)
+    pid, log = home / "server.pid", home / "server.log"
+    if _alive(pid):
+        raise InputError(
+            f"{pid}: another server that was started in the background is running;"
+            " `prefect server stop` ends it"
+        )
+    # The pages ask the API where it really is, on whatever port.
+    own = {"PREFECT_API_URL": url, "PREFECT_UI_API_URL": url}
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "prefect",
+                "server",
+                "start",
+                "--host",
+                host,
+                "--port",
+                str(port),
+            ],
+            env=os.environ | TELEMETRY_OFF | own,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    end = time.monotonic() + START_TIMEOUT
+    try:
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > end:
+                raise InputError(f"{log}: Prefect's server did not come up; the file says why")
+            time.sleep(0.2)
+    except BaseException:  # Ctrl-C, too
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        raise
+    pid.write_text(str(process.pid))
+    return (
+        f"Prefect's server: {url.removesuffix('/api')} (its output is in {log};"
+        " `prefect server stop` ends it)"
+    )
+
+
+def _in_use(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def _alive(pid: Path) -> bool:
+    """Whether the process that a file names is running."""
+    try:
+        os.kill(int(pid.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
