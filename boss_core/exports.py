@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -80,38 +81,24 @@ def to_diffusers(schedule: Schedule) -> str:
     return _diffusers_scheduler(schedule) + (
         "pipeline.scheduler = scheduler\n"
         f"# {schedule.steps} steps: call the pipeline with sigmas=sigmas (never timesteps=).\n"
+        "# One whose call takes no sigmas, as Wan's, needs --to diffusers-fixed.\n"
     )
 
 
 def to_diffusers_fixed(schedule: Schedule) -> str:
-    """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, Mochi): a
-    scheduler with the values baked in. For ``ab2`` it needs this library, for Euler diffusers
-    alone. InputError for Heun."""
+    """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, Mochi): the
+    class `boss_core.fixed_flow_scheduler.FixedFlowScheduler`, which needs diffusers alone, and one
+    with the values in its configuration. InputError for Heun."""
     _refuse_heun(schedule)
-    if schedule.solver == "ab2":
-        return (
-            "from boss_core.fixed_schedulers import fixed_scheduler\n"
-            "\n"
-            f"timesteps = {_rows(schedule.timesteps)}\n"
-            'pipeline.scheduler = fixed_scheduler(pipeline.scheduler, timesteps, solver="ab2")\n'
-            f"# Call the pipeline with num_inference_steps={schedule.steps}.\n"
-        )
-    # Mochi's network takes t in place of 1 - t: there the inversion is the model's, not the
-    # schedule's.
-    own = 'pipeline.scheduler.config.get("invert_sigmas", False)'
-    return _diffusers_scheduler(schedule, invert_sigmas=own) + (
+    source = resources.files("boss_core").joinpath("fixed_flow_scheduler.py").read_text()
+    return source + (
         "\n\n"
-        "def set_timesteps(\n"
-        "    num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None\n"
-        "):\n"
-        "    FlowMatchEulerDiscreteScheduler.set_timesteps(\n"
-        "        scheduler, sigmas=fixed_sigmas, device=device\n"
-        "    )\n"
-        "\n\n"
-        "fixed_sigmas = sigmas\n"
-        "scheduler.set_timesteps = set_timesteps\n"
-        "pipeline.scheduler = scheduler\n"
+        f"fixed_sigmas = {_rows(schedule.sigmas)}\n"
+        "pipeline.scheduler = FixedFlowScheduler.like(\n"
+        f"    pipeline.scheduler, fixed_sigmas, solver={schedule.solver!r}\n"
+        ")\n"
         f"# Call the pipeline with num_inference_steps={schedule.steps}.\n"
+        "# To load it again once saved, have the class in a module fixed_flow_scheduler.py.\n"
     )
 
 
@@ -190,7 +177,7 @@ def check_scheduler(
             f"scheduler: {name} {why}; a FlowMatchEulerDiscreteScheduler needed, with the settings"
             " of boss_core.exports.DIFFUSERS_SETTINGS"
         )
-    solver = getattr(scheduler, "solver", "euler")
+    solver = scheduler.config.get("solver", "euler")
     if solver != schedule.solver:
         raise InputError(
             f"scheduler: {type(scheduler).__name__} takes steps of {solver}, and the schedule is"
@@ -289,10 +276,8 @@ def _same(used: Sequence[float], wanted: Sequence[float]) -> bool:
     return len(used) == len(wanted) and bool(np.allclose(used, wanted, rtol=0.0, atol=_TOLERANCE))
 
 
-def _diffusers_scheduler(schedule: Schedule, **changed: str) -> str:
-    """changed: settings as Python text, in place of ours."""
-    settings = {name: repr(value) for name, value in DIFFUSERS_SETTINGS.items()} | changed
-    lines = "".join(f"    {name}={value},\n" for name, value in settings.items())
+def _diffusers_scheduler(schedule: Schedule) -> str:
+    lines = "".join(f"    {name}={value!r},\n" for name, value in DIFFUSERS_SETTINGS.items())
     return (
         "from diffusers import FlowMatchEulerDiscreteScheduler\n"
         "\n"

@@ -12,15 +12,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.solvers import extrapolation_weights
 from boss_core.timesteps import Times, validate_timesteps
 
 
 def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
-    """A `FlowMatchEulerDiscreteScheduler` that walks these timesteps whatever it is asked for.
+    """A `FixedFlowScheduler` that walks these timesteps whatever it is asked for.
 
     For pipelines whose call takes no `sigmas` (Wan, LTX, Mochi), and right for all others too:
-    put it in ``pipeline.scheduler`` and pass ``num_inference_steps=K``.
+    put it in ``pipeline.scheduler`` and pass ``num_inference_steps=K``. Its steps are in its
+    configuration: copies, pickles and saved pipelines have them.
 
     With solver ``ab2`` its steps are those of `boss_core.solvers.ab2`, for as many evaluations:
     it keeps the velocity of the step before, in float32, and starts anew at each call. No class
@@ -30,107 +30,26 @@ def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler")
         on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
     timesteps: K + 1 increasing times from 0 to 1.
     """
-    times = validate_timesteps(timesteps)
-    return _solver_class(times, solver).from_config(_kept_config(scheduler))
+    return _made(_fixed_class(), scheduler, validate_timesteps(timesteps), solver)
 
 
-def _kept_config(scheduler: Any) -> dict[str, Any]:
-    """The settings that `FlowMatchEulerDiscreteScheduler` knows. One that it does not know, as
-    UniPC's `use_flow_sigmas`, would stay visible and make some pipelines drop their sigmas."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+def _fixed_class() -> Any:
+    from boss_core.fixed_flow_scheduler import FixedFlowScheduler
 
-    default = FlowMatchEulerDiscreteScheduler().config
-    names = [name for name in default if not name.startswith("_")]
-    kept = {name: scheduler.config.get(name, default[name]) for name in names}
-    return kept | {"stochastic_sampling": False}  # the one that would change the steps
+    return FixedFlowScheduler
 
 
-def _fixed_class(times: Times) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-        FlowMatchEulerDiscreteSchedulerOutput,
-    )
-
-    class FixedEulerScheduler(FlowMatchEulerDiscreteScheduler):
-        """Euler steps at given times."""
-
-        solver = "euler"
-
-        # Pipelines look for these names to learn what the scheduler accepts.
-        def set_timesteps(
-            self,
-            num_inference_steps: int | None = None,
-            device: Any = None,
-            sigmas: Any = None,
-            mu: float | None = None,
-            timesteps: Any = None,
-        ) -> None:
-            self.levels = times if self.config.invert_sigmas else 1.0 - times
-            self.num_inference_steps = len(times) - 1
-            self.sigmas = torch.tensor(self.levels, dtype=torch.float32, device=device)
-            self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
-            self._step_index = None
-            self._begin_index = None
-
-        def _result(self, state: Tensor, return_dict: bool) -> Any:
-            """What `step` hands out, for the steps of subclasses."""
-            return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
-
-    return FixedEulerScheduler
-
-
-def _two_step_class(times: Times) -> Any:
-    base: Any = _fixed_class(times)
-    weights = extrapolation_weights(times).tolist()
-
-    class FixedTwoStepScheduler(base):
-        """Steps of two-step Adams-Bashforth at given times: Euler steps along the velocity that
-        it extrapolates. The ratios of steps, and so the weights, are those of the levels."""
-
-        solver = "ab2"
-        before: Tensor | None = None
-
-        def step(
-            self,
-            model_output: Tensor,
-            timestep: Any,
-            sample: Tensor,
-            return_dict: bool = True,
-            **kwargs: Any,
-        ) -> Any:
-            if kwargs.get("per_token_timesteps") is not None:
-                raise InputError(
-                    "pipeline: gives each token a noise level of its own; one for all needed by ab2"
-                )
-            if self.step_index is None:
-                # The first since set_timesteps.
-                self._init_step_index(timestep)
-                self.before = None
-            weight = weights[self.step_index]
-            # A network may return the same buffer each time.
-            velocity = model_output.to(torch.float32, copy=True)
-            used = velocity
-            if self.before is not None:
-                used = (1.0 + weight) * velocity - weight * self.before
-            self.before = velocity
-            (state,) = super().step(used, timestep, sample, return_dict=False, **kwargs)
-            return self._result(state.to(model_output.dtype), return_dict)
-
-    return FixedTwoStepScheduler
-
-
-def _solver_class(times: Times, solver: str) -> Any:
-    classes = {"euler": _fixed_class, "ab2": _two_step_class}
-    if solver not in classes:
-        raise InputError(f"solver: {solver!r}; {' or '.join(classes)} needed in a scheduler")
-    return classes[solver](times)
+def _made(kind: Any, scheduler: Any, times: Times, solver: str) -> Any:
+    """A scheduler of that class for these times, with the settings of the pipeline's own."""
+    if solver not in ("euler", "ab2"):
+        raise InputError(f"solver: {solver!r}; euler or ab2 needed in a scheduler")
+    return kind.like(scheduler, 1.0 - times, solver)
 
 
 def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
     """A `fixed_scheduler` whose states are carried in float32 between steps, so that many of them
     round no more than few; the pipeline sees them in its own dtype."""
-    times = validate_timesteps(timesteps)
-    base: Any = _solver_class(times, solver)
+    base: Any = _fixed_class()
 
     class CarryingScheduler(base):
         """Keeps the state of the step before in float32, and goes on from it."""
@@ -149,9 +68,9 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
             (self.state,) = super().step(
                 model_output.float(), timestep, start, return_dict=False, **kwargs
             )
-            return self._result(self.state.to(sample.dtype), return_dict)
+            return _result(self.state.to(sample.dtype), return_dict)
 
-    return CarryingScheduler.from_config(_kept_config(scheduler))
+    return _made(CarryingScheduler, scheduler, validate_timesteps(timesteps), solver)
 
 
 def recording_scheduler(
@@ -166,8 +85,9 @@ def recording_scheduler(
     on_step: called after each step with the number of samples in it. on_memory: called with the
     bytes of velocities about to be held, before they are.
     """
-    base: Any = _fixed_class(times)
+    base: Any = _fixed_class()
     steps = len(times) - 1
+    levels = times if scheduler.config.get("invert_sigmas") else 1.0 - times
 
     class RecordingEulerScheduler(base):
         """Euler steps in float32, and the velocities that they were made of."""
@@ -190,11 +110,11 @@ def recording_scheduler(
                 )
             k = self.step_index or 0
             self._keep(k, model_output, sample)
-            self.state = self.state + (self.levels[k + 1] - self.levels[k]) * model_output.float()
+            self.state = self.state + (levels[k + 1] - levels[k]) * model_output.float()
             self._step_index = k + 1
             if on_step is not None:
                 on_step(len(sample))
-            return self._result(self.state.to(model_output.dtype), return_dict)
+            return _result(self.state.to(model_output.dtype), return_dict)
 
         def _keep(self, k: int, velocity: Tensor, sample: Tensor) -> None:
             if velocity.shape != sample.shape:
@@ -231,4 +151,13 @@ def recording_scheduler(
                 )
             return self.held[:, : self.samples]
 
-    return RecordingEulerScheduler.from_config(_kept_config(scheduler))
+    return _made(RecordingEulerScheduler, scheduler, times, "euler")
+
+
+def _result(state: Tensor, return_dict: bool) -> Any:
+    """What `step` hands out."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteSchedulerOutput,
+    )
+
+    return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)

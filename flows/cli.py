@@ -396,7 +396,8 @@ def export(
     to: str = typer.Option(..., help=f"{', '.join(TARGETS)}."),
     out: Path | None = typer.Option(None, help="File to write; printed when left out."),
     scheduler: Path | None = typer.Option(
-        None, help="A diffusers scheduler's folder or JSON: say what it would do to the steps."
+        None,
+        help="The folder of a diffusers pipeline or scheduler: say what it would do to the steps.",
     ),
     mu: float | None = typer.Option(None, help="With --scheduler: mu of dynamic shifting."),
 ) -> None:

@@ -1,12 +1,16 @@
 """``boss export``: a schedule for the sampler of another tool."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from boss_core import exports
 from boss_core.errors import InputError
 from boss_core.schedules import Schedule
+
+PIPELINE = "model_index.json"
 
 WRITERS: dict[str, Callable[[Schedule], str]] = {
     "diffusers": exports.to_diffusers,
@@ -48,20 +52,37 @@ def read_schedule(path: Path) -> Schedule:
 
 
 def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]:
-    """What a diffusers scheduler, given by its configuration, would do to the schedule's steps."""
+    """What a diffusers scheduler would do to the schedule's steps; given by its configuration, or
+    by the folder of its pipeline."""
     try:
         import diffusers
     except ModuleNotFoundError as error:
         raise InputError(
             "--scheduler: diffusers is not installed; pip install 'boss-flow[diffusers]' needed"
         ) from error
+    if (folder / PIPELINE).is_file():
+        folder = folder / "scheduler"
     file = folder / "scheduler_config.json" if folder.is_dir() else folder
     try:
         config = json.loads(file.read_text())
-        made = getattr(diffusers, config["_class_name"]).from_config(config)
+        made = _scheduler_class(config["_class_name"]).from_config(config)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{file}: not the configuration of a scheduler ({error})") from error
-    found = exports.check_scheduler(made, read_schedule(path), mu=mu)
+    pipeline, takes_sigmas = _pipeline_call(file.parent.parent / PIPELINE, diffusers)
+    try:
+        found = exports.check_scheduler(made, read_schedule(path), mu=mu)
+    except InputError as error:
+        # It cannot keep these steps, or nobody can say: neither matters to the snippets.
+        yield f"{file}: {error}"
+        if made.config.get("use_dynamic_shifting") and mu is None:
+            yield f"  --mu: {shift_by_tokens(made.config)}"
+        yield "  the scheduler of the snippet takes its place and needs nothing of it"
+        if not takes_sigmas:
+            yield f"  {pipeline}: its call takes no sigmas; --to diffusers-fixed is for it"
+        return
+    if not takes_sigmas:
+        yield f"{file}: {pipeline}'s call takes no sigmas; --to diffusers-fixed is for it"
+        return
     if found.unchanged:
         yield f"{file}: takes these steps as they are"
         return
@@ -72,3 +93,36 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
     else:
         passed = ", ".join(f"{sigma!r}" for sigma in found.sigmas_to_pass)
         yield f"  to keep it, pass sigmas=[{passed}]"
+        if pipeline is None:
+            yield "  a pipeline whose call takes no sigmas, as Wan's: --to diffusers-fixed"
+
+
+def _scheduler_class(name: str) -> Any:
+    import diffusers
+
+    if name == "FixedFlowScheduler":
+        from boss_core.fixed_flow_scheduler import FixedFlowScheduler
+
+        return FixedFlowScheduler
+    return getattr(diffusers, name)
+
+
+def _pipeline_call(index: Path, diffusers: Any) -> tuple[str | None, bool]:
+    """The class of the pipeline around a scheduler's folder, None where there is none that is
+    known, and whether its call takes ``sigmas``."""
+    try:
+        name = json.loads(index.read_text())["_class_name"]
+        call = getattr(diffusers, name).__call__
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None, True
+    return name, "sigmas" in inspect.signature(call).parameters
+
+
+def shift_by_tokens(config: Any) -> str:
+    """How pipelines come by mu: a line through two numbers of image tokens."""
+    low, high = config["base_image_seq_len"], config["max_image_seq_len"]
+    slope = (config["max_shift"] - config["base_shift"]) / (high - low)
+    return (
+        f"most pipelines pass {config['base_shift']:g} + {slope:.6g} (tokens - {low}), so"
+        f" {config['max_shift']:g} at {high} image tokens"
+    )

@@ -41,6 +41,7 @@ from boss_core.pipelines import sample_generators
 from boss_core.schedules import Schedule
 from boss_core.solvers import ab2, euler, extrapolation_weights, heun
 from boss_core.timesteps import uniform, validate_timesteps
+from flows.exports import shift_by_tokens
 from tests import tiny_pipelines as tiny
 from tests.conftest import ROOT, Linear
 
@@ -219,7 +220,7 @@ def test_what_is_said_of_other_schedulers_holds() -> None:
 def test_a_scheduler_with_other_steps_baked_in_is_named() -> None:
     scheduler = fixed_scheduler(settings(), uniform(4))
     report = check_scheduler(scheduler, STEPS)
-    assert report.reasons == ("FixedEulerScheduler: uses sigmas of its own",)
+    assert report.reasons == ("FixedFlowScheduler: uses sigmas of its own",)
     assert report.sigmas_used == (1.0, 0.75, 0.5, 0.25, 0.0)
     assert report.sigmas_to_pass is None
     assert check_scheduler(fixed_scheduler(settings(), STEPS.timesteps), STEPS).unchanged
@@ -522,3 +523,53 @@ def test_the_documented_blocks_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for block in blocks:
         exec(compile(block, "docs/export.md", "exec"), names)
     np.testing.assert_allclose(names["scheduler"].sigmas, STEPS.sigmas, atol=1e-6)
+
+
+def scheduler_folder(scheduler: Any, folder: Path, pipeline: str | None = None) -> Path:
+    """A scheduler's folder, in that of a pipeline where one is named."""
+    scheduler.save_pretrained(folder / "scheduler")
+    if pipeline is not None:
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    return folder if pipeline is not None else folder / "scheduler"
+
+
+UNIPC = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+FLUX = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+SHIFTED = FlowMatchEulerDiscreteScheduler(shift=5.0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "pipeline", "says"),
+    [
+        (UNIPC, None, "UniPCMultistepScheduler takes sigmas but corrects each step"),
+        (UNIPC, "WanPipeline", "WanPipeline: its call takes no sigmas; --to diffusers-fixed"),
+        (FLUX, None, "so 1.15 at 4096 image tokens"),
+        (FLUX, "FluxPipeline", "so 1.15 at 4096 image tokens"),
+        (SHIFTED, None, "a pipeline whose call takes no sigmas, as Wan's: --to diffusers-fixed"),
+        (SHIFTED, "WanPipeline", "WanPipeline's call takes no sigmas; --to diffusers-fixed"),
+        (SHIFTED, "StableDiffusion3Pipeline", "to keep it, pass sigmas=["),
+        (fixed_scheduler(SHIFTED, STEPS.timesteps), None, "takes these steps as they are"),
+        (fixed_scheduler(SHIFTED, STEPS.timesteps, "ab2"), None, "takes steps of ab2"),
+    ],
+)
+def test_every_scheduler_gets_a_snippet_and_an_answer(
+    boss: Any, tmp_path: Path, scheduler: Any, pipeline: str | None, says: str
+) -> None:
+    (tmp_path / "6.json").write_text(STEPS.to_json())
+    folder = scheduler_folder(scheduler, tmp_path / "folder", pipeline)
+    code, text, notes = boss("export", "6.json", "--to", "diffusers", "--scheduler", folder)
+    assert code == 0
+    assert text == to_diffusers(STEPS)
+    assert says in notes
+    # Nobody is told to pass what a call rejects.
+    assert ("pass sigmas=" in notes) == (scheduler is SHIFTED and pipeline != "WanPipeline")
+
+
+def test_mu_at_a_number_of_tokens_is_diffusers_own() -> None:
+    config = FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=0.9).config
+    said = re.search(r"pass ([\d.]+) \+ ([\d.e-]+) \(tokens - (\d+)\)", shift_by_tokens(config))
+    assert said
+    base, slope, low = (float(number) for number in said.groups())
+    for tokens in (256, 1024, 6032):
+        wanted = calculate_shift(tokens, max_shift=0.9)
+        assert base + slope * (tokens - low) == pytest.approx(wanted, abs=1e-4)

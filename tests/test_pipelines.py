@@ -279,7 +279,7 @@ def test_a_scheduler_of_other_solvers_is_refused() -> None:
     scheduler = fixed_scheduler(own, UNEQUAL, solver="ab2")
     scheduler.set_timesteps(4)
     x = torch.ones(1, 2, 3)
-    with pytest.raises(InputError, match="each token a noise level of its own"):
+    with pytest.raises(ValueError, match="each token a noise level of its own"):
         scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=torch.ones(1, 2))
 
 

@@ -1,0 +1,116 @@
+"""A scheduler of diffusers that walks given noise levels, whatever it is asked for.
+
+This file needs torch and diffusers only, not the library around it: `boss export --to
+diffusers-fixed` prints it, with the steps of a schedule below it.
+"""
+
+from typing import Any, Self
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteSchedulerOutput,
+)
+
+# A pipeline that is loaded looks for the class with from_pretrained beside a component's own.
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
+
+
+class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
+    """Steps of Euler or of two-step Adams-Bashforth at noise levels of its configuration, which
+    copies, pickles and saved pipelines keep.
+
+    fixed_sigmas: K + 1 levels from 1 (noise) to 0 (data), the 0 included.
+    solver: ``euler``; or ``ab2``, which extrapolates from the velocity of the step before, in
+        float32, and starts anew at each call (Hairer, Norsett and Wanner, Solving ODEs I, III.5).
+    invert_sigmas: the levels are those of the data, 1 - sigma, as Mochi's network takes them.
+
+    What else the configuration holds is for pipelines to read, and has no effect on the steps.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        fixed_sigmas: list[float] | tuple[float, ...] = (1.0, 0.0),
+        solver: str = "euler",
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        time_shift_type: str = "exponential",
+    ) -> None:
+        if solver not in ("euler", "ab2"):
+            raise ValueError(f"solver: {solver!r}; euler or ab2 needed")
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            shift=shift,
+            use_dynamic_shifting=use_dynamic_shifting,
+            base_shift=base_shift,
+            max_shift=max_shift,
+            base_image_seq_len=base_image_seq_len,
+            max_image_seq_len=max_image_seq_len,
+            invert_sigmas=invert_sigmas,
+            time_shift_type=time_shift_type,
+        )
+
+    @classmethod
+    def like(cls, scheduler: Any, fixed_sigmas: Any, solver: str = "euler") -> Self:
+        """One with the settings of a pipeline's own scheduler, as far as they are known here: one
+        more, as `use_flow_sigmas` of UniPC, would make some pipelines drop their sigmas."""
+        names = set(cls._get_init_keys(cls)) - {"self", "fixed_sigmas", "solver"}
+        kept = {name: scheduler.config[name] for name in names if name in scheduler.config}
+        return cls(fixed_sigmas=[float(s) for s in fixed_sigmas], solver=solver, **kept)
+
+    # Pipelines look for these names to learn what a scheduler accepts.
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Set the levels of the configuration, whatever the arguments say."""
+        levels = torch.tensor(self.config.fixed_sigmas, dtype=torch.float64)
+        if self.config.invert_sigmas:
+            levels = 1.0 - levels
+        self.num_inference_steps = len(levels) - 1
+        self.sigmas = levels.to(device=device, dtype=torch.float32)
+        self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+        self._step_index = None
+        self._begin_index = None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """The state at the next level: diffusers' own step of Euler, for ``ab2`` along the
+        extrapolated velocity."""
+        if self.config.solver == "euler":
+            return super().step(model_output, timestep, sample, return_dict=return_dict, **kwargs)
+        if kwargs.get("per_token_timesteps") is not None:
+            raise ValueError(
+                "pipeline: gives each token a noise level of its own; one for all needed by ab2"
+            )
+        if self.step_index is None:  # the first since set_timesteps
+            self._init_step_index(timestep)
+            self.before = None
+        # A network may return the same buffer each time.
+        used = velocity = model_output.to(torch.float32, copy=True)
+        if self.before is not None:
+            k, s = self.step_index, self.config.fixed_sigmas
+            weight = (s[k + 1] - s[k]) / (2.0 * (s[k] - s[k - 1]))
+            used = (1.0 + weight) * velocity - weight * self.before
+        self.before = velocity
+        (state,) = super().step(used, timestep, sample, return_dict=False, **kwargs)
+        state = state.to(model_output.dtype)
+        return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
