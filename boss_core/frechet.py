@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from boss_core.errors import InputError
 from boss_core.files import sha256
 from boss_core.networks.classifier import load_classifier
 from boss_core.pixels import to_uint8
+from boss_core.tensor_files import arrays_only, read_tensors
 
 
 class ClassifierExtractor(FeatureExtractorBase):
@@ -83,6 +85,11 @@ class Extractor:
             raise InputError(f"{self.weights}: no such file; the weights of {self.name} needed")
         return sha256(self.weights)
 
+    def check(self) -> None:
+        """InputError for weights that are more than tensors: the library would run them."""
+        if self.name == "inception":
+            read_tensors(self.weights, "the Inception weights of torch-fidelity")
+
     @property
     def library_name(self) -> str:
         """What torch-fidelity calls it."""
@@ -100,13 +107,15 @@ def feature_function(
     (N, C, H, W) with 1 or 3 channels on the device, rounded to uint8, to (N, F). Images beyond
     ``batch_size`` take several calls of the network."""
     layer = "2048" if extractor.name == "inception" else "features"
-    network = create_feature_extractor(
-        extractor.library_name,
-        [layer],
-        cuda=False,
-        feature_extractor_weights_path=str(extractor.weights),
-        verbose=False,
-    ).to(device)
+    extractor.check()
+    with arrays_only():
+        network = create_feature_extractor(
+            extractor.library_name,
+            [layer],
+            cuda=False,
+            feature_extractor_weights_path=str(extractor.weights),
+            verbose=False,
+        ).to(device)
 
     def features(x: Tensor) -> Tensor:
         images = to_uint8(x).expand(-1, 3, -1, -1)
@@ -160,7 +169,8 @@ def evaluate_images(
     kid_subset_size: at most the smaller of the two counts.
     precision_recall: these compare all images with all, and so take most of the time.
 
-    Raises InputError when there are fewer images than a KID subset.
+    Raises InputError when there are fewer images than a KID subset, and for weights or a cache
+    that hold anything but numbers.
     """
     for name, array in (("samples", images), ("reference", reference)):
         if len(array) < kid_subset_size:
@@ -169,7 +179,9 @@ def evaluate_images(
                 " at most that many needed"
             )
     key = f"{extractor.hash[:16]}-{image_hash(reference)[:16]}"
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    extractor.check()
+    _check_cache(cache, key)
+    with arrays_only(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # torch's own deprecations, inside torch-fidelity
         found = torch_fidelity.calculate_metrics(
             input1=_Images(images),
@@ -197,3 +209,16 @@ def evaluate_images(
         metrics[f"precision_{extractor.name}"] = found["precision"]
         metrics[f"recall_{extractor.name}"] = found["recall"]
     return metrics
+
+
+def _check_cache(cache: Path, key: str) -> None:
+    """InputError naming the file of cached features that would not be read."""
+    for path in sorted(cache.glob(f"{key}*.pt")):
+        try:
+            with arrays_only():
+                torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))
+        except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
+            raise InputError(
+                f"{path}: truncated, or not features only ({type(error).__name__}; nothing of it"
+                " was executed); remove it, and what made it makes it anew"
+            ) from error

@@ -20,6 +20,7 @@ from torchvision.models import VGG16_Weights
 
 from boss_core.errors import InputError
 from boss_core.solvers import euler
+from boss_core.tensor_files import read_tensors
 from boss_core.timesteps import Times, validate_timesteps
 from boss_core.velocity import Velocity, VelocityField, check_labels, check_output, with_labels
 
@@ -53,7 +54,7 @@ def load_lpips(folder: Path, device: torch.device | str = "cpu") -> Distance:
     naming the file that is missing or is not weights of LPIPS.
     """
     files = weights_files(folder)
-    tensors = [_read(path) for path in files]
+    tensors = [read_tensors(path, "the published weights") for path in files]
     # LPIPS ends before the classifier of VGG16, which is most of its file: zeros, stored as one.
     tensors[1] = {
         name: tensor.new_zeros(1).expand_as(tensor) if name.startswith("classifier.") else tensor
@@ -171,19 +172,3 @@ def _roll_out(velocity: VelocityField, x: Tensor, times: Times) -> tuple[Tensor,
 def _pixels(images: Tensor) -> Tensor:
     """[-1, 1] to the library's [0, 255], three channels."""
     return ((images + 1.0) * 127.5).expand(-1, 3, -1, -1)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, of which nothing is executed."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
-        raise InputError(
-            f"{path}: truncated, or not tensors only ({type(error).__name__}; nothing of it was"
-            " executed); the published weights needed"
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path}: no dictionary of tensors; the published weights needed")
-    return content

@@ -48,7 +48,11 @@ def read_schedule(path: Path) -> Schedule:
         return schedule
     if not path.is_file():
         raise InputError(f"{path}: no such file; a schedule as `boss schedule` writes it needed")
-    return Schedule.from_json(path.read_text(), path)
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no text ({error}); a schedule in JSON needed") from error
+    return Schedule.from_json(text, path)
 
 
 def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]:

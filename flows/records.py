@@ -20,9 +20,17 @@ def write_json(path: Path, content: Json) -> None:
 
 
 def read_json(path: Path) -> Json:
+    """The record in a file; InputError where there is none, as after a kill or by hand."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; `dvc repro` makes it")
-    content: Json = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # of json, or of text that is none
+        raise InputError(
+            f"{path}: truncated or not JSON ({error}); remove it, and `dvc repro` brings it back"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {type(content).__name__} found; a JSON object needed")
     return content
 
 

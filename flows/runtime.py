@@ -2,7 +2,9 @@
 for those that train, be as many processes as the parameters ask for."""
 
 import os
+import secrets
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # How long another process waits for the main one to fail as it does, and say so for both.
 _PATIENCE = 10.0  # seconds
+# The file through which the processes of one training find each other.
+_STORE = "BOSS_PROCESS_STORE"
 
 
 def run_stage(
@@ -73,7 +77,13 @@ def device(params: Params) -> "torch.device":
     if _started() > 1:
         from accelerate import PartialState
 
-        return PartialState(cpu=on_cpu).device  # joins the processes
+        # Joins the processes: through a file where they were started here, else as their launcher
+        # says.
+        here: dict[str, Any] = {}
+        if store := os.environ.get(_STORE):
+            here = {"init_method": f"file://{store}", "rank": int(os.environ["RANK"])}
+            here["world_size"] = _started()
+        return PartialState(cpu=on_cpu, **here).device
     return torch.device("cpu" if on_cpu else "cuda")
 
 
@@ -126,7 +136,10 @@ def _check_processes(params: Params) -> None:
 
 def _start_processes(number: int) -> None:
     """This command again, as so many processes, by the launcher behind torchrun and accelerate;
-    ends as the first of them that fails."""
+    ends as the first of them that fails.
+
+    They meet in files of a folder that is this user's alone, and talk on loopback. The launcher's
+    way over the network would listen on all interfaces and unpickle whatever it is sent."""
     import logging
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -135,22 +148,28 @@ def _start_processes(number: int) -> None:
     # It would say at length that a process failed, which that has said itself.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // number)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=number,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a server that nobody here would ask
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-    try:
-        elastic_launch(config, sys.executable)("-m", module, *sys.argv[1:])
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        raise SystemExit(code if code > 0 else 1) from None
+    with tempfile.TemporaryDirectory(prefix="boss-processes-") as folder:
+        os.environ[_STORE] = f"{folder}/workers"
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=number,
+            run_id=secrets.token_hex(16),
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{folder}/launcher",
+            rdzv_configs={"store_type": "file"},
+            max_restarts=0,
+            monitor_interval=0.2,
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", module, *sys.argv[1:])
+        except ChildFailedError as error:
+            code = error.get_first_failure()[1].exitcode
+            raise SystemExit(code if code > 0 else 1) from None
 
 
 def _end_with_launcher() -> None:

@@ -1,5 +1,6 @@
 """The stages that train, killed and shared by processes, as commands in a small project."""
 
+import contextlib
 import shutil
 import signal
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -95,13 +97,35 @@ def test_a_ddpmpp_is_trained_as_a_teacher(prepared: Project, tmp_path: Path) -> 
     assert losses.iloc[-1] < 0.8 * (1.0 + float(data.square().mean()))
 
 
+def listens_at(pid: int) -> set[str]:
+    """The addresses at which a process and those that it started wait for a connection."""
+    found: set[str] = set()
+    try:
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                sockets = process.net_connections("tcp")
+                found |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+    except psutil.Error:  # it has ended
+        pass
+    return found
+
+
 @pytest.mark.slow
 def test_a_stage_starts_its_processes_itself(prepared: Project, tmp_path: Path) -> None:
     project = prepared.copy(tmp_path / "two")
     alone = pd.read_csv(project.folder / "results/curves/teacher.csv")
     project.set({"compute.processes": 2})
-    done = project.run(*TEACHER)
-    assert done.stdout.count(f"teacher: {STEPS} steps in") == 1
+    process = project.start(*TEACHER)
+    listening: set[str] = set()
+    while process.poll() is None:
+        listening |= listens_at(process.pid)
+        time.sleep(0.02)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert said.count(f"teacher: {STEPS} steps in") == 1
+    # Nobody who is elsewhere can tell them anything.
+    assert listening <= {"127.0.0.1", "::1"}
+    assert listening, "the processes talk by sockets, and none was seen"
     assert not (project.folder / "build/training/teacher").exists()
     together = pd.read_csv(project.folder / "results/curves/teacher.csv")
     assert list(alone["step"]) == list(together["step"])

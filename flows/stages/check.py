@@ -29,7 +29,10 @@ def check(params: Params) -> None:
             f" {params.data.path} are not in sub-folders named by class; false needs none"
         )
     if params.features.extractor == "inception":
-        inception_weights(Path(params.features.path))
+        from boss_core.tensor_files import read_tensors
+
+        weights = inception_weights(Path(params.features.path))
+        read_tensors(weights, "the Inception weights of torch-fidelity")
     if params.schedule.objective == "lpips":
         from boss_core.perceptual import weights_files
 
