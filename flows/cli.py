@@ -1,6 +1,8 @@
 """``boss``: what is not a stage. Stages run through DVC, by `boss run` or ``dvc repro``."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -440,24 +442,35 @@ def merge(
 def ui(port: int = typer.Option(5000, help="Port on this machine.")) -> None:
     """Open the MLflow UI on the runs of this project; Ctrl-C ends it."""
     from flows.links import without_password
-    from flows.tracking import tracking_uri
+    from flows.tracking import prepare_database, tracking_uri
 
     uri = tracking_uri(load_params())
+    prepare_database(uri)
     shown = without_password(uri)
     print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C to stop), showing {shown}")
     raise SystemExit(_serve(uri, port))
 
 
 def _serve(uri: str, port: int) -> int:
+    """MLflow's exit code; it ends with this process, whatever ends that."""
+    from flows.guard import guarded
     from flows.telemetry import TELEMETRY_OFF
 
     command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | TELEMETRY_OFF | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line with a password is seen by all
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen(
+        guarded([sys.executable, "-m", *command]), env=environment, start_new_session=True
+    )
     try:
-        return subprocess.run([sys.executable, "-m", *command], env=environment).returncode
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boss_core.errors import InputError
+from flows.recovery import remove_cut_short
 from flows.request import check_request
 from flows.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
@@ -31,6 +32,7 @@ def launch(
     """Run the flow in this process; InputError when it fails.
 
     What can be refused is refused before a server is started."""
+    remove_cut_short(Path())
     check_request(Path(), overrides, targets, name)
     _prepare_prefect()
     import httpx

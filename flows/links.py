@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from boss_core.files import write_bytes
 from flows import paths
+from flows.records import read_json
 
 LINKS = Path(".dvc/tmp/mlflow-runs.json")
 UI = "http://127.0.0.1:5000"  # where `boss ui` serves a database that has no server of its own
@@ -23,7 +24,7 @@ def lacking(budget: int, folder: Path = Path()) -> str | None:
     for path in (paths.SCHEDULES, *of_budget):
         if not (folder / path).exists():
             return f"{path}: no such file"
-    if str(budget) not in json.loads((folder / paths.SCHEDULES).read_text()):
+    if str(budget) not in read_json(folder / paths.SCHEDULES):
         return f"{paths.SCHEDULES}: no budget {budget}"
     return None
 
@@ -31,7 +32,7 @@ def lacking(budget: int, folder: Path = Path()) -> str | None:
 def record_hash(budget: int, folder: Path = Path()) -> str:
     """The hash of all that a run shows: metrics, training curve, schedules of the budget;
     the record has to be whole."""
-    schedules = json.loads((folder / paths.SCHEDULES).read_text())[str(budget)]
+    schedules = read_json(folder / paths.SCHEDULES)[str(budget)]
     digest = hashlib.sha256(json.dumps(schedules, sort_keys=True).encode())
     for path in (paths.metrics(budget), paths.curves(budget)):
         digest.update((folder / path).read_bytes())
@@ -71,5 +72,8 @@ def _anonymous(url: str) -> str:
 
 
 def _read(folder: Path) -> dict[str, str]:
-    path = folder / LINKS
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        found = json.loads((folder / LINKS).read_text())
+    except (FileNotFoundError, ValueError):  # cut short, it is no more than links to be made again
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -22,6 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from boss_core.errors import InputError
 from flows.artifacts import publish_results
 from flows.config import TIMEOUT, WORKERS, load_params
+from flows.recovery import remove_cut_short
 from flows.request import check_request
 from flows.resources import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.tracking import PROJECT
@@ -75,6 +76,7 @@ def pipeline(
     try:
         if workers < 1:
             raise InputError(f"workers: {workers}; at least 1 needed")
+        remove_cut_short(root)
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
             with exclusive(root):

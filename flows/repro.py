@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flows import paths
 from flows.config import load_params
+from flows.recovery import remove_cut_short
 from flows.stages.check import check
 from flows.workspace import dvc_command, dvc_environment, restore
 
@@ -13,6 +14,7 @@ from flows.workspace import dvc_command, dvc_environment, restore
 def repro() -> int:
     """Bring every output up to date; the exit code: 0, or 2 when a stage failed."""
     check(load_params())
+    remove_cut_short(Path())
     try:
         code = subprocess.run(dvc_command("repro"), env=dvc_environment()).returncode
     except KeyboardInterrupt:

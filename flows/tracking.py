@@ -23,6 +23,7 @@ from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
 from flows.links import note_link, record_hash, without_password
+from flows.mlflow_database import artifacts, follow, make_database
 from flows.records import Json, read_json
 from flows.telemetry import TELEMETRY_OFF
 from flows.usage import amounts, read_usage
@@ -53,18 +54,35 @@ def track_budget(params: Params, budget: int) -> str:
 
     Raises InputError when MLflow cannot be reached or refuses: the record is kept all the same.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     uri = tracking_uri(params)
     try:
         return _project(uri, params, budget)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            without_password(f"MLflow at {uri}: {reason}")
-            + f"; metrics are safe in {paths.metrics(budget)}, `boss track` logs them later"
-        ) from error
+    except InputError:
+        raise
+    # Stores of MLflow and drivers of databases raise what they like, down to ImportError.
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        message = without_password(f"MLflow at {uri}: {type(error).__name__}: {lines[0]}")
+        message += f"; metrics are safe in {paths.metrics(budget)}, `boss track` logs them later"
+        if database := _sqlite_file(uri):
+            message += f" (into a new database, if {database} is moved away)"
+        raise InputError(message) from error
+
+
+def prepare_database(uri: str) -> None:
+    """An SQLite database is there and whole, and knows where its artifacts are, before a server
+    is started on it. InputError where MLflow cannot make it."""
+    if database := _sqlite_file(uri):
+        with FileLock(f"{database}.lock"):
+            _prepare(database)
+
+
+def _prepare(database: Path | None) -> None:
+    if database is None:
+        return
+    make_database(database)
+    if database.resolve() == (_project_folder() / "mlflow.db").resolve():
+        follow(database)  # another one's artifacts may be where somebody wanted them
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -88,6 +106,7 @@ def _project(uri: str, params: Params, budget: int) -> str:
     # One writer at a time: several on a fresh database crash in its migration, and two budgets
     # that end together would each make the parent.
     with FileLock(f"{database or _project_folder() / 'mlflow.db'}.lock"):
+        _prepare(database)
         client = _client(uri)
         record = read_json(paths.metrics(budget))
         experiment = _experiment(client, str(read_json(paths.DATA / "card.json")["source"]), uri)
@@ -95,7 +114,7 @@ def _project(uri: str, params: Params, budget: int) -> str:
         known = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1)
         if known:
             note_link(uri, digest, experiment, known[0].info.run_id)
-            return f"K={budget}: already logged"
+            return f"K={budget}: in MLflow"
         parent = _parent(client, experiment, params, record, budget)
         run = client.create_run(
             experiment, run_name=f"K={budget}", tags={PARENT_TAG: parent}
@@ -107,7 +126,7 @@ def _project(uri: str, params: Params, budget: int) -> str:
         # Last, so that a run that was cut short is not taken for the whole of its record.
         client.set_tag(run, RECORD_TAG, digest)
         note_link(uri, digest, experiment, run)
-        return f"K={budget}: logged"
+        return f"K={budget}: logged to MLflow"
 
 
 def _final_metrics(record: Json) -> "list[Metric]":
@@ -243,7 +262,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
 
     database = _sqlite_file(uri)
     # Without a server artifacts lie beside the database, not where the process happens to run.
-    location = (database.resolve().parent / "mlruns").as_uri() if database else None
+    location = artifacts(database) if database else None
 
     found = client.get_experiment_by_name(name)
     if found is not None:

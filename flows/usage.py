@@ -4,15 +4,15 @@ No output of the stages, as no two runs take the same: DVC neither keeps nor res
 carries the hash of the result that it belongs to, and is not read beside another one.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from boss_core.errors import InputError
 from boss_core.files import sha256
 from flows import paths
-from flows.records import Json, write_json
+from flows.records import Json, read_json, write_json
 
 if TYPE_CHECKING:
     from flows.energy import Usage
@@ -38,7 +38,10 @@ def read_usage(stage: str, folder: Path = Path()) -> dict[str, Json]:
     path, result = folder / paths.usage(stage), folder / _result(stage)
     if not path.is_file() or not result.is_file():
         return {}
-    found, expected = json.loads(path.read_text()), sha256(result)
+    try:
+        found, expected = read_json(path), sha256(result)
+    except InputError:  # cut short by a kill: it is no output, and nothing hangs on it
+        return {}
     return {name: record for name, record in found.items() if record["result"] == expected}
 
 

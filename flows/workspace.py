@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows.config import known_parameters
+from flows.guard import guarded
 from flows.telemetry import TELEMETRY_OFF
 
 # What DVC advises after each stage, which is only true at the end of all.
@@ -158,7 +159,7 @@ class Runner:
         timeout: seconds, after which the stage is ended.
         Raises WorkspaceBusyError or StageError.
         """
-        command = dvc_command("--wait-for-lock", "repro", "--single-item", stage)
+        command = guarded(dvc_command("--wait-for-lock", "repro", "--single-item", stage))
         outcome, last, error, busy = Outcome.CACHED, "", "", ""
         with subprocess.Popen(
             command,

@@ -128,3 +128,15 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "CUDA_VISIBLE_DEVICES"):
         found.pop(name, None)
     return found | (extra or {})
+
+
+def running_in(folder: Path) -> list[int]:
+    """The processes whose working folder is ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found

@@ -14,9 +14,9 @@ import mlflow
 import pytest
 
 from tests.conftest import ROOT
-from tests.project import Project, environment
+from tests.project import Project, environment, running_in
 from tests.servers import free_port
-from tests.test_flow import api, running_in
+from tests.test_flow import api
 
 pytestmark = pytest.mark.slow
 

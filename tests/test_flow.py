@@ -19,7 +19,7 @@ import yaml
 
 from flows.resources import gpu_lock
 from tests.conftest import PREFECT_HOME
-from tests.project import Project
+from tests.project import Project, running_in
 from tests.servers import free_port
 from tests.servers import prefect_server as own_server
 
@@ -218,18 +218,6 @@ def test_a_flow_ended_half_way_loses_no_finished_stage(
     found = states(prefect_server, shown)
     assert found["cost"] == "Cached"
     assert found["schedule"] == "Cached"
-
-
-def running_in(folder: Path) -> list[int]:
-    """The processes whose working folder is ``folder``."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").resolve() == folder.resolve():
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_two_experiments_at_the_same_time_leave_the_workspace_alone(

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 import pandas as pd
@@ -16,8 +20,8 @@ from boss_core.errors import InputError
 from flows.config import load_params
 from flows.links import read_links, without_password
 from flows.tracking import track_budget, tracking_uri
-from tests.project import Project
-from tests.servers import mlflow_server
+from tests.project import Project, running_in
+from tests.servers import free_port, mlflow_server, wait_for
 from tests.test_pipeline import VARIANTS
 
 
@@ -91,7 +95,7 @@ def test_tracking_twice_changes_nothing_and_a_lost_database_loses_nothing(
     project.run("boss", "track", "--rebuild")
     first = {run.info.run_id for run in runs(project)}
     shown = project.run("boss", "track", "--rebuild").stdout
-    assert shown == "K=1: already logged\nK=3: already logged\n"
+    assert shown == "K=1: in MLflow\nK=3: in MLflow\n"
     assert {run.info.run_id for run in runs(project)} == first
     again = {run.info.run_name: run.data.metrics for run in runs(project)}
     assert again == {run.info.run_name: run.data.metrics for run in runs(finished)}
@@ -106,6 +110,98 @@ def test_a_server_that_is_down_is_a_warning(finished: Project, tmp_path: Path) -
     assert "`boss track` logs them later" in done.stderr
     done = project.run("boss", "track", "--rebuild", code=2)
     assert done.stderr.startswith("error: MLflow at http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://u:geheim@127.0.0.1:9/db",
+        "postgresql+psycopg://u:geheim@127.0.0.1:9/db",
+        "mysql://u:geheim@127.0.0.1:9/db",
+        "nonsense://somewhere",
+        "sqlite:////proc/nowhere/mlflow.db",
+    ],
+)
+def test_an_address_that_mlflow_cannot_open_is_a_warning(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, uri: str
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.set({"tracking.uri": uri})
+    monkeypatch.chdir(project.folder)
+    with pytest.raises(InputError) as refused:
+        track_budget(load_params(), 3)
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith((f"MLflow at {without_password(uri)}: ", "/proc/nowhere"))
+    assert "geheim" not in line
+
+
+@pytest.mark.slow
+def test_stages_end_well_where_mlflow_cannot_be_opened(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.set({"tracking.uri": "mysql://u:p@127.0.0.1:9/db"})
+    done = project.run("dvc", "repro", "--force", "--single-item", "evaluate@3")
+    assert "warning: MLflow at mysql://u:***@127.0.0.1:9/db: " in done.stdout + done.stderr
+
+
+def test_the_database_appears_whole(finished: Project, tmp_path: Path) -> None:
+    """Killed at any moment while MLflow makes its tables, the next run tracks as ever."""
+    project = finished.copy(tmp_path / "project")
+    (project.folder / "mlflow.db").unlink()
+    for seconds in (0.3, 1.5):
+        track = project.start("boss", "track")
+        parts = []
+        while not parts and track.poll() is None:
+            parts = list(project.folder.glob(".mlflow.db.*.part"))
+            time.sleep(0.02)
+        time.sleep(seconds)
+        assert not (project.folder / "mlflow.db").exists()
+        os.killpg(track.pid, signal.SIGKILL)
+        track.communicate()
+    done = project.run("boss", "track", "--rebuild")
+    assert done.stdout == "K=1: logged to MLflow\nK=3: logged to MLflow\n"
+    assert not list(project.folder.glob(".mlflow.db.*.part"))
+
+
+def test_artifacts_move_with_their_folder(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = finished.copy(tmp_path / "a copy é")
+    project.run("boss", "track")
+    for run in runs(project):
+        artifacts = Path(unquote(run.info.artifact_uri.removeprefix("file://")))
+        assert artifacts.is_relative_to(project.folder), artifacts
+        if run.info.run_name == "K=3":
+            client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+            path = Path(client.download_artifacts(run.info.run_id, "3.json", str(tmp_path)))
+            assert path.read_bytes() == (project.folder / "metrics" / "3.json").read_bytes()
+    # And the first is as it was.
+    assert all(str(finished.folder) in run.info.artifact_uri for run in runs(finished))
+
+
+def test_a_note_cut_short_is_written_anew(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    for path in (".dvc/tmp/mlflow-runs.json", "results/usage/cost.json"):
+        (project.folder / path).write_text('{"K')
+    assert project.run("boss", "track").stdout == "K=1: in MLflow\nK=3: in MLflow\n"
+    assert len(json.loads((project.folder / ".dvc/tmp/mlflow-runs.json").read_text())) == 2
+    project.run("boss", "usage")
+    (project.folder / "metrics/3.json").write_text('{"nfe')
+    done = project.run("boss", "table", code=2)
+    assert done.stderr.startswith("error: metrics/3.json: truncated or not JSON (")
+
+
+def test_mlflow_ends_with_boss_ui(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        port = free_port()
+        ui = project.start("boss", "ui", "--port", str(port))
+        wait_for(f"http://127.0.0.1:{port}/health", ui, project.folder / "dvc.yaml")
+        ui.send_signal(how)
+        end = time.monotonic() + 30
+        while running_in(project.folder):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        ui.communicate()
 
 
 def test_a_budget_whose_record_is_not_whole_is_passed_over(
@@ -218,7 +314,7 @@ def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Pat
         uri = url.replace("//", "//boss:geheim@")
         project.set({"tracking.uri": uri})
         done = project.run("boss", "track", "--rebuild")
-        assert done.stdout == "K=1: logged\nK=3: logged\n"
+        assert done.stdout == "K=1: logged to MLflow\nK=3: logged to MLflow\n"
         links = read_links(uri, [1, 3], project.folder)
     assert all(link.startswith(f"{url}/#/experiments/") for link in links.values())
     assert len(links) == 2

@@ -114,7 +114,7 @@ def test_mlflow_shows_them_for_each_budget(on_a_gpu: Project) -> None:
         assert "usage/schedule/search_images_per_second" not in runs[name].metrics
 
     again = project.run("boss", "track", "--rebuild").stdout
-    assert again.splitlines() == ["K=1: already logged", "K=3: already logged"]
+    assert again.splitlines() == ["K=1: in MLflow", "K=3: in MLflow"]
     assert len(client.search_runs([experiment.experiment_id])) == len(runs) == 3
 
 
