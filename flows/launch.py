@@ -10,6 +10,7 @@ from typing import Any
 from boss_core.errors import InputError
 from flows.recovery import remove_cut_short
 from flows.request import check_request
+from flows.scm import settle_git
 from flows.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
 from flows.workspace import dvc_environment
@@ -33,6 +34,7 @@ def launch(
 
     What can be refused is refused before a server is started."""
     remove_cut_short(Path())
+    settle_git(Path())
     check_request(Path(), overrides, targets, name)
     _prepare_prefect()
     import httpx

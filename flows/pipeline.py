@@ -25,6 +25,7 @@ from flows.config import TIMEOUT, WORKERS, load_params
 from flows.recovery import remove_cut_short
 from flows.request import check_request
 from flows.resources import announce_gpus, gpu_slot, threads, visible_gpus
+from flows.scm import settle_git
 from flows.tracking import PROJECT
 from flows.workspace import (
     Outcome,
@@ -77,6 +78,7 @@ def pipeline(
         if workers < 1:
             raise InputError(f"workers: {workers}; at least 1 needed")
         remove_cut_short(root)
+        settle_git(root)
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
             with exclusive(root):

@@ -7,6 +7,7 @@ from pathlib import Path
 from flows import paths
 from flows.config import load_params
 from flows.recovery import remove_cut_short
+from flows.scm import settle_git
 from flows.stages.check import check
 from flows.workspace import dvc_command, dvc_environment, restore
 
@@ -15,6 +16,7 @@ def repro() -> int:
     """Bring every output up to date; the exit code: 0, or 2 when a stage failed."""
     check(load_params())
     remove_cut_short(Path())
+    settle_git(Path())
     try:
         code = subprocess.run(dvc_command("repro"), env=dvc_environment()).returncode
     except KeyboardInterrupt:

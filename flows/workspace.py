@@ -23,6 +23,7 @@ from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows.config import known_parameters
 from flows.guard import guarded
+from flows.scm import require_commit
 from flows.telemetry import TELEMETRY_OFF
 
 # What DVC advises after each stage, which is only true at the end of all.
@@ -274,8 +275,7 @@ def isolated_copy(
             f"--name: {name!r}; letters, digits, dots, dashes and underscores needed, and a letter"
             " or a digit first"
         )
-    if _git(root, "rev-parse", "--verify", "HEAD", check=False).returncode:
-        raise InputError(f"{root}: no git commit; a DVC experiment needs one to belong to")
+    require_commit(root)
     if name in dvc(root, "exp", "list", "--name-only").stdout.split():
         raise InputError(f"--name: {name!r} is an experiment already; another name needed")
     copy = root / COPIES / name
