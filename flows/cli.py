@@ -166,6 +166,20 @@ def usage() -> None:
 
 
 @app.command()
+def verify(
+    remove: bool = typer.Option(
+        False, "--remove", help="Take away what is altered, so that the next run makes it anew."
+    ),
+) -> None:
+    """Read every output and its copy in DVC's cache, and say which are not what their stage made:
+    DVC itself goes by their size and time."""
+    from flows.integrity import verify as verify_outputs
+
+    if verify_outputs(Path(), remove=remove) and not remove:
+        raise SystemExit(2)
+
+
+@app.command()
 def track(
     rebuild: bool = typer.Option(
         False, help="Fail when MLflow cannot be reached, where otherwise a warning is enough."

@@ -15,6 +15,7 @@ from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params, load_params
 from flows.errors import reported
+from flows.integrity import check_inputs
 from flows.progress import progress
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def run_stage(
     """
     with reported():
         params = load_params()
+        if "WORLD_SIZE" not in os.environ:  # one of several looks for all
+            check_inputs()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: same bits each run
         try:
             if trains(params):

@@ -1,0 +1,137 @@
+"""Whether files still are what their stages made.
+
+DVC records a hash of each, and afterwards goes by size, time and mode: a bit that flips on a disk
+would be restored and read without a word."""
+
+import configparser
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from boss_core.errors import InputError
+from flows.progress import progress
+
+LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One file of an output: where it lies, its MD5 (DVC's own hash), and where DVC's cache has
+    it."""
+
+    path: Path
+    md5: str
+    cached: Path
+
+
+def check_inputs() -> None:
+    """InputError unless the outputs of other stages that this stage reads are what these made.
+
+    Of a stage that DVC runs, which names it in ``DVC_STAGE``; what is run by hand reads what is
+    there. It takes what hashing takes: a second for half a gigabyte or more."""
+    stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    if not stage or not LOCK.is_file():
+        return
+    read = _dependencies(stage)
+    try:
+        files = list(recorded(Path()))
+    except (yaml.YAMLError, KeyError, TypeError):  # a stage beside this one is writing it right now
+        return
+    for found in files:
+        if any(found.path.is_relative_to(dep) for dep in read) and altered(found.path, found.md5):
+            raise InputError(
+                f"{found.path}: not what its stage made: altered since, here or in DVC's cache;"
+                " `boss verify --remove` takes away what is, and the next run makes it anew"
+            )
+
+
+def verify(root: Path, *, remove: bool) -> int:
+    """Read every output and its copy in DVC's cache, and print those that are not what their stage
+    made; their number. remove: take these away, so that the next run makes them anew."""
+    files = [
+        (found, path)
+        for found in recorded(root)
+        for path in dict.fromkeys((root / found.path, found.cached))
+    ]
+    bad = set()
+    with progress("verify", len(files), "files") as advance:
+        for found, path in files:
+            if path not in bad and altered(path, found.md5):
+                bad.add(path)
+                where = "" if path == found.cached else ", in this folder"
+                of = f" (the cache's copy of {found.path})" if path == found.cached else ""
+                print(f"{path}{of}: altered{where}")
+            advance(1)
+    if remove:
+        for path in bad:
+            path.unlink()
+    count = len({path for _, path in files if path.exists() or path in bad})
+    print(f"{count:,} files, {len(bad)} altered{' and removed' if remove and bad else ''}")
+    if bad and not remove:
+        print("`boss verify --remove` takes them away; the next run makes them anew")
+    return len(bad)
+
+
+def recorded(root: Path) -> Iterator[Recorded]:
+    """Every file of every output that dvc.lock names."""
+    try:
+        text = (root / LOCK).read_text()
+    except FileNotFoundError:
+        return
+    stages = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    cache = cache_folder(root)
+    for stage in stages.values():
+        for out in stage.get("outs", []):
+            path, md5 = Path(out["path"]), out["md5"]
+            if not md5.endswith(".dir"):
+                yield Recorded(path, md5, _cached(cache, md5))
+                continue
+            listing = _cached(cache, md5)
+            # Its own name is of its content: altered, it names nothing to go by.
+            if not altered(listing, md5.removesuffix(".dir")) and listing.exists():
+                for entry in json.loads(listing.read_bytes()):
+                    inside = Path(entry["relpath"])
+                    yield Recorded(path / inside, entry["md5"], _cached(cache, entry["md5"]))
+            yield Recorded(path, md5.removesuffix(".dir"), listing)
+
+
+def altered(path: Path, md5: str) -> bool:
+    """Whether a file is there and has another content; a folder has none of its own."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, _md5).hexdigest() != md5
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)  # chance is what it has to tell from
+
+
+def cache_folder(root: Path) -> Path:
+    """DVC's cache, of a copy of a project too, which shares that of the project."""
+    folder = root / ".dvc" / "cache"
+    for name in ("config", "config.local"):
+        config = configparser.ConfigParser()
+        config.read(root / ".dvc" / name)
+        if config.has_option("cache", "dir"):
+            folder = root / ".dvc" / config.get("cache", "dir")
+    return folder
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def _dependencies(stage: str) -> list[str]:
+    """The paths that dvc.yaml names as what a stage reads, but for those of parameters."""
+    name, _, item = stage.partition("@")
+    declared: Mapping[str, Any] = yaml.safe_load(PIPELINE.read_text())["stages"][name]
+    found = [str(dep).replace("${item.budget}", item) for dep in declared.get("deps", [])]
+    return [dep for dep in found if "${" not in dep]
