@@ -3,8 +3,6 @@
 diffusers is imported where it is used only: the rest of the library works without it.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.scheduler_times import network_times
 from boss_core.solvers import extrapolation_weights
 from boss_core.timesteps import Times, validate_timesteps
 
@@ -68,9 +67,15 @@ def _fixed_class(times: Times) -> Any:
             self.levels = times if self.config.invert_sigmas else 1.0 - times
             self.num_inference_steps = len(times) - 1
             self.sigmas = torch.tensor(self.levels, dtype=torch.float32, device=device)
-            self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+            self.timesteps = network_times(
+                self.config, self.sigmas[:-1], sigmas=sigmas, timesteps=timesteps, mu=mu
+            )
             self._step_index = None
             self._begin_index = None
+
+        def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+            """As it is: Bria asks for it."""
+            return sample
 
         def _result(self, state: Tensor, return_dict: bool) -> Any:
             """What `step` hands out, for the steps of subclasses."""
@@ -153,82 +158,3 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
 
     return CarryingScheduler.from_config(_kept_config(scheduler))
 
-
-def recording_scheduler(
-    scheduler: Any,
-    times: Times,
-    on_step: Callable[[int], None] | None,
-    on_memory: Callable[[int], None] | None,
-) -> Any:
-    """A `fixed_scheduler` of Euler steps that keeps the velocities of one call after the other, in
-    the dtype that they come in.
-
-    on_step: called after each step with the number of samples in it. on_memory: called with the
-    bytes of velocities about to be held, before they are.
-    """
-    base: Any = _fixed_class(times)
-    steps = len(times) - 1
-
-    class RecordingEulerScheduler(base):
-        """Euler steps in float32, and the velocities that they were made of."""
-
-        held: Tensor | None = None
-        samples = 0
-        state: Tensor
-
-        def step(
-            self,
-            model_output: Tensor,
-            timestep: Any,
-            sample: Tensor,
-            return_dict: bool = True,
-            **kwargs: Any,
-        ) -> Any:
-            if kwargs.get("per_token_timesteps") is not None:
-                raise InputError(
-                    "pipeline: gives each token a noise level of its own; one for all needed"
-                )
-            k = self.step_index or 0
-            self._keep(k, model_output, sample)
-            self.state = self.state + (self.levels[k + 1] - self.levels[k]) * model_output.float()
-            self._step_index = k + 1
-            if on_step is not None:
-                on_step(len(sample))
-            return self._result(self.state.to(model_output.dtype), return_dict)
-
-        def _keep(self, k: int, velocity: Tensor, sample: Tensor) -> None:
-            if velocity.shape != sample.shape:
-                raise InputError(
-                    f"pipeline: velocity of shape {tuple(velocity.shape)} for states of shape"
-                    f" {tuple(sample.shape)}; the same shape needed"
-                )
-            if k >= steps:
-                raise InputError(f"pipeline: takes more than the {steps} steps of the grid")
-            if k == 0:
-                self.state, self.samples = sample.float(), len(sample)
-            # Rounding to bfloat16 moves a state by 2^-9 of itself; whatever blends another
-            # image in, or adds noise, moves it by much more.
-            elif not torch.allclose(
-                sample.float(), self.state, rtol=2**-7, atol=1e-3, equal_nan=True
-            ):
-                raise InputError(
-                    f"pipeline: changes the states between steps {k - 1} and {k} (inpainting and"
-                    " callbacks do so); one whose steps follow its velocity alone needed"
-                )
-            shape = (steps, len(velocity), velocity[0].numel())
-            if self.held is None or self.held.shape[1] < shape[1] or self.held.shape[2] != shape[2]:
-                if on_memory is not None:
-                    on_memory(math.prod(shape) * velocity.dtype.itemsize)
-                self.held = torch.empty(shape, dtype=velocity.dtype, device=velocity.device)
-            self.held[k, : len(velocity)] = velocity.flatten(1)
-
-        def velocities(self) -> Tensor:
-            """Those of the last call: (n, B, elements)."""
-            if self.held is None or self.step_index != steps:
-                raise InputError(
-                    f"pipeline: took {self.step_index or 0} of the {steps} steps of the grid;"
-                    " one that starts from noise and asks its scheduler for every step needed"
-                )
-            return self.held[:, : self.samples]
-
-    return RecordingEulerScheduler.from_config(_kept_config(scheduler))

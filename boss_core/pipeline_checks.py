@@ -1,0 +1,174 @@
+"""Whether a pipeline's velocity is one of state and time, as costs of steps suppose.
+
+The pipeline is given states of its own fine trajectory again, in a few steps of other sizes. Where
+its velocity at the same state and time is another one, it depends on the number of the step
+(guidance that is on for a share of the steps), on where the step ends (mean flows), or on the
+steps before (momentum, caches): then the steps of a schedule would not be those of its costs.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from boss_core.errors import InputError
+from boss_core.recording import Point, Walk, recording_scheduler
+from boss_core.timesteps import uniform
+
+# The same evaluation twice differs by less, in any dtype; what else a velocity may depend on
+# makes more of a difference.
+_SAME = 1e-3
+_PROBE = 8
+
+
+def probe_steps(count: int) -> list[list[int]]:
+    """Grid indices of two walks of 8 steps each through a grid of ``count`` steps: small steps
+    first, and small steps last. A bound at any share of the steps, beyond the first and the last
+    of the grid, is on one side of a point there and on the other side of it in the grid."""
+    if count < 2:
+        return []
+    steps = min(_PROBE, count - 1)
+    late = [max(k, round(count * (k / steps) ** 3)) for k in range(steps)] + [count]
+    early = [count - k for k in reversed(late)]
+    return [late] if late == early else [late, early]
+
+
+class Repeat:
+    """The random numbers that a call is about to draw, to be drawn again."""
+
+    def __init__(self, call: Mapping[str, Any]) -> None:
+        given = call.get("generator")
+        each = given if isinstance(given, list | tuple) else [given]
+        self.generators = [(g, g.get_state()) for g in each if isinstance(g, torch.Generator)]
+        self.state = torch.get_rng_state()
+        self.of_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def rewind(self) -> None:
+        for generator, state in self.generators:
+            generator.set_state(state)
+        torch.set_rng_state(self.state)
+        if self.of_cuda:
+            torch.cuda.set_rng_state_all(self.of_cuda)
+
+
+@torch.no_grad()
+def run_walk(
+    pipeline: Any, walk: Walk, call: Mapping[str, Any]
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """One call of a pipeline, whose scheduler is replaced meanwhile: what `Walk.end` returns."""
+    own = pipeline.scheduler
+    handles = walk.hooks()
+    walk.begin()
+    try:
+        # The scheduler has the grid whatever it is asked for, so that pipelines which take
+        # `sigmas` and those which do not are driven alike.
+        pipeline.scheduler = recording_scheduler(own, walk)
+        pipeline(**call, num_inference_steps=walk.count, output_type="latent")
+    finally:
+        pipeline.scheduler = own
+        for handle in handles:
+            handle.remove()
+    if not walk.stepping and (within := _inner(pipeline)):
+        raise InputError(
+            f"pipeline: {type(pipeline).__name__} leaves its steps to a pipeline within it; that"
+            f" one, its {within}, needed"
+        )
+    return walk.end()
+
+
+def _inner(pipeline: Any) -> str:
+    """The attributes of a pipeline that are pipelines."""
+    from diffusers import DiffusionPipeline
+
+    inner = {k: v for k, v in vars(pipeline).items() if isinstance(v, DiffusionPipeline)}
+    return " or ".join(f"{name} ({type(value).__name__})" for name, value in inner.items())
+
+
+def compare_walks(
+    pipeline: Any, walk: Walk, steps: Sequence[int], call: Mapping[str, Any]
+) -> None:
+    """Walk through the kept points of a walk's first call in other steps. InputError where the
+    velocity at one of them is another than it was."""
+    points = [walk.points[k] for k in steps[:-1]]
+    probe = Walk(
+        walk.times[list(steps)], walk.networks, keep=range(len(points)), follow=points
+    )
+    run_walk(pipeline, probe, call)
+    for k, before in enumerate(points):
+        now = probe.points[k]
+        if k == 0 and not all(map(torch.equal, now.states, before.states)):
+            raise InputError(
+                "pipeline: starts from other noise when it is called with the same generators"
+                " again; one whose samples come out again needed"
+            )
+        if not all(map(_same, now.velocities, before.velocities)):
+            t = walk.times[steps[k]]
+            raise InputError(
+                f"pipeline: {type(pipeline).__name__} has another velocity at t = {t:.4g} in step"
+                f" {k + 1} of {probe.count} than in step {steps[k] + 1} of {walk.count}:"
+                f" {_reason(before, now)}"
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    size = b.float().norm()
+    return bool((a.float() - b.float()).norm() <= _SAME * size) or not bool(size.isfinite())
+
+
+def _reason(before: Point, now: Point) -> str:
+    told = [name for name, value in before.told.items() if now.told.get(name, value) != value]
+    if now.evaluations != before.evaluations:
+        return (
+            f"{now.evaluations:g} network evaluations for a sample, not {before.evaluations:g}."
+            " Guidance that is on for a share of the steps was found; guidance at all steps, or by"
+            " time, needed"
+        )
+    if told:
+        return (
+            f"its network is told something else, {' and '.join(told)}. Networks that are told"
+            " where their step ends (mean flows) cannot be searched; one of state and time needed"
+        )
+    return (
+        "it depends on the number of the step, or on the steps before (guidance for a share of the"
+        " steps, momentum, caches); one of state and time needed"
+    )
+
+
+def unused_arguments(
+    pipeline: Any, call: Mapping[str, Any], networks: Mapping[str, torch.nn.Module]
+) -> list[str]:
+    """The arguments for guidance of a call that the pipeline's velocity does not depend on: on a
+    walk of 4 steps it is the same, bit for bit, with another number for ``..guidance..`` and
+    ``..cfg..``, or without the negative prompt."""
+    grid = uniform(4)
+    again = Repeat(call)
+
+    def velocities(changed: Mapping[str, Any]) -> Tensor:
+        again.rewind()
+        return run_walk(pipeline, Walk(grid, networks), changed)[0].clone()
+
+    wanted: Tensor | None = None
+    unused = []
+    for name, value in call.items():
+        changed = copy.copy(dict(call))
+        if _is_guidance(name, value):
+            changed[name] = value + 1.0
+        elif name.startswith("negative_prompt") and isinstance(value, str | list) and any(value):
+            del changed[name]
+        else:
+            continue
+        if wanted is None:
+            wanted = velocities(call)
+        if torch.equal(velocities(changed), wanted):
+            unused.append(name)
+    again.rewind()
+    return unused
+
+
+def _is_guidance(name: str, value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and any(word in name for word in ("guidance", "cfg"))
