@@ -23,6 +23,7 @@ from boss_core.fixed_schedulers import carrying_scheduler
 from boss_core.pipeline_checks import Repeat, compare_walks, probe_steps, run_walk
 from boss_core.pipeline_networks import pipeline_hash as pipeline_hash
 from boss_core.pipeline_networks import pipeline_networks
+from boss_core.pipeline_rounding import rounding_points, rounding_variance
 from boss_core.recording import Walk
 from boss_core.timesteps import validate_timesteps
 
@@ -39,11 +40,13 @@ class PipelineCost:
         or as two calls; those of ControlNets too. Of the calls of this search.
     discarded: the share of the latents that the pipeline overwrites before its network sees them,
         as a first frame that is given; it is not in the costs.
+    rounding: `boss_core.pipeline_rounding.rounding_variance`, where it was asked for.
     """
 
     matrix: CostMatrix
     nfe: NDArray[np.float64]
     discarded: float = 0.0
+    rounding: NDArray[np.float64] | None = None
 
     @property
     def nfe_per_step(self) -> float:
@@ -58,6 +61,7 @@ def estimate_pipeline_cost(
     *,
     total: CostSum | None = None,
     check: bool = True,
+    rounding: bool = False,
     on_step: Callable[[int], None] | None = None,
     on_memory: Callable[[int], None] | None = None,
 ) -> PipelineCost:
@@ -74,6 +78,8 @@ def estimate_pipeline_cost(
         those given.
     check: take the first call's states once more in some 16 steps of other sizes, and compare the
         velocities: costs are of steps only where a velocity is one of state and time.
+    rounding: measure what the networks round, in 8 steps of the first call with their weights in
+        float32 meanwhile.
     on_step: called after each grid step of each call with the number of samples in it.
     on_memory: called with the bytes of velocities about to be held, before they are.
 
@@ -89,15 +95,17 @@ def estimate_pipeline_cost(
     times = validate_timesteps(timesteps)
     _require_flow(pipeline)
     probes = probe_steps(len(times) - 1) if check else []
+    measured = rounding_points(len(times) - 1) if rounding else []
     walk = Walk(
         times,
         pipeline_networks(pipeline),
-        keep=sorted({k for probe in probes for k in probe[:-1]}),
+        keep=sorted({k for probe in probes for k in probe[:-1]} | set(measured)),
         on_step=on_step,
         on_memory=on_memory,
     )
     found = total
     samples = 0
+    variance = None
     evaluations = np.zeros(len(times) - 1)
     for number, call in enumerate(calls):
         _check_call(call, number)
@@ -107,6 +115,9 @@ def estimate_pipeline_cost(
             for probe in probes:
                 again.rewind()
                 compare_walks(pipeline, walk, probe, call)
+            if rounding:
+                again.rewind()
+                variance = rounding_variance(pipeline, walk, call)
         if found is None:
             found = CostSum(times, velocities.device)
         found.add(velocities)
@@ -114,7 +125,7 @@ def estimate_pipeline_cost(
         evaluations += velocities.shape[1] * counted
     if found is None or not samples:
         raise InputError("calls: none; the arguments of at least one call of the pipeline needed")
-    return PipelineCost(found.result(), evaluations / samples, walk.discarded)
+    return PipelineCost(found.result(), evaluations / samples, walk.discarded, variance)
 
 
 @torch.no_grad()
