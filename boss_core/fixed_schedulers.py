@@ -157,4 +157,3 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
             return self._result(self.state.to(sample.dtype), return_dict)
 
     return CarryingScheduler.from_config(_kept_config(scheduler))
-

@@ -6,7 +6,7 @@ its velocity at the same state and time is another one, it depends on the number
 steps before (momentum, caches): then the steps of a schedule would not be those of its costs.
 """
 
-import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +31,8 @@ def probe_steps(count: int) -> list[list[int]]:
     of the grid, is on one side of a point there and on the other side of it in the grid."""
     if count < 2:
         return []
-    steps = min(_PROBE, count - 1)
-    late = [max(k, round(count * (k / steps) ** 3)) for k in range(steps)] + [count]
+    steps = max(2, min(_PROBE, count - 1))
+    late = [0, 1, *(max(k, round(count * (k / steps) ** 3)) for k in range(2, steps)), count]
     early = [count - k for k in reversed(late)]
     return [late] if late == early else [late, early]
 
@@ -61,6 +61,11 @@ def run_walk(
 ) -> tuple[Tensor, NDArray[np.float64]]:
     """One call of a pipeline, whose scheduler is replaced meanwhile: what `Walk.end` returns."""
     own = pipeline.scheduler
+    if within := _inner(pipeline):
+        raise InputError(
+            f"pipeline: {type(pipeline).__name__} leaves its steps to a pipeline within it; that"
+            f" one, its {within}, needed"
+        )
     handles = walk.hooks()
     walk.begin()
     try:
@@ -72,31 +77,27 @@ def run_walk(
         pipeline.scheduler = own
         for handle in handles:
             handle.remove()
-    if not walk.stepping and (within := _inner(pipeline)):
-        raise InputError(
-            f"pipeline: {type(pipeline).__name__} leaves its steps to a pipeline within it; that"
-            f" one, its {within}, needed"
-        )
     return walk.end()
 
 
 def _inner(pipeline: Any) -> str:
-    """The attributes of a pipeline that are pipelines."""
+    """The attributes of a pipeline that are pipelines with the same scheduler (VisualCloze)."""
     from diffusers import DiffusionPipeline
 
-    inner = {k: v for k, v in vars(pipeline).items() if isinstance(v, DiffusionPipeline)}
+    inner = {
+        name: value
+        for name, value in vars(pipeline).items()
+        if isinstance(value, DiffusionPipeline)
+        and getattr(value, "scheduler", None) is pipeline.scheduler
+    }
     return " or ".join(f"{name} ({type(value).__name__})" for name, value in inner.items())
 
 
-def compare_walks(
-    pipeline: Any, walk: Walk, steps: Sequence[int], call: Mapping[str, Any]
-) -> None:
+def compare_walks(pipeline: Any, walk: Walk, steps: Sequence[int], call: Mapping[str, Any]) -> None:
     """Walk through the kept points of a walk's first call in other steps. InputError where the
     velocity at one of them is another than it was."""
     points = [walk.points[k] for k in steps[:-1]]
-    probe = Walk(
-        walk.times[list(steps)], walk.networks, keep=range(len(points)), follow=points
-    )
+    probe = Walk(walk.times[list(steps)], walk.networks, keep=range(len(points)), follow=points)
     run_walk(pipeline, probe, call)
     for k, before in enumerate(points):
         now = probe.points[k]
@@ -123,14 +124,13 @@ def _reason(before: Point, now: Point) -> str:
     told = [name for name, value in before.told.items() if now.told.get(name, value) != value]
     if now.evaluations != before.evaluations:
         return (
-            f"{now.evaluations:g} network evaluations for a sample, not {before.evaluations:g}."
-            " Guidance that is on for a share of the steps was found; guidance at all steps, or by"
-            " time, needed"
+            f"{now.evaluations:g} network evaluations for a sample, not {before.evaluations:g}:"
+            " guidance is on for a share of the steps; guidance in all of them, or by time, needed"
         )
     if told:
         return (
-            f"its network is told something else, {' and '.join(told)}. Networks that are told"
-            " where their step ends (mean flows) cannot be searched; one of state and time needed"
+            f"its network is told another {' and '.join(told)}, as where its step ends (mean flows)"
+            " or by the number of the step; one of state and time needed"
         )
     return (
         "it depends on the number of the step, or on the steps before (guidance for a share of the"
@@ -138,37 +138,56 @@ def _reason(before: Point, now: Point) -> str:
     )
 
 
-def unused_arguments(
-    pipeline: Any, call: Mapping[str, Any], networks: Mapping[str, torch.nn.Module]
-) -> list[str]:
-    """The arguments for guidance of a call that the pipeline's velocity does not depend on: on a
-    walk of 4 steps it is the same, bit for bit, with another number for ``..guidance..`` and
-    ``..cfg..``, or without the negative prompt."""
+def refuse_unused(
+    pipeline: Any, networks: Mapping[str, torch.nn.Module], call: Mapping[str, Any]
+) -> None:
+    """InputError for guidance of a call that the velocity does not depend on: on a walk of 4 steps
+    it is the same, bit for bit, with another ``guidance_scale`` (or ``true_cfg_scale``, ...), or
+    without the negative prompt. The call can be made as if it had not been."""
     grid = uniform(4)
     again = Repeat(call)
 
     def velocities(changed: Mapping[str, Any]) -> Tensor:
         again.rewind()
-        return run_walk(pipeline, Walk(grid, networks), changed)[0].clone()
+        return run_walk(pipeline, Walk(grid, networks), changed)[0]
 
-    wanted: Tensor | None = None
-    unused = []
+    def same_with(changed: Mapping[str, Any]) -> bool:
+        try:
+            return torch.equal(velocities(changed), wanted)
+        except ValueError:  # a value that the pipeline refuses is one that it reads
+            return False
+
+    wanted = torch.empty(0)
     for name, value in call.items():
-        changed = copy.copy(dict(call))
+        changed = dict(call)
         if _is_guidance(name, value):
             changed[name] = value + 1.0
-        elif name.startswith("negative_prompt") and isinstance(value, str | list) and any(value):
+        elif name == "negative_prompt" and value is not None and any(value):
             del changed[name]
         else:
             continue
-        if wanted is None:
+        if not wanted.numel():
             wanted = velocities(call)
-        if torch.equal(velocities(changed), wanted):
-            unused.append(name)
+        if same_with(changed):
+            raise InputError(
+                f"calls: {name}={value!r}, but the velocity of this {type(pipeline).__name__} does"
+                f" not depend on it; none, or what its guidance takes{_guidance(pipeline, call)},"
+                " needed"
+            )
     again.rewind()
-    return unused
+
+
+def _guidance(pipeline: Any, call: Mapping[str, Any]) -> str:
+    """What else of guidance the pipeline's call takes, in brackets."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    named = [
+        name
+        for name in known
+        if name not in call and (name == "negative_prompt" or "cfg" in name or "guidance" in name)
+    ]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def _is_guidance(name: str, value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and any(word in name for word in ("guidance", "cfg"))
+    return number and "scale" in name and ("guidance" in name or "cfg" in name)

@@ -121,6 +121,7 @@ def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     flat = tensor.cpu().contiguous().flatten()
     digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
+
 def _add_adapters(digest: Any, name: str, network: torch.nn.Module, *, weights: bool) -> None:
     """The adapters in a network, which of them are on, and how much: none of it is in its state.
     ``weights``: theirs too, where those of the network are not hashed."""

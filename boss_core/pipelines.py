@@ -20,7 +20,7 @@ from torch import Tensor
 from boss_core.cost import CostMatrix, CostSum
 from boss_core.errors import InputError
 from boss_core.fixed_schedulers import carrying_scheduler
-from boss_core.pipeline_checks import Repeat, compare_walks, probe_steps, run_walk
+from boss_core.pipeline_checks import Repeat, compare_walks, probe_steps, refuse_unused, run_walk
 from boss_core.pipeline_networks import pipeline_hash as pipeline_hash
 from boss_core.pipeline_networks import pipeline_networks
 from boss_core.pipeline_rounding import rounding_points, rounding_variance
@@ -77,7 +77,8 @@ def estimate_pipeline_cost(
     total: a sum on the pipeline's device to add to, where a search goes on; its timesteps are
         those given.
     check: take the first call's states once more in some 16 steps of other sizes, and compare the
-        velocities: costs are of steps only where a velocity is one of state and time.
+        velocities: costs are of steps only where a velocity is one of state and time. And whether
+        it depends on the guidance in that call, in some 4 steps more.
     rounding: measure what the networks round, in 8 steps of the first call with their weights in
         float32 meanwhile.
     on_step: called after each grid step of each call with the number of samples in it.
@@ -112,6 +113,9 @@ def estimate_pipeline_cost(
         again = Repeat(call)
         velocities, counted = run_walk(pipeline, walk, call)
         if number == 0:
+            if check:
+                again.rewind()
+                refuse_unused(pipeline, walk.networks, call)
             for probe in probes:
                 again.rewind()
                 compare_walks(pipeline, walk, probe, call)

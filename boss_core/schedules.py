@@ -49,6 +49,8 @@ class Schedule(BaseModel):
     teacher_hash: the hash of the weights that the costs were measured on.
     settings_hash: the hash of the settings of the search.
     held_out: for steps that ``auto`` chose, the comparison that it went by.
+    evaluations: network evaluations for one sample, where they were counted (pipelines: guidance
+        takes two a step). None: what the solver takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +65,7 @@ class Schedule(BaseModel):
     teacher_hash: str | None = None
     settings_hash: str | None = None
     held_out: HeldOut | None = None
+    evaluations: float | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -81,8 +84,11 @@ class Schedule(BaseModel):
         return self
 
     @property
-    def nfe(self) -> int:
+    def nfe(self) -> float:
         """Network evaluations for one sample."""
+        if self.evaluations is not None:
+            whole = self.evaluations.is_integer()
+            return int(self.evaluations) if whole else self.evaluations
         return self.steps * EVALUATIONS[self.solver]
 
     @property
@@ -106,7 +112,9 @@ class Schedule(BaseModel):
         return max(0.0, self.predicted_error - half), self.predicted_error + half
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=1)
+        # Left out where it says nothing, so that files are those of before it.
+        unsaid = {"evaluations"} if self.evaluations is None else None
+        return self.model_dump_json(indent=1, exclude=unsaid)
 
     @classmethod
     def from_json(cls, text: str, source: str | Path = "schedule") -> Self:

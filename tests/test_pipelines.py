@@ -112,16 +112,6 @@ def test_batches_do_not_change_the_costs(make: Any, prompts: Any) -> None:
     assert pipeline.scheduler is own
 
 
-def test_guidance_that_is_on_for_part_of_the_steps_counts_for_these() -> None:
-    prompts = tiny.sd3_prompts(range(1), 4.0) | {
-        "skip_guidance_layers": [0],
-        "skip_layer_guidance_start": 0.2,
-        "skip_layer_guidance_stop": 0.55,
-    }
-    found = estimate_pipeline_cost(tiny.sd3(), uniform(10), [call(prompts, range(1))])
-    assert found.nfe_per_step == pytest.approx((2 * 10 + 3) / 10)  # steps 3, 4 and 5
-
-
 def test_states_are_carried_in_float32() -> None:
     """Only what the network sees and says is rounded to bfloat16, and this cost is 0.3 % off; with
     states that are rounded at each of the 100 steps it is 4 % off."""
