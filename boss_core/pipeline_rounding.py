@@ -26,7 +26,7 @@ _POINTS = 8
 
 def rounding_points(count: int) -> list[int]:
     """The grid points that rounding is measured at, evenly among ``count`` steps."""
-    return sorted({round(k * count / _POINTS) for k in range(_POINTS)})
+    return sorted({k * count // _POINTS for k in range(_POINTS)})
 
 
 def rounding_variance(

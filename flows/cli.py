@@ -225,7 +225,9 @@ DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
 @app.command()
 def schedule(
     checkpoint: Path | None = CHECKPOINT,
-    budget: list[int] = typer.Option(..., help="Network evaluations (NFE); repeat for more."),
+    budget: list[int] = typer.Option(
+        ..., help="Steps: network evaluations (NFE) where one takes one; repeat for more."
+    ),
     config: str | None = CONFIG,
     raw_weights: bool = RAW,
     velocity: str | None = VELOCITY,
@@ -334,7 +336,8 @@ def schedule(
         if checkpoint is not None or velocity is not None:
             raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
         texts = read_prompts(prompts)
-        shared = call_arguments(guidance, size and parse_shape(size, 2), call)
+        pixels = None if size is None else parse_shape(size, 2)
+        shared = call_arguments(guidance, pixels, call)
         of_call = conditions(texts, shared, dtype)
         pipe, weights = load_pipeline(pipeline, dtype, on)
         search = Search(weights, grid, spacing, seed, conditions=of_call)

@@ -50,10 +50,95 @@ def test_costs_are_those_of_the_library_and_the_search_goes_on(boss, pipe: Path)
         np.load("schedules/cost.npz")["cost"][far], expected.cost[far], rtol=1e-3
     )
 
+    # A search for other budgets measures nothing again, and counts as before.
+    code, out, _ = boss("schedule", *OPTIONS, "--samples", 5, "--budget", 4)
+    assert code == 0
+    assert "network evaluations in a step" not in out
+    assert "\u2502 4 (8) \u2502" in " ".join(out.split())
+    schedule = Schedule.from_json(Path("schedules/4.json").read_text())
+    assert (schedule.steps, schedule.nfe, schedule.evaluations) == (4, 8, 8.0)
+    assert '"nfe": 8' in boss("export", "schedules/4.json", "--to", "json")[1]
+    assert "rounding" not in out  # float32
+
     # Other conditions are another search.
     code, _, err = boss("schedule", *OPTIONS, "--guidance", 5, "--budget", 2)
     assert code == 2
     assert "conditions is" in err
+
+
+def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
+    given = ["--call", "negative_prompt=dull", "--call", "clip_skip=0"]
+    code, out, _ = boss(
+        "schedule", *OPTIONS, "--dtype", "bfloat16", "--samples", 3, "--budget", 2, *given
+    )
+    assert code == 0
+    assert "2 prompts for 3 trajectories: each is used for 2 of them" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("rounding: ")]
+    assert " of the error at K = 2 is bfloat16's; without it, these steps are " in line
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipe, torch_dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    calls = prompt_calls(
+        [PROMPTS[i % 2] for i in range(3)], batch_size=2, guidance_scale=3.0, height=16, width=16,
+        negative_prompt="dull",
+    )  # fmt: skip
+    expected = estimate_pipeline_cost(pipeline, uniform(8), calls).matrix
+    np.testing.assert_allclose(np.load("schedules/cost.npz")["cost"], expected.cost, rtol=1e-6)
+
+    # Another negative prompt is another search.
+    other = ["--dtype", "bfloat16", "--call", "negative_prompt=ugly"]
+    code, _, err = boss("schedule", *OPTIONS, "--budget", 2, *other)
+    assert (code, "conditions is" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "17x16"], "StableDiffusion3Pipeline refuses this call: ValueError: `height`"),
+        (["--call", "true_cfg_scale=4"], "takes no true_cfg_scale; it takes guidance_scale"),
+        (["--call", "num_frames=9"], "--call: StableDiffusion3Pipeline takes no num_frames"),
+        (["--call", "height=32"], "--call: height is given twice"),
+        (["--call", "sigmas=[1]"], "--call: sigmas is set by the search"),
+        (["--call", "4"], "--call: '4'; NAME=VALUE, as true_cfg_scale=4, needed"),
+        (["--call", "image=none.png"], "--call: image=none.png: no such file; an image needed"),
+        # Without guidance the negative prompt is not read.
+        (
+            ["--guidance", 1, "--call", "negative_prompt=dull"],
+            "calls: negative_prompt=['dull', 'dull'], but the velocity of this StableDiffusion3",
+        ),
+        (
+            ["--call", "skip_guidance_layers=[0]", "--call", "skip_layer_guidance_stop=0.4"],
+            "guidance is on for a share of the steps",
+        ),
+    ],
+)
+def test_what_the_pipeline_refuses_or_ignores_is_a_line(
+    boss, pipe: Path, options, message: str
+) -> None:
+    code, _, err = boss("schedule", *OPTIONS, "--samples", 2, "--budget", 2, *options)
+    assert code == 2, err
+    # The bars are diffusers', of loading.
+    (line,) = [line for line in err.splitlines() if line.strip() and "it/s" not in line]
+    assert line.startswith("error: ")
+    assert message in line
+    assert not Path("schedules").exists()
+
+
+def test_a_pipeline_that_this_diffusers_lacks_or_that_needs_an_image_is_a_line(
+    boss, pipe: Path
+) -> None:
+    options = [*OPTIONS, "--samples", 2, "--budget", 2]
+    index = pipe / "model_index.json"
+    text = index.read_text()
+    index.write_text(text.replace("StableDiffusion3Pipeline", "TomorrowsPipeline"))
+    code, _, err = boss("schedule", *options)
+    assert code == 2
+    assert "pipe: module diffusers has no attribute TomorrowsPipeline; one of the installed" in err
+    index.write_text(text.replace("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"))
+    code, _, err = boss("schedule", *options)
+    assert code == 2
+    assert "StableDiffusion3Img2ImgPipeline refuses this call: " in err
+    assert "Traceback" not in err
 
 
 def test_auto_compares_samples_of_the_pipeline(boss, pipe: Path) -> None:
