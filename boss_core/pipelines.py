@@ -117,8 +117,7 @@ def estimate_pipeline_cost(
                 again.rewind()
                 refuse_unused(pipeline, walk.networks, call)
             for probe in probes:
-                again.rewind()
-                compare_walks(pipeline, walk, probe, call)
+                compare_walks(pipeline, walk, probe, call, again)
             if rounding:
                 again.rewind()
                 variance = rounding_variance(pipeline, walk, call)

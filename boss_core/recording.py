@@ -180,6 +180,11 @@ class Walk:
                 f"pipeline: velocity of shape {tuple(velocity.shape)} for states of shape"
                 f" {tuple(sample.shape)}; the same shape needed"
             )
+        if track.state is not None and track.state.shape != sample.shape:
+            raise InputError(
+                f"pipeline: changes the shape of its states at step {k}, from"
+                f" {tuple(track.state.shape)} to {tuple(sample.shape)}; one shape needed"
+            )
         if k >= self.count:
             raise InputError(f"pipeline: takes more than the {self.count} steps of the grid")
         if others and (max(others) > k + 1 or min(others) < k):

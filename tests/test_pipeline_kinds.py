@@ -266,6 +266,38 @@ class SetsItsStepsAgain(StableDiffusion3Pipeline):
         return found
 
 
+class Inexact(StableDiffusion3Pipeline):
+    """As kernels do that add up in any order: each evaluation is off by another 1 %."""
+
+    def __call__(self, **kwargs: Any) -> Any:
+        handle = self.transformer.register_forward_hook(
+            lambda module, args, output: (output[0] + 0.01 * torch.randn(output[0].shape),)
+        )
+        try:
+            with torch.random.fork_rng():
+                torch.seed()
+                return super().__call__(**kwargs)
+        finally:
+            handle.remove()
+
+
+class Grows(StableDiffusion3Pipeline):
+    """As ChronoEdit, which leaves frames out after some steps."""
+
+    def __call__(self, **kwargs: Any) -> Any:
+        def more(pipeline: Any, step: int, t: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"latents": state["latents"].repeat(1, 1, 2, 1)} if step == 3 else {}
+
+        return super().__call__(**kwargs, callback_on_step_end=more)
+
+
+def test_inexact_kernels_are_no_reason_and_states_of_another_shape_are() -> None:
+    parts, prompts = tiny.sd3().components, tiny.sd3_prompts(range(2))
+    assert search(Inexact(**parts), prompts).nfe_per_step == 1.0
+    with pytest.raises(InputError, match="changes the shape of its states at step 4"):
+        search(Grows(**parts), prompts)
+
+
 def test_several_sections_are_refused_and_one_is_not() -> None:
     parts, prompts = tiny.sd3().components, tiny.sd3_prompts(range(2))
     with pytest.raises(InputError, match="in several sections, each from noise of its own"):
