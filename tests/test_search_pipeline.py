@@ -73,8 +73,8 @@ def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
     )
     assert code == 0
     assert "2 prompts for 3 trajectories: each is used for 2 of them" in out
-    (line,) = [line for line in out.splitlines() if line.startswith("rounding: ")]
-    assert " of the error at K = 2 is bfloat16's; without it, these steps are " in line
+    line = next(line for line in out.splitlines() if line.startswith("rounding: "))
+    assert " of the predicted error at K = 2 is bfloat16's; without it, these steps are " in line
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(pipe, torch_dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
