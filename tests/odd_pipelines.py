@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLWan,
     BriaPipeline,
     BriaTransformer2DModel,
@@ -13,6 +14,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
+    HunyuanVideoFramepackPipeline,
+    HunyuanVideoFramepackTransformer3DModel,
     Ideogram4Pipeline,
     Ideogram4Transformer2DModel,
     Lumina2Pipeline,
@@ -415,3 +418,64 @@ def visualcloze() -> VisualClozePipeline:
     parts = {k: v for k, v in flux.components.items() if "image_encoder" not in k}
     parts.pop("feature_extractor", None)
     return _quiet(VisualClozePipeline(**parts))
+
+
+class _Framepack(HunyuanVideoFramepackPipeline):
+    def encode_image(self, image, device=None, dtype=None):  # type: ignore[no-untyped-def]
+        return torch.zeros(len(image), 2, 16)
+
+
+def framepack() -> HunyuanVideoFramepackPipeline:
+    """It makes a video section by section, each by a walk of its own."""
+    torch.manual_seed(0)
+    transformer = HunyuanVideoFramepackTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 4, 4),
+        image_condition_type=None,
+        has_image_proj=True,
+        image_proj_dim=16,
+        has_clean_x_embedder=True,
+    ).eval()
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    ).eval()
+    return _quiet(
+        _Framepack(
+            text_encoder=None,
+            tokenizer=None,
+            transformer=transformer,
+            vae=vae,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+            text_encoder_2=None,
+            tokenizer_2=None,
+            image_encoder=None,
+            feature_extractor=None,
+        )
+    )
+
+
+def framepack_prompts(samples: range, sections: int) -> dict[str, Any]:
+    return {
+        "image": torch.zeros(len(samples), 3, 32, 32),
+        "prompt_embeds": embeds(samples, 5, 16),
+        "pooled_prompt_embeds": embeds(samples, 8),
+        "prompt_attention_mask": torch.ones(len(samples), 5),
+        "height": 32,
+        "width": 32,
+        "latent_window_size": 2,
+        "num_frames": 5 * sections,
+    }

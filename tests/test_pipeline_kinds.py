@@ -249,14 +249,6 @@ def test_copies_of_the_scheduler_are_steps_of_one_state() -> None:
         search(pipeline, odd.skyreels_prompts(samples, ar_step=2, base_num_frames=9))
 
 
-class Sections(StableDiffusion3Pipeline):
-    """As video pipelines do that make one stretch after the other."""
-
-    def __call__(self, **kwargs: Any) -> Any:
-        super().__call__(**kwargs)
-        return super().__call__(**kwargs)
-
-
 class SetsItsStepsAgain(StableDiffusion3Pipeline):
     """As Wan-Animate does for a section that does not come."""
 
@@ -299,10 +291,12 @@ def test_inexact_kernels_are_no_reason_and_states_of_another_shape_are() -> None
 
 
 def test_several_sections_are_refused_and_one_is_not() -> None:
-    parts, prompts = tiny.sd3().components, tiny.sd3_prompts(range(2))
+    samples = range(2)
     with pytest.raises(InputError, match="in several sections, each from noise of its own"):
-        search(Sections(**parts), prompts)
-    found = search(SetsItsStepsAgain(**parts), prompts).matrix
+        search(odd.framepack(), odd.framepack_prompts(samples, sections=2))
+    assert search(odd.framepack(), odd.framepack_prompts(samples, sections=1)).nfe_per_step == 1.0
+    prompts = tiny.sd3_prompts(samples)
+    found = search(SetsItsStepsAgain(**tiny.sd3().components), prompts).matrix
     assert_same_costs(found, search(tiny.sd3(), prompts).matrix, rtol=1e-6)
 
 
