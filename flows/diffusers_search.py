@@ -33,6 +33,7 @@ from flows.chosen import Chosen, candidates, chosen_by, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.search import (
+    COST,
     TEST,
     Keeper,
     Search,
@@ -170,6 +171,12 @@ def pipeline_costs(
         )
     arguments = _arguments(pipeline, shared)
     measured = _read_measured(folder, search)
+    if total.samples and measured is None:
+        # A version without it took pipelines that it should not have, or told them other times.
+        raise InputError(
+            f"{folder / COST}: costs of a pipeline without {MEASURED} beside them, which says what"
+            " was found at its networks; another --out, or remove the file"
+        )
 
     def say(held: int) -> None:
         print(f"search: holding {held / 2**20:,.1f} MiB of velocities", flush=True)
@@ -200,8 +207,7 @@ def pipeline_costs(
             )
             measured = measured or _say_measured(found, folder, search)
             keeper.keep()
-    if measured is None:  # costs of an older version, without it
-        measured = _say_measured(roll_out(range(1)), folder, search)
+    assert measured is not None  # a search has at least one sample
     return total.result(), measured
 
 

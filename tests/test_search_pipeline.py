@@ -60,6 +60,13 @@ def test_costs_are_those_of_the_library_and_the_search_goes_on(boss, pipe: Path)
     assert '"nfe": 8' in boss("export", "schedules/4.json", "--to", "json")[1]
     assert "rounding" not in out  # float32
 
+    # Costs of a version that did not look at the networks are not gone on from.
+    Path("schedules/pipeline.json").rename("pipeline.json")
+    code, _, err = boss("schedule", *OPTIONS, "--budget", 2)
+    assert code == 2
+    assert "cost.npz: costs of a pipeline without pipeline.json beside them" in err
+    Path("pipeline.json").rename("schedules/pipeline.json")
+
     # Other conditions are another search.
     code, _, err = boss("schedule", *OPTIONS, "--guidance", 5, "--budget", 2)
     assert code == 2
