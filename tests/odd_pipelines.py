@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLWan,
     BriaPipeline,
     BriaTransformer2DModel,
@@ -18,6 +20,8 @@ from diffusers import (
     HunyuanVideoFramepackTransformer3DModel,
     Ideogram4Pipeline,
     Ideogram4Transformer2DModel,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     SD3ControlNetModel,
@@ -32,6 +36,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from torch import Tensor
 
 from tests import tiny_pipelines as tiny
@@ -478,4 +483,95 @@ def framepack_prompts(samples: range, sections: int) -> dict[str, Any]:
         "width": 32,
         "latent_window_size": 2,
         "num_frames": 5 * sections,
+    }
+
+
+def ltx2() -> LTX2Pipeline:
+    """It steps the sound by a copy of its scheduler."""
+    torch.manual_seed(0)
+    transformer = LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=8,
+        num_layers=1,
+        caption_channels=8,
+        rope_double_precision=False,
+    ).eval()
+    connectors = LTX2TextConnectors(
+        caption_channels=8,
+        text_proj_in_factor=2,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=4,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=None,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=4,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=None,
+        rope_double_precision=False,
+    ).eval()
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=4,
+        block_out_channels=(8,),
+        decoder_block_out_channels=(8,),
+        layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1),
+        spatio_temporal_scaling=(True,),
+        decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False),
+        downsample_type=("spatial",),
+        upsample_residual=(False,),
+        upsample_factor=(1,),
+        patch_size=1,
+        patch_size_t=1,
+    ).eval()
+    audio_vae = AutoencoderKLLTX2Audio(
+        base_channels=4,
+        output_channels=2,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        in_channels=2,
+        resolution=32,
+        latent_channels=2,
+        mid_block_add_attention=False,
+        mel_bins=8,
+    ).eval()
+    return _quiet(
+        LTX2Pipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            vae=vae,
+            audio_vae=audio_vae,
+            text_encoder=None,
+            tokenizer=None,
+            connectors=connectors,
+            transformer=transformer,
+            vocoder=None,
+        )
+    )
+
+
+def ltx2_prompts(samples: range) -> dict[str, Any]:
+    mask = torch.ones(len(samples), 8, dtype=torch.long)
+    return {
+        "prompt_embeds": embeds(samples, 8, 16),
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": torch.zeros(len(samples), 8, 16),
+        "negative_prompt_attention_mask": mask,
+        "guidance_scale": 3.0,
+        "audio_guidance_scale": 3.0,
+        "stg_scale": 0.0,
+        "audio_stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "audio_modality_scale": 1.0,
+        "spatio_temporal_guidance_blocks": None,
+        "height": 32,
+        "width": 32,
+        "num_frames": 5,
     }

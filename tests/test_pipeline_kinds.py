@@ -249,6 +249,30 @@ def test_copies_of_the_scheduler_are_steps_of_one_state() -> None:
         search(pipeline, odd.skyreels_prompts(samples, ar_step=2, base_num_frames=9))
 
 
+def test_sound_is_a_part_of_the_state() -> None:
+    """LTX-2 steps its sound by a copy of the scheduler: one evaluation moves both."""
+    pipeline, samples = odd.ltx2(), range(2)
+    prompts = odd.ltx2_prompts(samples)
+    told: list[int] = []
+    held: list[int] = []
+    found = estimate_pipeline_cost(
+        pipeline, GRID, [call(prompts, samples)], on_step=told.append, on_memory=held.append
+    )
+    assert told == [2] * 16
+    assert found.nfe_per_step == 2.0  # its connectors, evaluated once, are not in it
+    elements = [size // (16 * 2 * 4) for size in held]
+    assert elements == [3 * 16 * 16 * 4, 5 * 4]
+    # As the pipeline does by itself at the levels of its own scheduler.
+    own = pipeline.scheduler
+    wanted = pipeline(
+        **call(prompts, samples), num_inference_steps=6, output_type="latent", return_dict=False
+    )[0]
+    times = 1.0 - own.sigmas.double().numpy()
+    times[0] = 0.0
+    ends = sample_latents(pipeline, times, [call(prompts, samples)])
+    torch.testing.assert_close(ends, wanted, rtol=1e-4, atol=1e-4)
+
+
 class SetsItsStepsAgain(StableDiffusion3Pipeline):
     """As Wan-Animate does for a section that does not come."""
 
