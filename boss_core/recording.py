@@ -198,7 +198,8 @@ class Walk:
         in the place of a frame (Wan 2.2 5B) step that frame as all others, and discard it."""
         shown, self.shown = self.shown or [], None
         for given in shown:
-            if given.shape[1:] != sample.shape[1:] or len(given) < len(sample):
+            fits = given.shape[1:] == sample.shape[1:] and len(given) >= len(sample)
+            if not fits or given.device != sample.device:
                 continue
             equal = given[: len(sample)] == sample.to(given.dtype)
             if equal.float().mean() >= _SHOWN:

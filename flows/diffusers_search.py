@@ -92,7 +92,7 @@ def call_arguments(
     guidance: float | None, size: tuple[int, ...] | None, given: Sequence[str]
 ) -> dict[str, Any]:
     """What ``--guidance``, ``--size`` and each ``--call NAME=VALUE`` say of the pipeline's call.
-    A value is JSON (numbers, true, lists), or else the text itself."""
+    A value is JSON (numbers, true, lists), or else, and in a prompt, the text itself."""
     found: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
     if size is not None:
         found |= dict(zip(("height", "width"), size, strict=True))
@@ -105,7 +105,7 @@ def call_arguments(
         if name in found:
             raise InputError(f"--call: {name} is given twice; once needed")
         try:
-            found[name] = json.loads(value)
+            found[name] = value if "prompt" in name else json.loads(value)
         except ValueError:
             found[name] = value
     return found
@@ -169,7 +169,7 @@ def pipeline_costs(
             f"search: {len(prompts)} prompts for {rows.stop} trajectories: each is used for"
             f" {-(-rows.stop // len(prompts))} of them, with other noise"
         )
-    arguments = _arguments(pipeline, shared)
+    arguments = pipeline_arguments(pipeline, shared)
     measured = _read_measured(folder, search)
     if total.samples and measured is None:
         # A version without it took pipelines that it should not have, or told them other times.
@@ -271,7 +271,7 @@ def rounding_lines(
         yield "rounding: --dtype float32 has none, and takes more time and memory"
 
 
-def _arguments(pipeline: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
+def pipeline_arguments(pipeline: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with images in the place of their files. InputError for what the pipeline's
     call does not take."""
     known = inspect.signature(type(pipeline).__call__).parameters
@@ -348,7 +348,7 @@ def find_pipeline_steps(
         yield from from_costs(matrix, budgets, settings)
         return
 
-    arguments = _arguments(pipeline, shared)
+    arguments = pipeline_arguments(pipeline, shared)
 
     def sample(rows: Sequence[int], times: Times, solver: str) -> torch.Tensor:
         calls = (
@@ -360,7 +360,8 @@ def find_pipeline_steps(
                 seed=search.seed, first=part[0], **arguments,
             )
         )  # fmt: skip
-        return sample_latents(pipeline, times, calls, solver=solver)
+        with _refusals(pipeline):
+            return sample_latents(pipeline, times, calls, solver=solver)
 
     def sampler(steps: dict[str, tuple[int, ...]], to: Reference) -> dict[str, torch.Tensor]:
         ends = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 
 from boss_core.pipelines import (
     estimate_pipeline_cost,
@@ -14,6 +14,7 @@ from boss_core.pipelines import (
 )
 from boss_core.schedules import Schedule
 from boss_core.timesteps import uniform
+from flows.diffusers_search import call_arguments, conditions, pipeline_arguments
 from tests import tiny_pipelines
 
 PROMPTS = ["cat", "dogs"]
@@ -96,6 +97,28 @@ def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
     other = ["--dtype", "bfloat16", "--call", "negative_prompt=ugly"]
     code, _, err = boss("schedule", *OPTIONS, "--budget", 2, *other)
     assert (code, "conditions is" in err) == (2, True)
+
+
+def test_values_of_call_are_json_or_text() -> None:
+    given = ["a=4", "b=0.5", "c=null", "d=[1, 2]", "e=a=b", "negative_prompt=4", "f=true"]
+    assert call_arguments(3.0, (16, 8), given) == {
+        "guidance_scale": 3.0, "height": 16, "width": 8, "a": 4, "b": 0.5, "c": None,
+        "d": [1, 2], "e": "a=b", "negative_prompt": "4", "f": True,
+    }  # fmt: skip
+
+
+def test_an_image_is_read_and_its_bytes_are_a_condition(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "a.png"
+    hashes = set()
+    for value in (0, 255):
+        Image.new("L", (4, 4), value).save(path)
+        hashes.add(conditions(["a"], {"image": str(path)}, "float32"))
+    assert len(hashes) == 2
+    pipeline = StableDiffusion3Img2ImgPipeline(**tiny_pipelines.sd3().components)
+    (image,) = pipeline_arguments(pipeline, {"image": str(path)}).values()
+    assert (image.size, image.mode) == ((4, 4), "RGB")
 
 
 @pytest.mark.parametrize(
