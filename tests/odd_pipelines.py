@@ -88,8 +88,8 @@ def cogview4_prompts(samples: range) -> dict[str, Any]:
         "prompt_embeds": embeds(samples, 16, 32),
         "negative_prompt_embeds": torch.zeros(len(samples), 16, 32),
         "guidance_scale": 4.0,
-        "height": 512,
-        "width": 512,
+        "height": 384,
+        "width": 384,
     }
 
 
