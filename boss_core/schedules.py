@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from boss_core.errors import InputError
 from boss_core.timesteps import validate_timesteps
@@ -65,7 +65,8 @@ class Schedule(BaseModel):
     teacher_hash: str | None = None
     settings_hash: str | None = None
     held_out: HeldOut | None = None
-    evaluations: float | None = None
+    # Left out where it says nothing: files are those of before it.
+    evaluations: float | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,9 +113,7 @@ class Schedule(BaseModel):
         return max(0.0, self.predicted_error - half), self.predicted_error + half
 
     def to_json(self) -> str:
-        # Left out where it says nothing, so that files are those of before it.
-        unsaid = {"evaluations"} if self.evaluations is None else None
-        return self.model_dump_json(indent=1, exclude=unsaid)
+        return self.model_dump_json(indent=1)
 
     @classmethod
     def from_json(cls, text: str, source: str | Path = "schedule") -> Self:
