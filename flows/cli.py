@@ -320,6 +320,7 @@ def schedule(
     )
     budgets = sorted(set(budget))
     on = choose_device(device)
+    extractor = evaluations = None
     if pipeline is not None:
         from flows.diffusers_search import (
             call_arguments,
@@ -348,12 +349,7 @@ def schedule(
         found = find_pipeline_steps(
             pipe, search, matrix, budgets, wanted, prompts=texts, shared=shared
         )
-        schedules = write_schedules(
-            out, search, matrix, found, wanted, None, evaluations=measured.evaluations
-        )
-        report(out, matrix, schedules, wanted)
-        for line in rounding_lines(measured, matrix, schedules, objective, dtype):
-            print(line)
+        evaluations = measured.evaluations
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
         extractor = extractor_hash(features, teacher.shape)
@@ -363,7 +359,11 @@ def schedule(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )
         found = find_steps(teacher, search, matrix, budgets, wanted, on, features)
-        report(out, matrix, write_schedules(out, search, matrix, found, wanted, extractor), wanted)
+    schedules = write_schedules(out, search, matrix, found, wanted, extractor, evaluations)
+    report(out, matrix, schedules, wanted)
+    if pipeline is not None:
+        for line in rounding_lines(measured, matrix, schedules, objective, dtype):
+            print(line)
 
 
 @app.command()
