@@ -396,6 +396,12 @@ def step_weights(times: Times, rows: int) -> NDArray[np.float64]:
     return np.stack([np.triu(np.ones_like(increments)), increments], axis=1).reshape(rows, -1)
 
 
+def costs_of_gram(gram: NDArray[np.float64], times: Times) -> NDArray[np.float64]:
+    """(n + 1, n + 1): the costs of all steps from a mean Gram matrix, as `CostMatrix.gram`."""
+    found = torch.from_numpy(gram[None].copy())
+    return _cost_from_gram(found, _weights(times, gram.shape[-1]))[0].numpy()
+
+
 def _weights(times: Times, rows: int) -> Tensor:
     return torch.from_numpy(step_weights(times, rows))
 

@@ -81,7 +81,8 @@ def to_diffusers(schedule: Schedule) -> str:
     return _diffusers_scheduler(schedule) + (
         "pipeline.scheduler = scheduler\n"
         f"# {schedule.steps} steps: call the pipeline with sigmas=sigmas (never timesteps=).\n"
-        "# One whose call takes no sigmas, as Wan's, needs --to diffusers-fixed.\n"
+        "# One whose call takes no sigmas, as Wan's, or that tells its network times of its own,\n"
+        "# as CogView4's and GLM-Image's, needs --to diffusers-fixed.\n"
     )
 
 

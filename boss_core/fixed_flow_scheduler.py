@@ -4,6 +4,7 @@ This file needs torch and diffusers only, not the library around it: `boss expor
 diffusers-fixed` prints it, with the steps of a schedule below it.
 """
 
+import math
 from typing import Any, Self
 
 import torch
@@ -42,6 +43,10 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
         base_image_seq_len: int = 256,
         max_image_seq_len: int = 4096,
         invert_sigmas: bool = False,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
     ) -> None:
         if solver not in ("euler", "ab2"):
@@ -55,6 +60,10 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
             base_image_seq_len=base_image_seq_len,
             max_image_seq_len=max_image_seq_len,
             invert_sigmas=invert_sigmas,
+            shift_terminal=shift_terminal,
+            use_karras_sigmas=use_karras_sigmas,
+            use_exponential_sigmas=use_exponential_sigmas,
+            use_beta_sigmas=use_beta_sigmas,
             time_shift_type=time_shift_type,
         )
 
@@ -81,9 +90,41 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
             levels = 1.0 - levels
         self.num_inference_steps = len(levels) - 1
         self.sigmas = levels.to(device=device, dtype=torch.float32)
-        self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+        steps = self.config.num_train_timesteps
+        told = self.sigmas[:-1]
+        if timesteps is not None:
+            asked = torch.as_tensor(timesteps, dtype=torch.float64)
+            followed = asked if sigmas is None else steps * torch.as_tensor(sigmas).double()
+            if asked.shape != followed.shape or (asked - followed).abs().max() > 1e-2:
+                raise ValueError(
+                    "pipeline: sets timesteps that do not follow from its sigmas, so that the time"
+                    f" of another noise level is not known; timesteps of {steps} sigma needed"
+                )
+            told = self._unshifted(told, mu)
+        self.timesteps = told * steps
         self._step_index = None
         self._begin_index = None
+
+    def _unshifted(self, levels: torch.Tensor, mu: float | None) -> torch.Tensor:
+        """What the network is told at a level by pipelines that set timesteps and sigmas apart
+        (CogView4, GLM-Image): the level before the scheduler's shift."""
+        config = self.config
+        others = ("shift_terminal", "use_karras_sigmas", "use_exponential_sigmas")
+        if config.invert_sigmas or any(config[name] for name in (*others, "use_beta_sigmas")):
+            raise ValueError(
+                "pipeline: sets timesteps apart from its sigmas, and its scheduler moves the sigmas"
+                " by more than a shift; shift or use_dynamic_shifting alone needed"
+            )
+        a = config.shift
+        if config.use_dynamic_shifting:
+            if mu is None:
+                raise ValueError("pipeline: passes no mu to a scheduler with use_dynamic_shifting")
+            a = math.exp(mu) if config.time_shift_type == "exponential" else mu
+        return levels / (a - (a - 1.0) * levels)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """As it is: Bria asks for it."""
+        return sample
 
     def step(
         self,

@@ -8,23 +8,25 @@ That velocity is dx/dsigma, the negative of dx/dt, which a squared error does no
 diffusers is imported where it is used only: the rest of the library works without it.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from boss_core.cost import CostMatrix, CostSum
 from boss_core.errors import InputError
-from boss_core.fixed_schedulers import carrying_scheduler, recording_scheduler
+from boss_core.fixed_schedulers import carrying_scheduler
+from boss_core.pipeline_checks import Repeat, compare_walks, probe_steps, refuse_unused, run_walk
+from boss_core.pipeline_networks import pipeline_hash as pipeline_hash
+from boss_core.pipeline_networks import pipeline_networks
+from boss_core.pipeline_rounding import rounding_points, rounding_variance
+from boss_core.recording import Walk
 from boss_core.timesteps import validate_timesteps
 
-# What diffusers calls the network; a second transformer takes the low noise levels of Wan 2.2.
-_DENOISERS = ("transformer", "transformer_2", "unet")
 _OURS = ("num_inference_steps", "sigmas", "timesteps", "output_type")
 
 
@@ -33,13 +35,23 @@ class PipelineCost:
     """What a search needs to know of a pipeline.
 
     matrix: the costs of all steps, over the latents in the layout of the pipeline's scheduler.
-    nfe_per_step: network evaluations for one sample in one step, counted at the network: 1, or 2
-        with classifier-free guidance, as one batch of both halves or as two calls. A mean over
-        steps, and so fractional where guidance is on for some of them.
+    nfe: (n,), the network evaluations for one sample in a step from each grid point but the last,
+        counted at the networks: 1, or 2 with classifier-free guidance, as one batch of both halves
+        or as two calls; those of ControlNets too. Of the calls of this search.
+    discarded: the share of the latents that the pipeline overwrites before its network sees them,
+        as a first frame that is given; it is not in the costs.
+    rounding: `boss_core.pipeline_rounding.rounding_variance`, where it was asked for.
     """
 
     matrix: CostMatrix
-    nfe_per_step: float
+    nfe: NDArray[np.float64]
+    discarded: float = 0.0
+    rounding: NDArray[np.float64] | None = None
+
+    @property
+    def nfe_per_step(self) -> float:
+        """A mean over the grid, and so fractional where guidance is on at some times only."""
+        return float(self.nfe.mean())
 
 
 def estimate_pipeline_cost(
@@ -48,6 +60,8 @@ def estimate_pipeline_cost(
     calls: Iterable[Mapping[str, Any]],
     *,
     total: CostSum | None = None,
+    check: bool = True,
+    rounding: bool = False,
     on_step: Callable[[int], None] | None = None,
     on_memory: Callable[[int], None] | None = None,
 ) -> PipelineCost:
@@ -62,6 +76,11 @@ def estimate_pipeline_cost(
         pipeline takes. The number and place of the steps and the kind of output are set here.
     total: a sum on the pipeline's device to add to, where a search goes on; its timesteps are
         those given.
+    check: take the first call's states once more in some 16 steps of other sizes, and compare the
+        velocities: costs are of steps only where a velocity is one of state and time. And whether
+        it depends on the guidance in that call, in some 4 steps more.
+    rounding: measure what the networks round, in 8 steps of the first call with their weights in
+        float32 meanwhile.
     on_step: called after each grid step of each call with the number of samples in it.
     on_memory: called with the bytes of velocities about to be held, before they are.
 
@@ -70,42 +89,46 @@ def estimate_pipeline_cost(
     A call holds n velocities of each of its samples: `boss_core.cost.rollout_bytes`.
 
     Raises InputError when the pipeline is not a flow-matching one, changes the states between
-    steps (as inpainting does), leaves steps out (as starting from an image does), or its velocity
-    is not finite.
+    steps (as inpainting does), leaves steps out (as starting from an image does), takes its steps
+    in several sections, its velocity is not finite, or depends on more than state and time: on
+    the number of the step, on where it ends (mean flows), or on the steps before.
     """
     times = validate_timesteps(timesteps)
     _require_flow(pipeline)
-    own = pipeline.scheduler
-    recorder = recording_scheduler(own, times, on_step, on_memory)
+    probes = probe_steps(len(times) - 1) if check else []
+    measured = rounding_points(len(times) - 1) if rounding else []
+    walk = Walk(
+        times,
+        pipeline_networks(pipeline),
+        keep=sorted({k for probe in probes for k in probe[:-1]} | set(measured)),
+        on_step=on_step,
+        on_memory=on_memory,
+    )
     found = total
-    evaluations = samples = 0
-
-    def count(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal evaluations
-        # A tensor, or a tuple or a diffusers output whose first entry holds the samples.
-        evaluations += len(output if isinstance(output, Tensor) else output[0])
-
-    hooks = [network.register_forward_hook(count) for network in _denoisers(pipeline)]
-    try:
-        pipeline.scheduler = recorder
-        for number, call in enumerate(calls):
-            _check_call(call, number)
-            # The scheduler has the grid whatever it is asked for, so that pipelines which take
-            # `sigmas` and those which do not are driven alike.
-            with torch.no_grad():
-                pipeline(**call, num_inference_steps=len(times) - 1, output_type="latent")
-            velocities = recorder.velocities()
-            if found is None:
-                found = CostSum(times, velocities.device)
-            found.add(velocities)
-            samples += velocities.shape[1]
-    finally:
-        pipeline.scheduler = own
-        for hook in hooks:
-            hook.remove()
+    samples = 0
+    variance = None
+    evaluations = np.zeros(len(times) - 1)
+    for number, call in enumerate(calls):
+        _check_call(call, number)
+        again = Repeat(call)
+        velocities, counted = run_walk(pipeline, walk, call)
+        if number == 0:
+            if check:
+                again.rewind()
+                refuse_unused(pipeline, walk.networks, call)
+            for probe in probes:
+                compare_walks(pipeline, walk, probe, call, again)
+            if rounding:
+                again.rewind()
+                variance = rounding_variance(pipeline, walk, call)
+        if found is None:
+            found = CostSum(times, velocities.device)
+        found.add(velocities)
+        samples += velocities.shape[1]
+        evaluations += velocities.shape[1] * counted
     if found is None or not samples:
         raise InputError("calls: none; the arguments of at least one call of the pipeline needed")
-    return PipelineCost(found.result(), evaluations / (samples * (len(times) - 1)))
+    return PipelineCost(found.result(), evaluations / samples, walk.discarded, variance)
 
 
 @torch.no_grad()
@@ -173,18 +196,6 @@ def prompt_calls(
         yield call
 
 
-def pipeline_hash(pipeline: Any) -> str:
-    """The SHA-256 of the weights that a pipeline's velocity comes from, as a schedule carries it:
-    names, dtypes, shapes and bytes of the denoiser, a tensor at a time."""
-    digest = hashlib.sha256()
-    for network in _denoisers(pipeline):
-        for name, tensor in sorted(network.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            flat = tensor.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()
-
-
 def sample_generators(indices: range, seed: int) -> list[torch.Generator]:
     """A generator on the CPU for each sample: its noise depends on ``seed`` and its index alone,
     on any device and in any batch (diffusers draws on the generator's device)."""
@@ -218,17 +229,6 @@ def _require_flow(pipeline: Any) -> None:
             f"pipeline: {name} has noise levels up to {sigma_max:g}; those of the linear path,"
             " from 1 to 0, needed"
         )
-
-
-def _denoisers(pipeline: Any) -> list[torch.nn.Module]:
-    found = [getattr(pipeline, name, None) for name in _DENOISERS]
-    networks = [network for network in found if isinstance(network, torch.nn.Module)]
-    if not networks:
-        raise InputError(
-            f"pipeline: {type(pipeline).__name__} has no {' or '.join(_DENOISERS)}, where network"
-            " evaluations are counted; one of them needed"
-        )
-    return networks
 
 
 def _check_call(call: Mapping[str, Any], number: int) -> None:

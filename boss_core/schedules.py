@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from boss_core.errors import InputError
 from boss_core.timesteps import validate_timesteps
@@ -49,6 +49,8 @@ class Schedule(BaseModel):
     teacher_hash: the hash of the weights that the costs were measured on.
     settings_hash: the hash of the settings of the search.
     held_out: for steps that ``auto`` chose, the comparison that it went by.
+    evaluations: network evaluations for one sample, where they were counted (pipelines: guidance
+        takes two a step). None: what the solver takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +65,8 @@ class Schedule(BaseModel):
     teacher_hash: str | None = None
     settings_hash: str | None = None
     held_out: HeldOut | None = None
+    # Left out where it says nothing: files are those of before it.
+    evaluations: float | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -81,8 +85,11 @@ class Schedule(BaseModel):
         return self
 
     @property
-    def nfe(self) -> int:
+    def nfe(self) -> float:
         """Network evaluations for one sample."""
+        if self.evaluations is not None:
+            whole = self.evaluations.is_integer()
+            return int(self.evaluations) if whole else self.evaluations
         return self.steps * EVALUATIONS[self.solver]
 
     @property

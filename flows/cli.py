@@ -252,7 +252,9 @@ DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
 @app.command()
 def schedule(
     checkpoint: Path | None = CHECKPOINT,
-    budget: list[int] = typer.Option(..., help="Network evaluations (NFE); repeat for more."),
+    budget: list[int] = typer.Option(
+        ..., help="Steps: network evaluations (NFE) where one takes one; repeat for more."
+    ),
     config: str | None = CONFIG,
     raw_weights: bool = RAW,
     velocity: str | None = VELOCITY,
@@ -267,6 +269,13 @@ def schedule(
     ),
     size: str | None = typer.Option(
         None, metavar="HxW", rich_help_panel=DIFFUSERS, help="Height and width of the images."
+    ),
+    call: list[str] = typer.Option(
+        [],
+        metavar="NAME=VALUE",
+        rich_help_panel=DIFFUSERS,
+        help="Another argument of its call, as true_cfg_scale=4, negative_prompt=blurred,"
+        " num_frames=33 or image=photo.png; repeat for more.",
     ),
     dtype: str = typer.Option(
         "bfloat16", rich_help_panel=DIFFUSERS, help="float32, bfloat16 or float16."
@@ -338,33 +347,36 @@ def schedule(
     )
     budgets = sorted(set(budget))
     on = choose_device(device)
+    extractor = evaluations = None
     if pipeline is not None:
         from flows.diffusers_search import (
+            call_arguments,
             check_pipeline_request,
             conditions,
             find_pipeline_steps,
             load_pipeline,
             pipeline_costs,
             read_prompts,
+            rounding_lines,
         )
 
         check_pipeline_request(objective, reference, features)
-        extractor = None
         if checkpoint is not None or velocity is not None:
             raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
         texts = read_prompts(prompts)
-        shared: dict[str, float] = {} if guidance is None else {"guidance_scale": guidance}
-        if size is not None:
-            shared |= dict(zip(("height", "width"), parse_shape(size, 2), strict=True))
+        pixels = None if size is None else parse_shape(size, 2)
+        shared = call_arguments(guidance, pixels, call)
+        of_call = conditions(texts, shared, dtype)
         pipe, weights = load_pipeline(pipeline, dtype, on)
-        search = Search(weights, grid, spacing, seed, conditions=conditions(texts, shared, dtype))
-        matrix = pipeline_costs(
+        search = Search(weights, grid, spacing, seed, conditions=of_call)
+        matrix, measured = pipeline_costs(
             pipe, search, out, prompts=texts, shared=shared, samples=samples,
             batch_size=batch_size, device=on,
         )  # fmt: skip
         found = find_pipeline_steps(
             pipe, search, matrix, budgets, wanted, prompts=texts, shared=shared
         )
+        evaluations = measured.evaluations
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
         extractor = extractor_hash(features, teacher.shape)
@@ -374,7 +386,11 @@ def schedule(
             teacher, search, out, samples=samples, batch_size=batch_size, device=on
         )
         found = find_steps(teacher, search, matrix, budgets, wanted, on, features)
-    report(out, matrix, write_schedules(out, search, matrix, found, wanted, extractor), wanted)
+    schedules = write_schedules(out, search, matrix, found, wanted, extractor, evaluations)
+    report(out, matrix, schedules, wanted)
+    if pipeline is not None:
+        for line in rounding_lines(measured, matrix, schedules, objective, dtype):
+            print(line)
 
 
 @app.command()

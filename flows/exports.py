@@ -11,6 +11,8 @@ from boss_core.errors import InputError
 from boss_core.schedules import Schedule
 
 PIPELINE = "model_index.json"
+# Given sigmas, they still tell their network the times of steps of their own.
+_OWN_TIMES = ("CogView4", "GlmImage")
 
 WRITERS: dict[str, Callable[[Schedule], str]] = {
     "diffusers": exports.to_diffusers,
@@ -82,10 +84,10 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
             yield f"  --mu: {shift_by_tokens(made.config)}"
         yield "  the scheduler of the snippet takes its place and needs nothing of it"
         if not takes_sigmas:
-            yield f"  {pipeline}: its call takes no sigmas; --to diffusers-fixed is for it"
+            yield f"  {pipeline}: its call has no use for sigmas; --to diffusers-fixed is for it"
         return
     if not takes_sigmas:
-        yield f"{file}: {pipeline}'s call takes no sigmas; --to diffusers-fixed is for it"
+        yield f"{file}: {pipeline}'s call has no use for sigmas; --to diffusers-fixed is for it"
         return
     if found.unchanged:
         yield f"{file}: takes these steps as they are"
@@ -119,7 +121,8 @@ def _pipeline_call(index: Path, diffusers: Any) -> tuple[str | None, bool]:
         call = getattr(diffusers, name).__call__
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None, True
-    return name, "sigmas" in inspect.signature(call).parameters
+    sets_times = name.startswith(_OWN_TIMES)
+    return name, "sigmas" in inspect.signature(call).parameters and not sets_times
 
 
 def shift_by_tokens(config: Any) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -266,9 +266,11 @@ def write_schedules(
     found: Iterable[tuple[int, Chosen]],
     wanted: ScheduleSearch,
     extractor: str | None,
+    evaluations: Callable[[Sequence[int]], float] | None = None,
 ) -> dict[int, Schedule]:
     """The best schedule of every budget, in ``K.json`` as soon as it is found; and the heat
-    map. ``extractor``: the hash of the one that samples were compared by."""
+    map. ``extractor``: the hash of the one that samples were compared by. ``evaluations``: those
+    for one sample in steps with these indices, where a step may take more than one."""
     chosen_by = wanted.model_dump(exclude={"batch_size"})  # a batch changes no result
     found_with: dict[str, object] = {"samples": matrix.samples, "schedule": chosen_by}
     if extractor is not None:
@@ -289,6 +291,7 @@ def write_schedules(
             teacher_hash=search.teacher_hash,
             settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
             held_out=steps.held_out,
+            evaluations=None if evaluations is None else evaluations(steps.indices),
         )
         write_bytes(folder / f"{budget}.json", schedules[budget].to_json().encode() + b"\n")
 
@@ -316,8 +319,9 @@ def report(
         assert error is not None
         low, high = schedule.interval(len(matrix.group_gram))
         even = uniform_indices(matrix, budget)
+        nfe = "" if schedule.evaluations is None else f" ({schedule.evaluations:g})"
         table.add_row(
-            str(budget),
+            f"{budget}{nfe}",
             *((schedule.objective, gain(schedule)) if auto else ()),
             f"{error:.4g}",
             "" if math.isnan(low) else f"{low:.4g} to {high:.4g}",

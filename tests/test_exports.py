@@ -542,11 +542,11 @@ SHIFTED = FlowMatchEulerDiscreteScheduler(shift=5.0)
     ("scheduler", "pipeline", "says"),
     [
         (UNIPC, None, "UniPCMultistepScheduler takes sigmas but corrects each step"),
-        (UNIPC, "WanPipeline", "WanPipeline: its call takes no sigmas; --to diffusers-fixed"),
+        (UNIPC, "WanPipeline", "WanPipeline: its call has no use for sigmas; --to diffusers-fixed"),
         (FLUX, None, "so 1.15 at 4096 image tokens"),
         (FLUX, "FluxPipeline", "so 1.15 at 4096 image tokens"),
         (SHIFTED, None, "a pipeline whose call takes no sigmas, as Wan's: --to diffusers-fixed"),
-        (SHIFTED, "WanPipeline", "WanPipeline's call takes no sigmas; --to diffusers-fixed"),
+        (SHIFTED, "WanPipeline", "WanPipeline's call has no use for sigmas; --to diffusers-fixed"),
         (SHIFTED, "StableDiffusion3Pipeline", "to keep it, pass sigmas=["),
         (fixed_scheduler(SHIFTED, STEPS.timesteps), None, "takes these steps as they are"),
         (fixed_scheduler(SHIFTED, STEPS.timesteps, "ab2"), None, "takes steps of ab2"),

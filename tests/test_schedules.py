@@ -56,3 +56,14 @@ def test_evaluations_of_each_solver() -> None:
         steps_of(3, "heun")
     with pytest.raises(ValueError, match="solver: 'rk4'; euler, ab2, heun known"):
         steps_of(4, "rk4")
+
+
+def test_counted_evaluations_are_the_nfe_and_files_without_them_stay() -> None:
+    plain = Schedule(timesteps=(0.0, 0.4, 1.0), indices=(0, 2, 5), objective="l2_squared")
+    assert "evaluations" not in plain.to_json()
+    assert "evaluations" not in plain.model_dump(mode="json")
+    assert plain.nfe == 2
+    counted = plain.model_copy(update={"evaluations": 4.0})
+    assert (counted.nfe, type(counted.nfe)) == (4, int)
+    assert Schedule.from_json(counted.to_json()) == counted
+    assert plain.model_copy(update={"evaluations": 3.5}).nfe == 3.5

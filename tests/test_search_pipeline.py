@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 
 from boss_core.pipelines import (
     estimate_pipeline_cost,
@@ -14,6 +14,7 @@ from boss_core.pipelines import (
 )
 from boss_core.schedules import Schedule
 from boss_core.timesteps import uniform
+from flows.diffusers_search import call_arguments, conditions, pipeline_arguments
 from tests import tiny_pipelines
 
 PROMPTS = ["cat", "dogs"]
@@ -50,10 +51,124 @@ def test_costs_are_those_of_the_library_and_the_search_goes_on(boss, pipe: Path)
         np.load("schedules/cost.npz")["cost"][far], expected.cost[far], rtol=1e-3
     )
 
+    # A search for other budgets measures nothing again, and counts as before.
+    code, out, _ = boss("schedule", *OPTIONS, "--samples", 5, "--budget", 4)
+    assert code == 0
+    assert "network evaluations in a step" not in out
+    assert "\u2502 4 (8) \u2502" in " ".join(out.split())
+    schedule = Schedule.from_json(Path("schedules/4.json").read_text())
+    assert (schedule.steps, schedule.nfe, schedule.evaluations) == (4, 8, 8.0)
+    assert '"nfe": 8' in boss("export", "schedules/4.json", "--to", "json")[1]
+    assert "rounding" not in out  # float32
+
+    # Costs of a version that did not look at the networks are not gone on from.
+    Path("schedules/pipeline.json").rename("pipeline.json")
+    code, _, err = boss("schedule", *OPTIONS, "--budget", 2)
+    assert code == 2
+    assert "cost.npz: costs of a pipeline without pipeline.json beside them" in err
+    Path("pipeline.json").rename("schedules/pipeline.json")
+
     # Other conditions are another search.
     code, _, err = boss("schedule", *OPTIONS, "--guidance", 5, "--budget", 2)
     assert code == 2
     assert "conditions is" in err
+
+
+def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
+    given = ["--call", "negative_prompt=dull", "--call", "clip_skip=0"]
+    code, out, _ = boss(
+        "schedule", *OPTIONS, "--dtype", "bfloat16", "--samples", 3, "--budget", 2, *given
+    )
+    assert code == 0
+    assert "2 prompts for 3 trajectories: each is used for 2 of them" in out
+    line = next(line for line in out.splitlines() if line.startswith("rounding: "))
+    assert " of the predicted error at K = 2 is bfloat16's; without it, these steps are " in line
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipe, torch_dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    calls = prompt_calls(
+        [PROMPTS[i % 2] for i in range(3)], batch_size=2, guidance_scale=3.0, height=16, width=16,
+        negative_prompt="dull",
+    )  # fmt: skip
+    expected = estimate_pipeline_cost(pipeline, uniform(8), calls).matrix
+    np.testing.assert_allclose(np.load("schedules/cost.npz")["cost"], expected.cost, rtol=1e-6)
+
+    # Another negative prompt is another search.
+    other = ["--dtype", "bfloat16", "--call", "negative_prompt=ugly"]
+    code, _, err = boss("schedule", *OPTIONS, "--budget", 2, *other)
+    assert (code, "conditions is" in err) == (2, True)
+
+
+def test_values_of_call_are_json_or_text() -> None:
+    given = ["a=4", "b=0.5", "c=null", "d=[1, 2]", "e=a=b", "negative_prompt=4", "f=true"]
+    assert call_arguments(3.0, (16, 8), given) == {
+        "guidance_scale": 3.0, "height": 16, "width": 8, "a": 4, "b": 0.5, "c": None,
+        "d": [1, 2], "e": "a=b", "negative_prompt": "4", "f": True,
+    }  # fmt: skip
+
+
+def test_an_image_is_read_and_its_bytes_are_a_condition(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "a.png"
+    hashes = set()
+    for value in (0, 255):
+        Image.new("L", (4, 4), value).save(path)
+        hashes.add(conditions(["a"], {"image": str(path)}, "float32"))
+    assert len(hashes) == 2
+    pipeline = StableDiffusion3Img2ImgPipeline(**tiny_pipelines.sd3().components)
+    (image,) = pipeline_arguments(pipeline, {"image": str(path)}).values()
+    assert (image.size, image.mode) == ((4, 4), "RGB")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "17x16"], "StableDiffusion3Pipeline refuses this call: ValueError: `height`"),
+        (["--call", "true_cfg_scale=4"], "takes no true_cfg_scale; it takes guidance_scale"),
+        (["--call", "num_frames=9"], "--call: StableDiffusion3Pipeline takes no num_frames"),
+        (["--call", "height=32"], "--call: height is given twice"),
+        (["--call", "sigmas=[1]"], "--call: sigmas is set by the search"),
+        (["--call", "4"], "--call: '4'; NAME=VALUE, as true_cfg_scale=4, needed"),
+        (["--call", "image=none.png"], "--call: image=none.png: no such file; an image needed"),
+        # Without guidance the negative prompt is not read.
+        (
+            ["--guidance", 1, "--call", "negative_prompt=dull"],
+            "calls: negative_prompt=['dull', 'dull'], but the velocity of this StableDiffusion3",
+        ),
+        (
+            ["--call", "skip_guidance_layers=[0]", "--call", "skip_layer_guidance_stop=0.4"],
+            "guidance is on for a share of the steps",
+        ),
+    ],
+)
+def test_what_the_pipeline_refuses_or_ignores_is_a_line(
+    boss, pipe: Path, options, message: str
+) -> None:
+    code, _, err = boss("schedule", *OPTIONS, "--samples", 2, "--budget", 2, *options)
+    assert code == 2, err
+    # The bars are diffusers', of loading.
+    (line,) = [line for line in err.splitlines() if line.strip() and "it/s" not in line]
+    assert line.startswith("error: ")
+    assert message in line
+    assert not Path("schedules").exists()
+
+
+def test_a_pipeline_that_this_diffusers_lacks_or_that_needs_an_image_is_a_line(
+    boss, pipe: Path
+) -> None:
+    options = [*OPTIONS, "--samples", 2, "--budget", 2]
+    index = pipe / "model_index.json"
+    text = index.read_text()
+    index.write_text(text.replace("StableDiffusion3Pipeline", "TomorrowsPipeline"))
+    code, _, err = boss("schedule", *options)
+    assert code == 2
+    assert "pipe: module diffusers has no attribute TomorrowsPipeline; one of the installed" in err
+    index.write_text(text.replace("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"))
+    code, _, err = boss("schedule", *options)
+    assert code == 2
+    assert "StableDiffusion3Img2ImgPipeline refuses this call: " in err
+    assert "Traceback" not in err
 
 
 def test_auto_compares_samples_of_the_pipeline(boss, pipe: Path) -> None:
