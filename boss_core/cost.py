@@ -37,7 +37,6 @@ from boss_core.velocity import (
     Velocity,
     VelocityField,
     check_labels,
-    check_output,
     with_labels,
 )
 
@@ -310,7 +309,6 @@ def _rollout_velocities(
         nonlocal held
         if v is None:
             return
-        check_output(v, state)
         if held is None:
             held = torch.empty(len(times) - 1, len(x), x[0].numel(), dtype=v.dtype, device=v.device)
         held[k, : len(x)] = v.flatten(1)

@@ -22,6 +22,7 @@ from boss_core.cost import CostMatrix, CostSum
 from boss_core.errors import InputError
 from boss_core.fixed_schedulers import carrying_scheduler, recording_scheduler
 from boss_core.timesteps import validate_timesteps
+from boss_core.velocity import check_seed
 
 # What diffusers calls the network; a second transformer takes the low noise levels of Wan 2.2.
 _DENOISERS = ("transformer", "transformer_2", "unet")
@@ -187,7 +188,9 @@ def pipeline_hash(pipeline: Any) -> str:
 
 def sample_generators(indices: range, seed: int) -> list[torch.Generator]:
     """A generator on the CPU for each sample: its noise depends on ``seed`` and its index alone,
-    on any device and in any batch (diffusers draws on the generator's device)."""
+    on any device and in any batch (diffusers draws on the generator's device). InputError for a
+    seed below 0 or above 2^63 - 1."""
+    check_seed(seed)
     # torch keeps 32 bits of a CPU seed: both numbers are hashed into them.
     seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in indices]
     return [torch.Generator().manual_seed(s) for s in seeds]

@@ -1,7 +1,9 @@
 """Solvers of ``dx/dt = v(x, t)`` as plain functions.
 
 All take a velocity, the start states ``x`` of shape (B, ...) and n + 1 increasing times, and
-return the final states, of the shape, dtype and device of ``x``. They run without gradients.
+return the final states, of the shape, dtype and device of ``x``. They run without gradients, and
+raise InputError for times that do not increase from 0 to 1 and a velocity that returns anything but
+a tensor like its states. ``x`` itself stays as it is, whatever the velocity does with its input.
 
 An ``Observer`` is called at every knot k = 0..n, in order, with ``(k, x_k, v_k)``: the state
 there and the velocity ``v(x_k, t_k)``, or None where the solver did not evaluate it (always at
@@ -17,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.timesteps import Times, validate_timesteps
-from boss_core.velocity import VelocityField
+from boss_core.velocity import VelocityField, evaluate
 
 Observer = Callable[[int, Tensor, Tensor | None], None]
 
@@ -33,7 +35,7 @@ def euler(
     """Explicit Euler: order 1, one evaluation a step."""
     times = validate_timesteps(timesteps).tolist()
     for k in range(len(times) - 1):
-        v = velocity(x, _batch_time(x, times[k]))
+        v = evaluate(velocity, x, _batch_time(x, times[k]))
         if observer is not None:
             observer(k, x, v)
         x = x + (times[k + 1] - times[k]) * v
@@ -55,10 +57,10 @@ def heun(
     for k in range(len(times) - 1):
         h = times[k + 1] - times[k]
         # Kept over another call, and a network may return the same buffer each time.
-        v = velocity(x, _batch_time(x, times[k])).clone()
+        v = evaluate(velocity, x, _batch_time(x, times[k])).clone()
         if observer is not None:
             observer(k, x, v)
-        v_next = velocity(x + h * v, _batch_time(x, times[k + 1]))
+        v_next = evaluate(velocity, x + h * v, _batch_time(x, times[k + 1]))
         x = x + (0.5 * h) * (v + v_next)
     if observer is not None:
         observer(len(times) - 1, x, None)
@@ -80,7 +82,7 @@ def ab2(
     before: Tensor | None = None
     for k in range(len(times) - 1):
         h = times[k + 1] - times[k]
-        v = velocity(x, _batch_time(x, times[k]))
+        v = evaluate(velocity, x, _batch_time(x, times[k]))
         if observer is not None:
             observer(k, x, v)
         if before is None:
@@ -122,7 +124,8 @@ def rk45(
 
     times = torch.as_tensor(validate_timesteps(timesteps), device=x.device)
     states = odeint(
-        lambda t, state: velocity(state, _batch_time(state, t)).clone(),  # as in `heun`
+        # A clone as in `heun`.
+        lambda t, state: evaluate(velocity, state, _batch_time(state, t)).clone(),
         x,
         times,
         rtol=rtol,
