@@ -287,6 +287,7 @@ def schedule(
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
     from boss_core.errors import InputError
+    from boss_core.teachers import calling
     from flows.config import ScheduleSearch
     from flows.search import (
         Search,
@@ -343,11 +344,14 @@ def schedule(
         extractor = extractor_hash(features, teacher.shape)
         of_sample = "x".join(map(str, teacher.shape))
         search = Search(teacher.hash, grid, spacing, seed, shape=of_sample, reference=reference)
-        matrix = search_costs(
-            teacher, search, out, samples=samples, batch_size=batch_size, device=on
-        )
+        with calling(velocity):
+            matrix = search_costs(
+                teacher, search, out, samples=samples, batch_size=batch_size, device=on
+            )
         found = find_steps(teacher, search, matrix, budgets, wanted, on, features)
-    report(out, matrix, write_schedules(out, search, matrix, found, wanted, extractor), wanted)
+    with calling(velocity):
+        schedules = write_schedules(out, search, matrix, found, wanted, extractor)
+    report(out, matrix, schedules, wanted)
 
 
 @app.command()
@@ -368,15 +372,17 @@ def sample(
     device: str = DEVICE,
 ) -> None:
     """Sample images on the steps of a schedule, with its solver, and write them as one picture."""
+    from boss_core.teachers import calling
     from flows.sample import sample_grid
     from flows.teachers import choose_device, choose_teacher
 
     on = choose_device(device)
     teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
-    sample_grid(
-        teacher, schedule, out, number=number, label=label, batch_size=batch_size, seed=seed,
-        device=on,
-    )  # fmt: skip
+    with calling(velocity):
+        sample_grid(
+            teacher, schedule, out, number=number, label=label, batch_size=batch_size, seed=seed,
+            device=on,
+        )  # fmt: skip
 
 
 @app.command()

@@ -148,7 +148,10 @@ def announce(
     if total.samples:
         print(f"search: {total.samples} trajectories are in {COST} already")
         if unchecked:
-            print(f"search: a callable has no hash: if it has changed since, remove {COST}")
+            print(
+                f"search: this velocity has no Python source to know it again by: if it has changed"
+                f" since, remove {COST}"
+            )
     if samples:
         memory = "" if held is None else f", holding {held / 2**20:,.1f} MiB of velocities"
         print(

@@ -1,6 +1,7 @@
 """``boss schedule`` and ``boss sample``, as a user types them."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -36,13 +37,14 @@ CONFIG = UNetConfig(
     attention_sizes=(),
 )  # fmt: skip
 MODULE = """
+import os
 import torch
 calls = 0
 
 def velocity(x, t):
     global calls
     calls += 1
-    if STOP and calls > STOP:
+    if calls > int(os.environ["CALLS_OF_A_TEST"]):  # the code that is stopped stays the same
         raise KeyboardInterrupt
     return torch.sin(3 * x + 4 * t.view(-1, 1))
 """
@@ -59,7 +61,8 @@ def teacher(folder: Path, seed: int = 0) -> UNet:
 def flow(name: str, stop: int = 0) -> list[str]:
     """A module of the user's with a velocity that can be stopped and counts its calls."""
     sys.modules.pop(name, None)
-    Path(f"{name}.py").write_text(MODULE.replace("STOP", str(stop)))
+    Path(f"{name}.py").write_text(MODULE)
+    os.environ["CALLS_OF_A_TEST"] = str(stop or 10**9)
     return ["--velocity", f"{name}:velocity", "--shape", "5"]
 
 
@@ -331,14 +334,20 @@ def test_what_is_wrong_is_said_in_a_line(boss, arguments, message) -> None:
         ("x * float('nan')", "velocity: not finite at t = 0 (step 0 of 5)"),
         ("x[:, :3]", "velocity: returned shape (2, 3) for states of shape (2, 5)"),
         ("x.double()", "velocity: returned torch.float64 for states of torch.float32"),
+        ("None", "velocity: returned None; a tensor of the shape of its states"),
+        ("(x, t)", "velocity: returned a tuple of 2; a tensor of the shape of its states"),
+        ("{'sample': x}", "velocity: returned a dict with 'sample'; a tensor of the shape of its"),
+        ("x @ t", "/broken.py:2: RuntimeError: size mismatch, got input (2)"),
+        ("x.sample", "/broken.py:2: AttributeError: 'Tensor' object has no attribute 'sample'"),
     ],
 )
 def test_a_velocity_that_breaks_its_promise_is_named(boss, returned: str, message: str) -> None:
     sys.modules.pop("broken", None)
     Path("broken.py").write_text(f"def velocity(x, t):\n    return {returned}\n")
     options = ["--grid", 5, "--budget", 2, "--samples", 2]
-    code, _, err = boss("schedule", "--velocity", "broken:velocity", "--shape", "5", *options)
-    assert code == 2
+    network = ["--velocity", "broken:velocity", "--shape", "5"]
+    code, _, err = boss("schedule", *network, *options)
+    assert (code, len(err.splitlines())) == (2, 1)
     assert message in err
 
 
