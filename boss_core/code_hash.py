@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from boss_core.weights import is_plain
+
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
 _OURS = Path(__file__).resolve().parent
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -86,13 +88,6 @@ def content(name: str, value: Any) -> Iterator[bytes]:
         stored = BytesIO()
         torch.save(value, stored)
         yield stored.getvalue()
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is numbers in memory: neither sparse nor quantised, nor without any."""
-    return (
-        tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
-    )
 
 
 class _Held:

@@ -158,7 +158,13 @@ class CostSum:
             squares += cost.square_().sum(dim=0)
             samples += part.shape[1]
         if not sums.isfinite().all():  # the only synchronisation of a batch
-            where = int(velocities.isfinite().flatten(1).all(dim=1).int().argmin())
+            finite = velocities.isfinite().flatten(1).all(dim=1)
+            if finite.all():
+                raise InputError(
+                    f"velocity: finite, but up to {float(velocities.abs().max()):g}: squared errors"
+                    " of steps overflow; a network with smaller outputs needed"
+                )
+            where = int(finite.int().argmin())
             raise InputError(
                 f"velocity: not finite at t = {self.timesteps[where]:g} (step {where} of"
                 f" {len(self.timesteps) - 1}); a network with finite outputs needed"

@@ -36,7 +36,8 @@ def sample_images(
     uint8. Image ``i`` starts from noise ``i`` of ``seed``, so variants of a schedule or a network
     are compared on the same noise. ``labels``: (samples,) int64, one for each image, when the
     velocity is conditional. ``on_step`` is called with the size of each batch when it is done.
-    InputError when the labels are not as many, for an unknown solver, and for no samples."""
+    InputError when the labels are not as many, for an unknown solver, for no samples and where they
+    are not finite."""
     if solver not in SOLVERS:
         raise InputError(f"solver: {solver!r}; one of {', '.join(SOLVERS)} needed")
     if samples < 1:
@@ -57,16 +58,22 @@ def sample_images(
             for at in range(0, len(rows), size)
         ]
 
-    def keep(rows: range, pixels: Tensor, copied: torch.cuda.Event | None) -> None:
+    def keep(rows: range, done: tuple[Tensor, Tensor], copied: torch.cuda.Event | None) -> None:
         if copied is not None:
             copied.synchronize()
+        pixels, finite = done
+        if not finite:
+            raise InputError(
+                f"velocity: samples {rows.start} to {rows.stop - 1} are not finite at t = 1; a"
+                " network with finite outputs needed"
+            )
         images[rows.start : rows.stop] = pixels.numpy()
         if on_step is not None:
             on_step(len(rows))
 
     # The noise of the next batch is drawn while the device works on this one, and the images of
     # the batch before are kept once this one's work is under way, so that a GPU never waits.
-    before: tuple[range, Tensor, torch.cuda.Event | None] | None = None
+    before: tuple[range, tuple[Tensor, Tensor], torch.cuda.Event | None] | None = None
     with ThreadPoolExecutor(threads) as pool:
         drawn = draw(batches[0])
         for rows, following in zip_longest(batches, batches[1:]):
@@ -76,11 +83,13 @@ def sample_images(
             noise = (noise.pin_memory() if on_cuda else noise).to(device, non_blocking=True)
             of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
             x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
+            # NaN has no pixel value: it would become any.
             pixels = to_uint8(x).to("cpu", non_blocking=True)
+            finite = x.isfinite().all().to("cpu", non_blocking=True)
             copied = torch.cuda.current_stream(device).record_event() if on_cuda else None
             if before is not None:
                 keep(*before)
-            before = rows, pixels, copied
+            before = rows, (pixels, finite), copied
     if before is not None:
         keep(*before)
     return images
