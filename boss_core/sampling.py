@@ -17,6 +17,9 @@ from boss_core.velocity import Velocity, check_labels, sample_noise, with_labels
 # Threads that draw noise for a GPU: beside the launches one takes some 0.1 s for 1,000 images of
 # CIFAR-10, as long as six passes of a small network. A CPU's cores have the network to run.
 _DRAWING = 4
+# Published lists of steps begin this near to noise, and their samplers start from noise all the
+# same; the network is told the first time as it is.
+NEARLY_NOISE = 0.02
 
 
 def sample_images(
@@ -36,12 +39,18 @@ def sample_images(
     uint8. Image ``i`` starts from noise ``i`` of ``seed``, so variants of a schedule or a network
     are compared on the same noise. ``labels``: (samples,) int64, one for each image, when the
     velocity is conditional. ``on_step`` is called with the size of each batch when it is done.
-    InputError when the labels are not as many, for an unknown solver, for no samples and where they
-    are not finite."""
+    InputError when the labels are not as many, for an unknown solver, for no samples, where they
+    are not finite, and for timesteps that begin after `NEARLY_NOISE`."""
     if solver not in SOLVERS:
         raise InputError(f"solver: {solver!r}; one of {', '.join(SOLVERS)} needed")
     if samples < 1:
         raise InputError(f"samples: {samples}; at least 1 needed")
+    start = float(np.asarray(timesteps, dtype=np.float64)[0])
+    if start > NEARLY_NOISE:
+        raise InputError(
+            f"timesteps: begin at {start:g}, noise level {1 - start:g}; steps from noise, 0, needed"
+            " (image to image: a solver of boss_core.solvers, from an image with noise)"
+        )
     check_labels(labels, samples)
     images = np.empty((samples, *shape), dtype=np.uint8)
     batches = [

@@ -2,8 +2,9 @@
 
 All take a velocity, the start states ``x`` of shape (B, ...) and n + 1 increasing times, and
 return the final states, of the shape, dtype and device of ``x``. They run without gradients, and
-raise InputError for times that do not increase from 0 to 1 and a velocity that returns anything but
-a tensor like its states. ``x`` itself stays as it is, whatever the velocity does with its input.
+raise InputError for times that do not increase to 1, from 0 or later, and for a velocity that
+returns anything but a tensor like its states. ``x`` itself stays as it is, whatever the velocity
+does with its input.
 
 An ``Observer`` is called at every knot k = 0..n, in order, with ``(k, x_k, v_k)``: the state
 there and the velocity ``v(x_k, t_k)``, or None where the solver did not evaluate it (always at
@@ -33,7 +34,7 @@ def euler(
     observer: Observer | None = None,
 ) -> Tensor:
     """Explicit Euler: order 1, one evaluation a step."""
-    times = validate_timesteps(timesteps).tolist()
+    times = validate_timesteps(timesteps, from_noise=False).tolist()
     for k in range(len(times) - 1):
         v = evaluate(velocity, x, _batch_time(x, times[k]))
         if observer is not None:
@@ -53,7 +54,7 @@ def heun(
     observer: Observer | None = None,
 ) -> Tensor:
     """Heun's method (explicit trapezoid): order 2, two evaluations a step, the last included."""
-    times = validate_timesteps(timesteps).tolist()
+    times = validate_timesteps(timesteps, from_noise=False).tolist()
     for k in range(len(times) - 1):
         h = times[k + 1] - times[k]
         # Kept over another call, and a network may return the same buffer each time.
@@ -77,7 +78,7 @@ def ab2(
 ) -> Tensor:
     """Two-step Adams-Bashforth with unequal steps, the first by Euler: order 2 for one
     evaluation a step (Hairer, Norsett and Wanner, Solving ODEs I, III.5)."""
-    times = validate_timesteps(timesteps).tolist()
+    times = validate_timesteps(timesteps, from_noise=False).tolist()
     weights = extrapolation_weights(timesteps).tolist()
     before: Tensor | None = None
     for k in range(len(times) - 1):
@@ -101,7 +102,7 @@ def extrapolation_weights(timesteps: ArrayLike) -> Times:
 
     x_{k+1} = x_k + h_k ((1 + w_k) v_k - w_k v_{k-1}),  w_k = h_k / (2 h_{k-1}),  w_0 = 0.
     """
-    steps = np.diff(validate_timesteps(timesteps))
+    steps = np.diff(validate_timesteps(timesteps, from_noise=False))
     return np.append(0.0, steps[1:] / (2.0 * steps[:-1]))
 
 
@@ -122,7 +123,7 @@ def rk45(
     """
     from torchdiffeq import odeint
 
-    times = torch.as_tensor(validate_timesteps(timesteps), device=x.device)
+    times = torch.as_tensor(validate_timesteps(timesteps, from_noise=False), device=x.device)
     states = odeint(
         # A clone as in `heun`.
         lambda t, state: evaluate(velocity, state, _batch_time(state, t)).clone(),

@@ -161,7 +161,15 @@ def test_costs_on_the_path_of_another_solver(boss, reference: str, evaluations: 
     np.testing.assert_allclose(np.load("schedules/cost.npz")["cost"], matrix.cost, rtol=1e-6)
     for solver in ("euler", "ab2"):  # the second from the same costs
         code, out, _ = boss(
-            "schedule", *options, "--samples", 30, "--reference", reference, "--solver", solver
+            "schedule",
+            *options,
+            "--samples",
+            30,
+            "--reference",
+            reference,
+            "--solver",
+            solver,
+            "--replace",
         )
         assert code == 0
         assert "evaluations" not in out
@@ -404,7 +412,7 @@ def test_refined_steps_sample_nearer_to_the_teacher(boss, solver: str) -> None:
     distance = sliced_wasserstein(euler(network, noise, uniform(20)))
     found = {}
     for objective in ("l2_squared", "refine"):
-        assert boss("schedule", *arguments, "--objective", objective)[0] == 0
+        assert boss("schedule", *arguments, "--objective", objective, "--replace")[0] == 0
         times = Schedule.from_json(Path("schedules/3.json").read_text()).timesteps
         found[objective] = float(distance(SOLVERS[solver](network, noise, times)[None]))
     assert found["refine"] < found["l2_squared"]
@@ -449,7 +457,7 @@ def test_steps_refined_by_features_are_nearer_in_those_of_the_folder(boss) -> No
     arguments += ["--noises", 40, "--features", "features"]
     found, settings = {}, set()
     for objective in ("l2_squared", "refine"):
-        assert boss("schedule", *arguments, "--objective", objective)[0] == 0
+        assert boss("schedule", *arguments, "--objective", objective, "--replace")[0] == 0
         schedule = Schedule.from_json(Path("schedules/3.json").read_text())
         found[objective] = float(distance(euler(network, noise, schedule.timesteps)[None]))
         settings.add(schedule.settings_hash)
