@@ -304,7 +304,6 @@ def schedule(
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
     from boss_core.errors import InputError
-    from boss_core.schedules import from_sigmas
     from boss_core.teachers import calling
     from flows.config import ScheduleSearch
     from flows.memory import search_batch
@@ -318,13 +317,12 @@ def schedule(
         find_steps,
         report,
         search_costs,
+        steps_of_others,
         write_schedules,
     )
-    from flows.teachers import choose_device, choose_teacher, parse_shape, parse_sigmas
+    from flows.teachers import choose_device, choose_teacher, parse_shape
 
-    others = [parse_sigmas("--compare", text) for text in compare]
-    for levels in others:
-        from_sigmas(levels, "--compare")
+    others = steps_of_others(compare)
     check_grid(grid)
     check_request(budget, grid, spacing, solver, objective, reference)
     wanted = ScheduleSearch(

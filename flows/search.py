@@ -41,7 +41,7 @@ from flows.config import ScheduleSearch
 from flows.exports import read_schedule
 from flows.memory import free_bytes
 from flows.progress import progress
-from flows.teachers import check_place
+from flows.teachers import check_place, parse_sigmas
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
 SOLVERS = ("euler", "ab2")
@@ -132,25 +132,31 @@ def check_folder(
             raise InputError(f"{path}: for the network {found}, and this is {now}; {cure}")
 
 
-def compared(
-    matrix: CostMatrix, lists: Sequence[Sequence[float]]
-) -> list[tuple[tuple[int, ...], str]]:
-    """Steps of others, as noise levels, on the nearest points of the grid, each with a line where
-    that is not what was given. InputError for a list that does not begin at noise."""
-    found = []
-    for number, levels in enumerate(lists, start=1):
-        name = f"--compare {number}"
-        given = from_sigmas(levels, "--compare")
-        if given.timesteps[0] > NEARLY_NOISE:
-            raise InputError(f"--compare: begins at noise level {levels[0]:g}; from 1 needed")
-        grid = matrix.timesteps
-        places = np.abs(grid[None, :] - np.array(given.timesteps)[:, None]).argmin(axis=1)
+def steps_of_others(texts: Sequence[str]) -> list[Schedule]:
+    """What to compare with, from noise levels as text; InputError for what is no such list, or
+    does not begin at noise."""
+    found = [from_sigmas(parse_sigmas("--compare", text), "--compare") for text in texts]
+    for text, steps in zip(texts, found, strict=True):
+        if steps.timesteps[0] > NEARLY_NOISE:
+            raise InputError(f"--compare: {text!r:.80} begins at {steps.sigmas[0]:g}; 1 needed")
+    return found
+
+
+def compared(matrix: CostMatrix, others: Sequence[Schedule]) -> list[tuple[tuple[int, ...], str]]:
+    """Steps of others on the nearest points of the grid, each with a line where these are not
+    the same."""
+    found, grid = [], matrix.timesteps
+    for number, steps in enumerate(others, start=1):
+        times = np.array(steps.timesteps)
+        places = np.abs(grid[None, :] - times[:, None]).argmin(axis=1)
         places[0] = 0
         indices = tuple(sorted({int(i) for i in places}))
-        moved = float(np.abs(grid[places] - np.array(given.timesteps)).max())
-        note = f"{name}: on the nearest points of the grid, up to {moved:.2g} away" if moved else ""
+        moved = float(np.abs(grid[places] - times).max())
+        note = ""
+        if moved > 1e-12:
+            note = f"--compare {number}: on the nearest points of the grid, up to {moved:.2g} away"
         if len(indices) < len(places):
-            note += f"; {given.steps} steps become {len(indices) - 1}, as some share a point"
+            note += f"; {steps.steps} steps become {len(indices) - 1}, as some share a point"
         found.append((indices, note))
     return found
 
