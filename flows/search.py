@@ -363,7 +363,10 @@ def write_schedules(
             settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
             held_out=steps.held_out,
         )
-        write_bytes(folder / f"{budget}.json", schedules[budget].to_json().encode() + b"\n")
+        path = folder / f"{budget}.json"
+        if path.exists() and (before := _steps_in(path)) != schedules[budget].timesteps:
+            print(f"{path}: replaced; its steps were {' '.join(f'{t:.4g}' for t in before)}")
+        write_bytes(path, schedules[budget].to_json().encode() + b"\n")
 
     from flows import plots  # matplotlib takes a second
 
@@ -446,6 +449,14 @@ def knots_line(schedules: Mapping[int, Schedule]) -> str:
     least = min(shares.values())
     share = "all" if least == 1 else f"at least {least:.0%} of"
     return f"knots: each within a grid step of here in {share} resamples{more}"
+
+
+def _steps_in(path: Path) -> tuple[float, ...]:
+    """The timesteps of a schedule that is to be replaced, whatever file it is."""
+    try:
+        return read_schedule(path).timesteps
+    except InputError:
+        return ()
 
 
 def _short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,9 @@ from boss_core.cost import estimate_cost_matrix
 from boss_core.errors import InputError
 from boss_core.exports import to_comfyui, to_diffusers
 from boss_core.schedules import Schedule, from_sigmas, steps_of
+from boss_core.selection import roll_out
 from boss_core.solvers import euler
+from boss_core.straighten import chord_weights, knot_states
 from tests.conftest import Linear
 
 
@@ -81,8 +84,15 @@ def test_steps_may_begin_at_a_noise_level_below_1(schedule: Schedule) -> None:
     middle = start + 0.3 * (-1.3 * start + 0.7 * 0.4)
     end = middle + 0.3 * (-1.3 * middle + 0.7 * 0.7)
     torch.testing.assert_close(euler(velocity, start, steps.timesteps), end)
-    with pytest.raises(InputError, match=r"run from 0\.4 to 1\.0; 0 to 1 needed"):
-        estimate_cost_matrix(velocity, start, steps.timesteps, batch_size=2)
+    out, cpu = np.zeros((2, 1, 3), np.float32), torch.device("cpu")
+    for from_noise in (
+        lambda times: estimate_cost_matrix(velocity, start, times, batch_size=2),
+        lambda times: roll_out(velocity, start, times, batch_size=2),
+        lambda times: knot_states(velocity, times, [0], out, seed=0, batch_size=2, device=cpu),
+        lambda times: chord_weights(times, "euler"),
+    ):
+        with pytest.raises(InputError, match=r"run from 0\.4 to 1\.0; 0 to 1 needed"):
+            from_noise(steps.timesteps)
     assert "0.6, 0.3, 0.0" in to_comfyui(steps)
     assert "    0.6,\n    0.3,\n]" in to_diffusers(steps)
 

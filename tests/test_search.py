@@ -545,7 +545,13 @@ def test_schedules_of_another_search_are_kept(boss) -> None:
     code, out, _ = boss(*options, "--solver", "ab2", "--replace")
     assert code == 0
     assert "evaluations" not in out  # from the same costs
-    assert Schedule.from_json(Path("schedules/2.json").read_text()).solver == "ab2"
+    found = Schedule.from_json(Path("schedules/2.json").read_text())
+    assert found.solver == "ab2"
+    place = 1 if found.indices[1] == 5 else 5
+    moved = {"timesteps": (0.0, place / 6, 1.0), "indices": (0, place, 6)}
+    Path("schedules/2.json").write_text(found.model_copy(update=moved).to_json())
+    _, out, _ = boss(*options, "--solver", "ab2")
+    assert f"schedules/2.json: replaced; its steps were 0 {place / 6:.4g} 1\n" in out
     assert "single steps of ab2, 8 trajectories (compares steps of one solver, not" in " ".join(
         out.split()
     )
