@@ -22,6 +22,7 @@ from boss_core.errors import InputError
 from boss_core.solvers import euler
 from boss_core.timesteps import Times, validate_timesteps
 from boss_core.velocity import Velocity, VelocityField, check_labels, with_labels
+from boss_core.weights import check_sums
 
 # What torch-fidelity would download: here the files have to be in the user's folder.
 URLS = (URL_VGG16_LPIPS, VGG16_Weights.IMAGENET1K_V1.url)
@@ -183,6 +184,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path}: truncated, or not tensors only ({type(error).__name__}; nothing of it was"
             " executed); the published weights needed"
         ) from error
+    check_sums(path)
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path}: no dictionary of tensors; the published weights needed")
     return content

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
-from boss_core.weights import check_weights, skeleton
+from boss_core.weights import check_sums, check_weights, skeleton
 
 # Published networks by name, as JSON of what shapes them.
 PUBLISHED = {path.stem: path for path in sorted(Path(__file__).parent.glob("networks/configs/*"))}
@@ -129,12 +129,12 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
         raise InputError(f"{path}: {kind}; a Rectified Flow checkpoint (one .pth file) needed")
-    archive = zipfile.is_zipfile(path)
     try:
         # Only what is used is read: most of a file is the state of the optimiser.
         with torch.serialization.safe_globals(_numbers()):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-        altered = _altered(path) if archive else None
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except MemoryError:
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
@@ -147,11 +147,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
             f"{path}: truncated or not a PyTorch checkpoint of tensors ({type(error).__name__}); a"
             " Rectified Flow checkpoint needed"
         ) from error
-    if altered is not None:
-        raise InputError(
-            f"{path}: altered: {altered} in it has another checksum than when it was written; a"
-            " whole copy needed"
-        )
+    check_sums(path)
     if not isinstance(content, Mapping) or not ("model" in content or _is_state_dict(content)):
         found = _names(content, content) if isinstance(content, Mapping) else type(content).__name__
         raise InputError(
@@ -172,23 +168,6 @@ def _numbers() -> list[Any]:
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
     ]
-
-
-def _altered(path: Path) -> str | None:
-    """The first part of a zip archive whose checksum is not that of its bytes. torch checks none
-    where it maps the file. 0 stands for one that was not computed
-    (`torch.serialization.set_crc32_options`)."""
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if not part.CRC:
-                continue
-            try:
-                with archive.open(part) as file:
-                    while file.read(1 << 20):
-                        pass
-            except zipfile.BadZipFile:
-                return part.filename
-    return None
 
 
 def _is_state_dict(content: Any) -> bool:

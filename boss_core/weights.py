@@ -1,6 +1,8 @@
 """Weights from a file, before they become a network's."""
 
+import zipfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -54,3 +56,25 @@ def check_weights(source: object, tensors: Mapping[str, Tensor], of: Mapping[str
                 f"{source}: {name}: {bad} of {tensor.numel()} values are not finite"
                 f" (the first is {value:g}); finite weights needed"
             )
+
+
+def check_sums(path: Path) -> None:
+    """InputError where a part of a zip archive, as torch writes them, has not the checksum that it
+    was written with: torch compares none. 0 stands for one that was not computed
+    (`torch.serialization.set_crc32_options`). Files of other forms have none."""
+    if not zipfile.is_zipfile(path):
+        return
+    part = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                if part.CRC:
+                    with archive.open(part) as file:
+                        while file.read(1 << 20):
+                            pass
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        where = "its table" if part is None else part.filename
+        raise InputError(
+            f"{path}: altered: {where} has another checksum than when it was written; a whole copy"
+            " needed"
+        ) from error

@@ -362,7 +362,7 @@ def test_a_flipped_bit_is_seen_by_the_checksum(tmp_path: Path) -> None:
         flipped = bytearray(whole)
         flipped[place + 2] ^= 1 << bit
         path.write_bytes(flipped)
-        says(path, config, "c.pth: altered: ", " has another checksum than when it was written")
+        says(path, config, "c.pth: altered: ", " has another checksum than when it was written; ")
     # Without checksums, as torch can be told to save, there is nothing to compare with.
     torch.serialization.set_crc32_options(False)
     try:
