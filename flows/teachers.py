@@ -60,9 +60,10 @@ def choose_device(name: str, *, float64: bool = False) -> torch.device:
     if name.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(name.partition(":")[2] or 0)
+        if not count:
+            raise InputError(f"--device: {name}, but torch finds no GPU; auto or cpu needed")
         if index >= count:
-            found = f"finds {count} GPUs, cuda:0 to cuda:{count - 1}" if count else "finds no GPU"
-            raise InputError(f"--device: {name}, but torch {found}; one of these or cpu needed")
+            raise InputError(f"--device: {name}; one of cuda:0 to cuda:{count - 1} needed")
     return torch.device(name)
 
 

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from boss_core.checkpoints import save_checkpoint
+from boss_core.errors import InputError
 from boss_core.networks.unet import UNet
 from boss_core.schedules import Schedule
+from flows.teachers import choose_device
 from tests.test_search import CONFIG
 
 STEPS = Schedule(timesteps=(0.0, 0.5, 1.0), indices=(0, 1, 2), objective="uniform")
@@ -140,3 +142,23 @@ def test_a_folder_that_is_read_only(folder) -> None:
         pytest.skip("root may write everywhere")
     Path("folder").chmod(0o500)
     assert "cannot be written to" in refused(folder, "schedule", {**SCHEDULE, "--out": "folder/a"})
+
+
+def test_devices_that_are_there_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused_for(says: str, *given: str, **needs: bool) -> None:
+        for name in given:
+            with pytest.raises(InputError, match=says):
+                choose_device(name, **needs)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    refused_for("but torch finds no GPU; auto or cpu needed", "cuda", "cuda:0", "cuda:1")
+    refused_for("--device: mps, but torch finds none; auto or cpu needed", "mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    refused_for("--device: cuda:2; one of cuda:0 to cuda:1 needed", "cuda:2")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == torch.device("mps")
+    refused_for("mps has no float64, in which costs are summed; cpu needed", "mps", float64=True)
