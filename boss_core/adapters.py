@@ -8,6 +8,7 @@ neither have the matrices of `boss_core.networks.ncsnpp.NIN`: `peft` sets them a
 which `torch.compile` cannot follow. B starts at 0, and so the network as it was.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +31,10 @@ from boss_core.checkpoints import (
     read_tensors,
 )
 from boss_core.errors import InputError
-from boss_core.files import sha256, write_bytes
+from boss_core.files import write_files
 from boss_core.networks.ncsnpp import StackedLinear, UnbiasedConv2d, UpsamplingConv2d
 from boss_core.schedules import Schedule
+from boss_core.weights import check_weights
 
 
 class AdapterCard(BaseModel):
@@ -107,17 +109,20 @@ def save_adapter(
     teacher_hash: str,
     schedule: Schedule | None = None,
 ) -> AdapterCard:
-    """Write the adapter of a network (`add_adapter`), and nothing else of it, with its card."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the adapter of a network (`add_adapter`), and nothing else of it, with its card: both
+    or none. InputError for a network without an adapter."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in adapter_tensors(network)}
-    write_bytes(folder / ADAPTER, save(tensors))
+    if not tensors:
+        kind = type(network).__name__
+        raise InputError(f"network: {kind} without an adapter; add_adapter needed")
+    weights = save(tensors)
     card = AdapterCard(
         rank=rank,
-        weights_sha256=sha256(folder / ADAPTER),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
         teacher_hash=teacher_hash,
         schedule=schedule,
     )
-    write_bytes(folder / CARD, card.model_dump_json(indent=1).encode() + b"\n")
+    write_files(folder, {ADAPTER: weights, CARD: card.model_dump_json(indent=1).encode() + b"\n"})
     return card
 
 
@@ -141,8 +146,13 @@ def load_adapter(
         )
     path = folder / ADAPTER
     tensors = read_tensors(path, card.weights_sha256)
+    ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.ndim}
+    if ranks != {card.rank}:  # before layers of whatever rank the card says are made
+        found = ", ".join(map(str, sorted(ranks))) or "none"
+        raise InputError(f"{path}: of rank {found}, but {CARD} beside it says {card.rank}")
     add_adapter(network, card.rank, seed=0)
     check_shapes(path, tensors, dict(adapter_tensors(network)))
+    check_weights(path, tensors, dict(adapter_tensors(network)))
     network.load_state_dict(tensors, strict=False)
     if merged:
         merge_adapter(network)

@@ -62,7 +62,7 @@ def optimal_paths(
 
     Raises InputError (a ValueError) when the matrix is not square, has fewer than two rows, or
     has an entry above the diagonal that is not finite, when a budget is not an integer in 1..n,
-    and when gamma is not a positive number.
+    when gamma is not a positive number, and when the costs of every path overflow.
     """
     costs = validate_cost(cost)
     found = batched_paths(costs[None], budgets, gamma=gamma, combine=combine)
@@ -101,6 +101,7 @@ def optimal_two_step_paths(
     return {budget: paths.path() for budget, paths in found.items()}
 
 
+@np.errstate(over="ignore", invalid="ignore")  # see `_check_values`
 def batched_paths(
     costs: NDArray[np.float64],
     budgets: Iterable[int],
@@ -130,6 +131,7 @@ def batched_paths(
 
     rows = np.arange(len(costs))
     paths = {}
+    _check_values(value_of[budget] for budget in budgets)
     for budget in budgets:
         indices = [np.zeros(len(costs), dtype=np.intp)]
         for k in range(budget, 0, -1):
@@ -138,6 +140,7 @@ def batched_paths(
     return paths
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def batched_two_step_paths(
     first: NDArray[np.float64],
     blocks: Sequence[NDArray[np.float64]],
@@ -179,6 +182,7 @@ def batched_two_step_paths(
 
     rows = np.arange(samples)
     paths = {}
+    _check_values(best[budget][1] for budget in budgets)
     for budget in budgets:
         second, value = best[budget]
         indices = [np.zeros(samples, dtype=np.intp), second]
@@ -188,6 +192,7 @@ def batched_two_step_paths(
     return paths
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
     """The summed cost of the steps of a path given by its grid indices. cost: (n+1, n+1).
     InputError for indices that do not increase or are off the grid."""
@@ -195,7 +200,9 @@ def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
     nodes = list(indices)
     if any(not 0 <= i < len(costs) for i in nodes) or any(np.diff(nodes) <= 0):
         raise InputError(f"indices: {nodes}; increasing grid indices in 0..{len(costs) - 1} needed")
-    return float(sum(costs[i, j] for i, j in itertools.pairwise(nodes)))
+    found = float(sum(costs[i, j] for i, j in itertools.pairwise(nodes)))
+    _check_values([np.array(found)])
+    return found
 
 
 def path_standard_error(group_cost: ArrayLike, indices: Sequence[int]) -> float | None:
@@ -222,6 +229,16 @@ def validate_cost(cost: ArrayLike) -> NDArray[np.float64]:
         i, j = (int(k) for k in np.argwhere(above)[0])
         raise InputError(f"cost: entry ({i}, {j}) is {costs[i, j]}; finite costs needed")
     return costs
+
+
+def _check_values(values: Iterable[NDArray[np.float64]]) -> None:
+    """InputError where the cost of a best path is not finite: then every path overflowed, all are
+    equal, and the one that is found need not even be a path."""
+    if not all(np.isfinite(value).all() for value in values):
+        raise InputError(
+            "cost: the sum over the best steps is beyond float64, though each is finite; costs in a"
+            " larger unit, or a gamma nearer to 1, needed"
+        )
 
 
 def _validate_rule(gamma: float, combine: str) -> np.ufunc:

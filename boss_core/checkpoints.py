@@ -4,6 +4,7 @@ The card says what the weights are: architecture, their hash, and for a student 
 and the teacher it comes from.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +15,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.files import sha256, write_bytes
+from boss_core.files import sha256, write_files
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.rectified_flow import load_rectified_flow
 from boss_core.schedules import Schedule
+from boss_core.weights import check_weights, skeleton
 
 __all__ = [
     "ARCHITECTURES",
@@ -93,31 +95,48 @@ def save_checkpoint(
     teacher_hash: str | None = None,
     schedule: Schedule | None = None,
 ) -> Card:
-    """Write the weights and their card; a reader never sees a file half written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the weights and their card, both or none.
+
+    InputError for a network that is none of `ARCHITECTURES`, before anything is written: a card
+    could not say how to make it again.
+    """
+    names = [name for name, (kind, _) in ARCHITECTURES.items() if isinstance(network, kind)]
+    if not names:
+        kinds = ", ".join(kind.__name__ for kind, _ in ARCHITECTURES.values())
+        raise InputError(
+            f"network: {type(network).__name__}; one of {kinds} needed, which a card describes (for"
+            " others safetensors.torch.save_model, and --velocity to search and to sample)"
+        )
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(tensors))
+    weights = save(tensors)
     card = Card(
-        architecture=next(n for n, (kind, _) in ARCHITECTURES.items() if isinstance(network, kind)),
+        architecture=names[0],
         config=network.config,
-        weights_sha256=sha256(folder / WEIGHTS),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
         teacher_hash=teacher_hash,
         schedule=schedule,
     )
-    write_bytes(folder / CARD, card.model_dump_json(indent=1).encode() + b"\n")
+    write_files(folder, {WEIGHTS: weights, CARD: card.model_dump_json(indent=1).encode() + b"\n"})
     return card
 
 
 def load_checkpoint(folder: Path) -> tuple[Network, Card]:
     """The network on the CPU, in evaluation mode and without gradients, and its card.
 
-    Raises InputError naming the file that is missing, truncated, altered or of another shape.
+    Raises InputError naming the file that is missing, truncated, altered or of another shape, and
+    the tensor that is no weights (`boss_core.weights.check_weights`).
     """
     card = read_card(folder)
     path = folder / WEIGHTS
     tensors = read_tensors(path, card.weights_sha256)
-    network: Network = ARCHITECTURES[card.architecture][0](card.config)
-    check_shapes(path, tensors, network.state_dict())
+
+    def build() -> Network:
+        return ARCHITECTURES[card.architecture][0](card.config)
+
+    expected = skeleton(build).state_dict()
+    check_shapes(path, tensors, expected)
+    check_weights(path, tensors, expected)
+    network = build()
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False), card
 
@@ -157,7 +176,7 @@ def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
         )
     try:
         return load(path.read_bytes())
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, AttributeError) as error:  # also dtypes torch has not
         raise InputError(f"{path}: not a safetensors file ({error})") from error
 
 

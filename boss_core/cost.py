@@ -37,7 +37,6 @@ from boss_core.velocity import (
     Velocity,
     VelocityField,
     check_labels,
-    check_output,
     with_labels,
 )
 
@@ -159,7 +158,13 @@ class CostSum:
             squares += cost.square_().sum(dim=0)
             samples += part.shape[1]
         if not sums.isfinite().all():  # the only synchronisation of a batch
-            where = int(velocities.isfinite().flatten(1).all(dim=1).int().argmin())
+            finite = velocities.isfinite().flatten(1).all(dim=1)
+            if finite.all():
+                raise InputError(
+                    f"velocity: finite, but up to {float(velocities.abs().max()):g}: squared errors"
+                    " of steps overflow; a network with smaller outputs needed"
+                )
+            where = int(finite.int().argmin())
             raise InputError(
                 f"velocity: not finite at t = {self.timesteps[where]:g} (step {where} of"
                 f" {len(self.timesteps) - 1}); a network with finite outputs needed"
@@ -310,7 +315,6 @@ def _rollout_velocities(
         nonlocal held
         if v is None:
             return
-        check_output(v, state)
         if held is None:
             held = torch.empty(len(times) - 1, len(x), x[0].numel(), dtype=v.dtype, device=v.device)
         held[k, : len(x)] = v.flatten(1)

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,22 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of these names into a folder, new or not, all of them or none: only once the
+    last is written the first takes its place. A folder made for them goes when they fail."""
+    new = not folder.exists()
+    try:
+        with ExitStack() as renamed:
+            for name in contents:
+                renamed.enter_context(replacing(folder / name))
+            for name, content in contents.items():
+                (folder / f".{name}.part").write_bytes(content)
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from boss_core.cost import GROUPS, group_sizes
 from boss_core.errors import InputError
 from boss_core.solvers import euler
 from boss_core.timesteps import Times, validate_timesteps
-from boss_core.velocity import Velocity, VelocityField, check_labels, check_output, with_labels
+from boss_core.velocity import Velocity, VelocityField, check_labels, evaluate, with_labels
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,8 @@ def _batch_costs(
 ) -> Tensor:
     """The squared errors of the steps of one batch, (B, n+1, n+1) float64."""
 
-    def evaluate(state: Tensor, t: Tensor) -> Tensor:
-        v = velocity(state, t)
-        check_output(v, state)
+    def counted(state: Tensor, t: Tensor, /) -> Tensor:
+        v = evaluate(velocity, state, t)
         if on_step is not None:
             on_step(len(x))
         return v
@@ -118,7 +117,7 @@ def _batch_costs(
         if v is not None:
             held.append(v.clone())  # a network may return the same buffer each time
 
-    euler(evaluate, x, times, observer=keep)
+    euler(counted, x, times, observer=keep)
     cost = torch.zeros(len(x), n + 1, n + 1, dtype=torch.float64, device=x.device)
     for i in range(n):
         v = held[i]
@@ -131,7 +130,7 @@ def _batch_costs(
                 ahead = held[j]
             else:
                 at = torch.full((len(x),), float(times[j]), dtype=x.dtype, device=x.device)
-                ahead = evaluate(x + step * v, at)
+                ahead = counted(x + step * v, at)
             error = 0.5 * step * (v.double() + ahead.double()) - moved
             cost[:, i, j] = error.flatten(1).square().sum(dim=1)
         x = x + float(times[i + 1] - times[i]) * v

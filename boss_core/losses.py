@@ -35,4 +35,7 @@ def straightening_loss(
     of_elements = (*weights.shape, *[1] * (states.ndim - 2))
     chords = (states[:, :-1] - states[:, 1:]) / lengths.view(of_elements)
     target = (weights.view(of_elements) * chords).sum(dim=1)
-    return F.mse_loss(velocity(states[:, 1].contiguous(), times[:, 1].contiguous()), target)
+    # Copies also where they are contiguous already: a velocity may work in place.
+    starts = states[:, 1].clone(memory_format=torch.contiguous_format)
+    at = times[:, 1].clone(memory_format=torch.contiguous_format)
+    return F.mse_loss(velocity(starts, at), target)

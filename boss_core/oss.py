@@ -22,7 +22,7 @@ from boss_core.bellman import Path
 from boss_core.errors import InputError
 from boss_core.solvers import euler
 from boss_core.timesteps import Times, validate_timesteps
-from boss_core.velocity import Velocity, check_labels, check_output, with_labels
+from boss_core.velocity import Velocity, check_labels, evaluate, with_labels
 
 
 @torch.no_grad()
@@ -116,7 +116,6 @@ class _Student:
             def keep(k: int, x: Tensor, v: Tensor | None, rows: slice = rows) -> None:
                 self.teacher[k, rows] = x
                 if v is not None:
-                    check_output(v, x)
                     if k == 0:
                         self.velocity[0, rows] = v
                     self._evaluated(rows)
@@ -135,9 +134,7 @@ class _Student:
                 if k > 1:
                     x = self.state[i, rows]
                     at = torch.full((len(x),), self.times[i], dtype=x.dtype, device=x.device)
-                    v = of_batch(x, at)
-                    check_output(v, x)
-                    self.velocity[i, rows] = v
+                    self.velocity[i, rows] = evaluate(of_batch, x, at)
                     self._evaluated(rows)
                 error = self.teacher[i + 1 :, rows] - self._step(k, i, range(i + 1, n + 1), rows)
                 norms = torch.linalg.vector_norm(error.flatten(2), dim=2, dtype=torch.float64)

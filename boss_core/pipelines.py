@@ -26,6 +26,7 @@ from boss_core.pipeline_networks import pipeline_networks
 from boss_core.pipeline_rounding import rounding_points, rounding_variance
 from boss_core.recording import Walk
 from boss_core.timesteps import validate_timesteps
+from boss_core.velocity import check_seed
 
 _OURS = ("num_inference_steps", "sigmas", "timesteps", "output_type")
 
@@ -198,7 +199,9 @@ def prompt_calls(
 
 def sample_generators(indices: range, seed: int) -> list[torch.Generator]:
     """A generator on the CPU for each sample: its noise depends on ``seed`` and its index alone,
-    on any device and in any batch (diffusers draws on the generator's device)."""
+    on any device and in any batch (diffusers draws on the generator's device). InputError for a
+    seed below 0 or above 2^63 - 1."""
+    check_seed(seed)
     # torch keeps 32 bits of a CPU seed: both numbers are hashed into them.
     seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in indices]
     return [torch.Generator().manual_seed(s) for s in seeds]

@@ -18,7 +18,7 @@ from torch import Tensor
 from boss_core.errors import InputError
 from boss_core.solvers import heun, rk45
 from boss_core.timesteps import validate_timesteps
-from boss_core.velocity import VelocityField, checked_velocity
+from boss_core.velocity import VelocityField, check_finite, evaluate
 
 REFERENCES = ("euler", "heun", "rk45")
 # Of RK45, relative and absolute: below what one step of a usual grid errs by, above what float32
@@ -55,15 +55,16 @@ def roll_out_path(
     and dtype of its input.
     """
     times = validate_timesteps(timesteps)
-    checked = checked_velocity(velocity)
     wide = torch.promote_types(noise.dtype, torch.float32)
     shape = (len(times) - 1, len(noise), noise[0].numel())
     velocities = torch.empty(shape, dtype=noise.dtype, device=noise.device)
     residuals = torch.empty(shape, dtype=wide, device=noise.device)
     ahead = noise  # where Euler's step from the point before ends
 
-    def evaluate(x: Tensor, t: Tensor, /) -> Tensor:
-        return checked(x.to(noise.dtype), t.to(noise.dtype)).double()
+    def rounded(x: Tensor, t: Tensor, /) -> Tensor:
+        v = evaluate(velocity, x.to(noise.dtype), t.to(noise.dtype))
+        check_finite(v, t)
+        return v.double()
 
     def keep(k: int, x: Tensor, v: Tensor | None) -> None:
         nonlocal ahead
@@ -72,12 +73,12 @@ def roll_out_path(
         if k == len(times) - 1:
             return
         if v is None:
-            v = evaluate(x, torch.full((len(x),), times[k], dtype=x.dtype, device=x.device))
+            v = rounded(x, torch.full((len(x),), times[k], dtype=x.dtype, device=x.device))
         velocities[k] = v.flatten(1)
         ahead = x + (times[k + 1] - times[k]) * v
         if on_step is not None:
             on_step(len(x))
 
     solve = heun if reference == "heun" else partial(rk45, rtol=tolerance, atol=tolerance)
-    solve(evaluate, noise.double(), times, observer=keep)
+    solve(rounded, noise.double(), times, observer=keep)
     return velocities, residuals

@@ -18,7 +18,7 @@ from boss_core.distances import Distance
 from boss_core.errors import InputError
 from boss_core.solvers import extrapolation_weights
 from boss_core.timesteps import Times, validate_steps, validate_timesteps
-from boss_core.velocity import Velocity, check_labels, check_output, with_labels
+from boss_core.velocity import Velocity, check_labels, evaluate, with_labels
 
 # How far a knot moves, in grid steps to either side: from coarse to fine.
 OFFSETS = ((8,), (4,), (2,), (1,))
@@ -205,9 +205,7 @@ class _Trial:
                 of_part = with_labels(self.velocity, None if labels is None else labels[rows])
                 # Filled on the device: a tensor of several times would be copied there, and waits.
                 t = part.new_full((len(part),), self.grid[nodes[start // self.samples]])
-                v = of_part(part, t)
-                check_output(v, part)
-                found[rows] = v
+                found[rows] = evaluate(of_part, part, t)
                 if self.on_evaluations is not None:
                     self.on_evaluations(len(part))
         self.evaluations += len(x)

@@ -1,6 +1,9 @@
 """A schedule: which timesteps to sample at, and where they come from."""
 
+import itertools
 import math
+from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, Self
 
@@ -35,7 +38,9 @@ class Schedule(BaseModel):
     """Steps on a grid, the solver for them, and where they come from. Immutable; equal when every
     field is.
 
-    timesteps: K + 1 times from 0 (noise) to 1 (data).
+    timesteps: K + 1 times from 0 (noise) to 1 (data). They may begin later, at a noise level below
+        1: image to image, from a state (1 - t) noise + t image. Nothing here searches or samples
+        such steps; solvers and exports take them.
     indices: the same as indices of the search grid, so that states and costs are looked up by
         index and never by comparing floats.
     solver: the fixed-step solver that these steps are for (`boss_core.solvers.SOLVERS`).
@@ -70,7 +75,7 @@ class Schedule(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        validate_timesteps(self.timesteps)
+        validate_timesteps(self.timesteps, from_noise=False)
         if len(self.indices) != len(self.timesteps):
             raise ValueError(
                 f"{len(self.indices)} indices for {len(self.timesteps)} timesteps; as many needed"
@@ -99,24 +104,20 @@ class Schedule(BaseModel):
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        """The noise levels 1 - t of the linear path, from 1 to 0."""
-        return tuple(1.0 - t for t in self.timesteps)
+        """The noise levels 1 - t of the linear path, from 1 (or where the schedule begins) to 0:
+        the difference of the decimals, so that 0.32 leaves 0.68 and not 0.6799999999999999."""
+        return tuple(_complement(t) for t in self.timesteps)
 
     def interval(self, groups: int) -> tuple[float, float]:
         """The 95 % interval of the predicted error, by Student's t over so many groups of
         trajectories; NaN where its standard error is not known."""
-        from scipy.special import stdtrit
-
-        if self.predicted_error is None or self.standard_error is None:
-            return math.nan, math.nan
-        half = float(stdtrit(groups - 1, 0.975)) * self.standard_error
-        return max(0.0, self.predicted_error - half), self.predicted_error + half
+        return interval(self.predicted_error, self.standard_error, groups)
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)
 
     @classmethod
-    def from_json(cls, text: str, source: str | Path = "schedule") -> Self:
+    def from_json(cls, text: str | bytes, source: str | Path = "schedule") -> Self:
         """Parse and validate; ``source`` is named in the InputError when it does not hold."""
         try:
             return cls.model_validate_json(text)
@@ -124,6 +125,41 @@ class Schedule(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{source}: {where or 'schedule'}: {first['msg']}") from error
+
+
+def interval(error: float | None, standard_error: float | None, groups: int) -> tuple[float, float]:
+    """As `Schedule.interval`."""
+    from scipy.special import stdtrit
+
+    if error is None or standard_error is None:
+        return math.nan, math.nan
+    half = float(stdtrit(groups - 1, 0.975)) * standard_error
+    return max(0.0, error - half), error + half
+
+
+def from_sigmas(sigmas: Sequence[float], name: str = "sigmas") -> Schedule:
+    """Euler steps at noise levels as samplers of others publish them: decreasing, from 1 or below,
+    down to 0, which is added where the list ends before it. Its objective is ``sigmas``.
+
+    InputError that starts with ``name`` for any other list.
+    """
+    levels = [float(sigma) for sigma in sigmas]
+    if levels and levels[-1] > 0:
+        levels.append(0.0)
+    falls = all(a > b for a, b in itertools.pairwise(levels))
+    if len(levels) < 2 or not falls or not 0.0 == levels[-1] < levels[0] <= 1.0:
+        shown = ", ".join(f"{level:g}" for level in levels[:8])
+        raise InputError(
+            f"{name}: {shown or 'none'}{', ...' if len(levels) > 8 else ''}; noise levels that"
+            " fall, from 1 or below to 0 or above it, needed"
+        )
+    times = tuple(_complement(level) for level in levels)
+    return Schedule(timesteps=times, indices=tuple(range(len(times))), objective="sigmas")
+
+
+def _complement(value: float) -> float:
+    """1 - value in decimals, rounded once."""
+    return float(1 - Decimal(repr(float(value))))
 
 
 def steps_of(budget: int, solver: str) -> int:

@@ -94,7 +94,8 @@ def roll_out(
     noise: (N, ...), on the device to compute on. labels: (N,) int64 there, or None.
     InputError when there are labels, but not one a sample, and for a batch size below 1.
     """
-    ends = _ends(velocity, noise, labels, timesteps, "euler", batch_size)
+    grid = validate_timesteps(timesteps)
+    ends = _ends(velocity, noise, labels, grid, "euler", batch_size)
     return Reference(noise, ends, labels)
 
 

@@ -1,7 +1,10 @@
 """Solvers of ``dx/dt = v(x, t)`` as plain functions.
 
 All take a velocity, the start states ``x`` of shape (B, ...) and n + 1 increasing times, and
-return the final states, of the shape, dtype and device of ``x``. They run without gradients.
+return the final states, of the shape, dtype and device of ``x``. They run without gradients, and
+raise InputError for times that do not increase to 1, from 0 or later, and for a velocity that
+returns anything but a tensor like its states. ``x`` itself stays as it is, whatever the velocity
+does with its input.
 
 An ``Observer`` is called at every knot k = 0..n, in order, with ``(k, x_k, v_k)``: the state
 there and the velocity ``v(x_k, t_k)``, or None where the solver did not evaluate it (always at
@@ -17,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.timesteps import Times, validate_timesteps
-from boss_core.velocity import VelocityField
+from boss_core.velocity import VelocityField, evaluate
 
 Observer = Callable[[int, Tensor, Tensor | None], None]
 
@@ -31,9 +34,9 @@ def euler(
     observer: Observer | None = None,
 ) -> Tensor:
     """Explicit Euler: order 1, one evaluation a step."""
-    times = validate_timesteps(timesteps).tolist()
+    times = validate_timesteps(timesteps, from_noise=False).tolist()
     for k in range(len(times) - 1):
-        v = velocity(x, _batch_time(x, times[k]))
+        v = evaluate(velocity, x, _batch_time(x, times[k]))
         if observer is not None:
             observer(k, x, v)
         x = x + (times[k + 1] - times[k]) * v
@@ -51,14 +54,14 @@ def heun(
     observer: Observer | None = None,
 ) -> Tensor:
     """Heun's method (explicit trapezoid): order 2, two evaluations a step, the last included."""
-    times = validate_timesteps(timesteps).tolist()
+    times = validate_timesteps(timesteps, from_noise=False).tolist()
     for k in range(len(times) - 1):
         h = times[k + 1] - times[k]
         # Kept over another call, and a network may return the same buffer each time.
-        v = velocity(x, _batch_time(x, times[k])).clone()
+        v = evaluate(velocity, x, _batch_time(x, times[k])).clone()
         if observer is not None:
             observer(k, x, v)
-        v_next = velocity(x + h * v, _batch_time(x, times[k + 1]))
+        v_next = evaluate(velocity, x + h * v, _batch_time(x, times[k + 1]))
         x = x + (0.5 * h) * (v + v_next)
     if observer is not None:
         observer(len(times) - 1, x, None)
@@ -75,12 +78,12 @@ def ab2(
 ) -> Tensor:
     """Two-step Adams-Bashforth with unequal steps, the first by Euler: order 2 for one
     evaluation a step (Hairer, Norsett and Wanner, Solving ODEs I, III.5)."""
-    times = validate_timesteps(timesteps).tolist()
+    times = validate_timesteps(timesteps, from_noise=False).tolist()
     weights = extrapolation_weights(timesteps).tolist()
     before: Tensor | None = None
     for k in range(len(times) - 1):
         h = times[k + 1] - times[k]
-        v = velocity(x, _batch_time(x, times[k]))
+        v = evaluate(velocity, x, _batch_time(x, times[k]))
         if observer is not None:
             observer(k, x, v)
         if before is None:
@@ -99,7 +102,7 @@ def extrapolation_weights(timesteps: ArrayLike) -> Times:
 
     x_{k+1} = x_k + h_k ((1 + w_k) v_k - w_k v_{k-1}),  w_k = h_k / (2 h_{k-1}),  w_0 = 0.
     """
-    steps = np.diff(validate_timesteps(timesteps))
+    steps = np.diff(validate_timesteps(timesteps, from_noise=False))
     return np.append(0.0, steps[1:] / (2.0 * steps[:-1]))
 
 
@@ -120,9 +123,10 @@ def rk45(
     """
     from torchdiffeq import odeint
 
-    times = torch.as_tensor(validate_timesteps(timesteps), device=x.device)
+    times = torch.as_tensor(validate_timesteps(timesteps, from_noise=False), device=x.device)
     states = odeint(
-        lambda t, state: velocity(state, _batch_time(state, t)).clone(),  # as in `heun`
+        # A clone as in `heun`.
+        lambda t, state: evaluate(velocity, state, _batch_time(state, t)).clone(),
         x,
         times,
         rtol=rtol,

@@ -40,6 +40,7 @@ def knot_states(
     labels: (N,) int64, when the velocity is conditional; InputError when they are not as many.
     on_step: called after each grid step with the number of trajectories in the batch.
     """
+    times = validate_timesteps(timesteps)
     check_labels(labels, len(out))
     place = {knot: position for position, knot in enumerate(knots)}
     for start in range(0, len(out), batch_size):
@@ -53,7 +54,7 @@ def knot_states(
 
         noise = sample_noise(rows, out.shape[2:], seed).to(device)
         of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
-        last = euler(with_labels(velocity, of_batch), noise, timesteps, observer=keep)
+        last = euler(with_labels(velocity, of_batch), noise, times, observer=keep)
         if not last.isfinite().all():
             raise InputError(
                 f"velocity: trajectories {rows.start} to {rows.stop - 1} are not finite at t = 1;"

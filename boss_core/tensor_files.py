@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.weights import check_sums
 
 # What a pickled array consists of, which torch does not count as harmless by itself: no more than
 # numbers, their kind and their shape.
@@ -39,6 +40,7 @@ def read_tensors(path: Path, needed: str) -> dict[str, Tensor]:
             f"{path}: truncated, or not tensors only ({why}; nothing of it was executed);"
             f" {needed} needed"
         ) from error
+    check_sums(path)
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path}: no dictionary of tensors; {needed} needed")
     return content

@@ -14,15 +14,16 @@ from boss_core.errors import InputError
 Times = NDArray[np.float64]
 
 
-def validate_timesteps(timesteps: ArrayLike) -> Times:
+def validate_timesteps(timesteps: ArrayLike, *, from_noise: bool = True) -> Times:
     """The timesteps as a float64 array; ``InputError`` unless they are finite, strictly
-    increasing, and run from 0 to 1."""
+    increasing, and run from 0 to 1. ``from_noise=False``: they may begin between, as for steps
+    from an image with some noise."""
     times = np.asarray(timesteps, dtype=np.float64)
     if times.ndim != 1 or len(times) < 2:
         raise InputError(f"timesteps: shape {times.shape}; at least two times in one row needed")
     if not np.isfinite(times).all():
         raise InputError(f"timesteps: entry {int(np.argmin(np.isfinite(times)))} is not finite")
-    if times[0] != 0.0 or times[-1] != 1.0:
+    if not (times[0] == 0.0 or (0.0 < times[0] < 1.0 and not from_noise)) or times[-1] != 1.0:
         raise InputError(f"timesteps: run from {times[0]} to {times[-1]}; 0 to 1 needed")
     steps = np.diff(times)
     if (steps <= 0).any():

@@ -1,6 +1,6 @@
 """What the rest of the library asks of a network: a velocity ``v(x, t)``, or one of labels too."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Protocol, cast
 
 import numpy as np
@@ -10,9 +10,15 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 
+# Seeds are below this: numpy's generators take no larger ones beside an index, torch's none.
+SEEDS = 2**63
+
 
 class VelocityField(Protocol):
-    """The velocity ``dx/dt`` of a flow from noise (t = 0) to data (t = 1)."""
+    """The velocity ``dx/dt`` of a flow from noise (t = 0) to data (t = 1).
+
+    It may work in place on what it is given: everything in this library hands it copies.
+    """
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """``x``: (B, ...) states; ``t``: (B,) times in [0, 1]; returns (B, ...)."""
@@ -36,7 +42,21 @@ def with_labels(network: Velocity, labels: Tensor | None) -> VelocityField:
     if labels is None:
         return cast(VelocityField, network)
     conditional = cast(ConditionalVelocity, network)
-    return lambda x, t: conditional(x, t, labels)
+    # A copy, as of the states in `evaluate`: one that drops labels may do so in place.
+    return lambda x, t: conditional(x, t, labels.clone())
+
+
+def evaluate(velocity: VelocityField, x: Tensor, t: Tensor) -> Tensor:
+    """``v(x, t)``, by which all solvers and searches call a network; InputError unless the result
+    is a velocity (`check_output`).
+
+    The network gets copies. One that rescales its input in place would otherwise change the
+    states, or the caller's noise, from which the sampler goes on: other samples and another
+    schedule, without a word. A copy is little beside what a network reads and writes.
+    """
+    v = velocity(x.clone(), t.clone())
+    check_output(v, x)
+    return v
 
 
 def check_labels(labels: Sized | None, samples: int) -> None:
@@ -83,27 +103,47 @@ def scalar_time(network: Callable[[Tensor, Tensor], Tensor]) -> VelocityField:
 
 
 def checked_velocity(velocity: VelocityField) -> VelocityField:
-    """The same velocity; a call that does not hold (see `check_output`) or whose result is not
-    finite is an InputError. A look at every value waits for the device: for first tries."""
+    """The same velocity; a call that does not hold (see `check_output`), whose result is not
+    finite or which changes its states or times in place is an InputError. The solvers here stand
+    the last, but most of others do not. A look at every value waits for the device: for first
+    tries."""
 
     def checked(x: Tensor, t: Tensor, /) -> Tensor:
-        v = velocity(x, t)
+        given, at = x.clone(), t.clone()
+        v = velocity(given, at)
         check_output(v, x)
-        finite = v.isfinite().flatten(1).all(dim=1)
-        if not finite.all():
-            where = int(finite.int().argmin())
-            raise InputError(
-                f"velocity: not finite at t = {float(t[where]):g} (sample {where});"
-                " a network with finite outputs needed"
-            )
+        for name, before, after in (("states", x, given), ("times", t, at)):
+            # Of any bits: a state that is NaN already has not changed.
+            if not torch.equal(before.nan_to_num(), after.nan_to_num()):
+                raise InputError(
+                    f"velocity: changes its {name} in place; a network that leaves them as they"
+                    " are, as v(x.clone(), t.clone()), needed"
+                )
+        check_finite(v, t)
         return v
 
     return checked
 
 
-def check_output(v: Tensor, x: Tensor) -> None:
-    """InputError unless the velocity has the shape and dtype of its states. Broadcasting and
-    promotion would hide either, and sample something else."""
+def check_finite(v: Tensor, t: Tensor) -> None:
+    """InputError naming the first sample whose velocity is not finite, and its time."""
+    finite = v.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        where = int(finite.int().argmin())
+        raise InputError(
+            f"velocity: not finite at t = {float(t[where]):g} (sample {where});"
+            " a network with finite outputs needed"
+        )
+
+
+def check_output(v: object, x: Tensor) -> None:
+    """InputError unless the velocity is a tensor of the shape, dtype and device of its states.
+    Broadcasting and promotion would hide another, and sample something else."""
+    if not isinstance(v, Tensor):
+        raise InputError(
+            f"velocity: returned {_kind(v)}; a tensor of the shape of its states,"
+            f" {tuple(x.shape)}, needed"
+        )
     if v.shape != x.shape:
         raise InputError(
             f"velocity: returned shape {tuple(v.shape)} for states of shape {tuple(x.shape)};"
@@ -113,6 +153,29 @@ def check_output(v: Tensor, x: Tensor) -> None:
         raise InputError(
             f"velocity: returned {v.dtype} for states of {x.dtype}; the same dtype needed"
         )
+    if v.device != x.device:
+        raise InputError(
+            f"velocity: returned a tensor on {v.device} for states on {x.device}; the same device"
+            " needed"
+        )
+
+
+def _kind(value: object) -> str:
+    """What a network returned in place of a tensor, in a few words."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"a {name} with {', '.join(map(repr, value)) or 'no entries'}"
+    if isinstance(value, list | tuple):
+        return f"a {name} of {len(value)}"
+    return f"a {name}"
+
+
+def check_seed(seed: int) -> None:
+    """InputError for a seed that the generators here and torch's do not both take."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEEDS:
+        raise InputError(f"seed: {seed!r}; an integer from 0 to 2^63 - 1 needed")
 
 
 def sample_noise(indices: range, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -121,7 +184,9 @@ def sample_noise(indices: range, shape: tuple[int, ...], seed: int) -> Tensor:
     Sample ``i`` depends on ``seed`` and ``i`` alone (a counter-based generator keyed with
     both), never on the batch it is drawn in or on the device: any batch size gives the same
     samples. torch's CPU generator would not do: it uses only the low 32 bits of a seed.
+    InputError for a seed below 0 or above 2^63 - 1.
     """
+    check_seed(seed)
     noise = np.empty((len(indices), *shape), dtype=np.float32)
     for row, index in enumerate(indices):
         generator = np.random.Generator(np.random.Philox(key=[seed, index]))
@@ -136,8 +201,10 @@ def sample_labels(
 
     As in `sample_noise`, sample ``i`` depends on ``seed`` and ``i`` alone; its label is
     independent of its noise. ``frequencies``: (classes,), how often each label shall come, of
-    any sum; all alike without it. InputError when they are not one number >= 0 a class.
+    any sum; all alike without it. InputError when they are not one number >= 0 a class, and for a
+    seed as in `sample_noise`.
     """
+    check_seed(seed)
     weights = np.asarray(np.ones(classes) if frequencies is None else frequencies, dtype=float)
     if weights.shape != (classes,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
         raise InputError(

@@ -245,8 +245,10 @@ PIPELINE = typer.Option(
     rich_help_panel=NETWORK,
     help="Instead of a checkpoint: a diffusers pipeline, a folder or a name on the hub.",
 )
-SEED = typer.Option(0, min=0, help="Seed of the noise; sample i depends on it and i alone.")
-DEVICE = typer.Option("auto", help="auto, cpu or cuda.")
+SEED = typer.Option(
+    0, min=0, max=2**63 - 1, help="Seed of the noise; sample i depends on it and i alone."
+)
+DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1 (the second GPU) or, to sample, mps.")
 
 
 @app.command()
@@ -308,10 +310,25 @@ def schedule(
         help="What refine and auto compare samples by: a folder with card.json and an extractor, as"
         " models/features. Without it they go by pixels, which on photographs may mislead.",
     ),
-    samples: int = typer.Option(100, min=1, help="Trajectories to measure."),
-    batch_size: int = typer.Option(20, min=1, help="Trajectories at a time; bounds the memory."),
+    samples: int = typer.Option(100, min=1, max=1 << 40, help="Trajectories to measure."),
+    batch_size: int | None = typer.Option(
+        None,
+        min=1,
+        help="Trajectories at a time, in all that is searched. Left out: up to 512, by the memory"
+        " that is free; 20 of a diffusers pipeline.",
+    ),
     seed: int = SEED,
     device: str = DEVICE,
+    compare: list[str] = typer.Option(
+        [],
+        metavar="SIGMAS",
+        help="Steps of others to show beside: noise levels, as 1,0.65,0.3,0; repeat for more.",
+    ),
+    replace: bool = typer.Option(
+        False,
+        "--replace",
+        help="Write over schedules of another solver, objective or network in --out.",
+    ),
     out: Path = typer.Option(Path("schedules"), help="Folder for K.json, cost.npz and cost.png."),
 ) -> None:
     """Find the best K steps of a network, for each budget K: no training, no data.
@@ -323,18 +340,26 @@ def schedule(
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
     from boss_core.errors import InputError
+    from boss_core.teachers import calling
     from flows.config import ScheduleSearch
+    from flows.memory import search_batch
     from flows.search import (
         Search,
+        check_folder,
+        check_grid,
         check_request,
+        compared,
         extractor_hash,
         find_steps,
         report,
         search_costs,
+        steps_of_others,
         write_schedules,
     )
     from flows.teachers import choose_device, choose_teacher, parse_shape
 
+    others = steps_of_others(compare)
+    check_grid(grid)
     check_request(budget, grid, spacing, solver, objective, reference)
     wanted = ScheduleSearch(
         solver=solver,  # type: ignore[arg-type]
@@ -343,10 +368,10 @@ def schedule(
         distance="sliced_wasserstein" if features is None else "features",
         lpips=str(lpips_weights),
         samples=noises,
-        batch_size=batch_size,
+        batch_size=batch_size or 20,
     )
     budgets = sorted(set(budget))
-    on = choose_device(device)
+    on = choose_device(device, float64=True)
     extractor = evaluations = None
     if pipeline is not None:
         from flows.diffusers_search import (
@@ -369,9 +394,10 @@ def schedule(
         of_call = conditions(texts, shared, dtype)
         pipe, weights = load_pipeline(pipeline, dtype, on)
         search = Search(weights, grid, spacing, seed, conditions=of_call)
+        check_folder(out, search, budgets, wanted, replace=replace)
         matrix, measured = pipeline_costs(
             pipe, search, out, prompts=texts, shared=shared, samples=samples,
-            batch_size=batch_size, device=on,
+            batch_size=wanted.batch_size, device=on,
         )  # fmt: skip
         found = find_pipeline_steps(
             pipe, search, matrix, budgets, wanted, prompts=texts, shared=shared
@@ -382,12 +408,18 @@ def schedule(
         extractor = extractor_hash(features, teacher.shape)
         of_sample = "x".join(map(str, teacher.shape))
         search = Search(teacher.hash, grid, spacing, seed, shape=of_sample, reference=reference)
-        matrix = search_costs(
-            teacher, search, out, samples=samples, batch_size=batch_size, device=on
-        )
+        check_folder(out, search, budgets, wanted, replace=replace)
+        if batch_size is None:
+            at_a_time = search_batch(teacher.shape, grid, on, reference=reference)
+            wanted = wanted.model_copy(update={"batch_size": at_a_time})
+        with calling(velocity):
+            matrix = search_costs(
+                teacher, search, out, samples=samples, batch_size=wanted.batch_size, device=on
+            )
         found = find_steps(teacher, search, matrix, budgets, wanted, on, features)
-    schedules = write_schedules(out, search, matrix, found, wanted, extractor, evaluations)
-    report(out, matrix, schedules, wanted)
+    with calling(velocity):
+        schedules = write_schedules(out, search, matrix, found, wanted, extractor, evaluations)
+    report(out, matrix, schedules, wanted, compared(matrix, others))
     if pipeline is not None:
         for line in rounding_lines(measured, matrix, schedules, objective, dtype):
             print(line)
@@ -398,6 +430,9 @@ def sample(
     checkpoint: Path | None = CHECKPOINT,
     schedule: Path | None = typer.Option(
         None, help="A schedule's JSON, or a student's folder; its own steps when left out."
+    ),
+    sigmas: str | None = typer.Option(
+        None, help="Instead: noise levels for Euler, as 1,0.65,0.3,0; a last 0 is added."
     ),
     number: int = typer.Option(64, "--number", "-n", min=1, help="Images."),
     out: Path = typer.Option(Path("samples.png"), help="The PNG to write: a grid of all images."),
@@ -411,15 +446,19 @@ def sample(
     device: str = DEVICE,
 ) -> None:
     """Sample images on the steps of a schedule, with its solver, and write them as one picture."""
-    from flows.sample import sample_grid
-    from flows.teachers import choose_device, choose_teacher
+    from boss_core.teachers import calling
+    from flows.sample import choose_schedule, sample_grid
+    from flows.teachers import check_place, choose_device, choose_teacher
 
+    check_place("--out", out, folder=False)
     on = choose_device(device)
     teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
-    sample_grid(
-        teacher, schedule, out, number=number, label=label, batch_size=batch_size, seed=seed,
-        device=on,
-    )  # fmt: skip
+    steps = choose_schedule(teacher, schedule, sigmas)
+    with calling(velocity):
+        sample_grid(
+            teacher, steps, out, number=number, label=label, batch_size=batch_size, seed=seed,
+            device=on,
+        )  # fmt: skip
 
 
 @app.command()
@@ -436,6 +475,10 @@ def export(
     """Write a schedule for the sampler of another tool: a snippet to paste, or JSON."""
     from flows.exports import export_notes, export_schedule, scheduler_lines
 
+    if out is not None:
+        from flows.teachers import check_place  # imports torch, which a text needs not
+
+        check_place("--out", out, folder=False)
     text = export_schedule(schedule, to)
     for line in export_notes(schedule, to):
         print(line, file=sys.stderr)

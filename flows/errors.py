@@ -1,6 +1,7 @@
 """A user's mistake is one line and exit code 2; only our own mistakes show a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,41 @@ from boss_core.errors import InputError
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn InputError and a full disk into a line on stderr and exit code 2."""
+    """Turn InputError, a full disk, a place that cannot be read or written and a lack of memory
+    into a line on stderr and exit code 2."""
     try:
         yield
     except InputError as error:
         _exit(str(error))
     except OSError as error:
+        if error.errno in _PLACES and error.filename is not None:
+            _exit(f"{os.fspath(error.filename)}: {os.strerror(error.errno).lower()}")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _exit(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        message = " ".join(str(error).split())[:160]
+        _exit(f"memory: {message or 'not enough'}; fewer samples, or a smaller batch, needed")
+
+
+# What is wrong with a path that a user named.
+_PLACES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """torch's own errors say so, each in its way; it takes a second to import."""
+    kind, said = type(error).__name__, str(error)
+    return (
+        isinstance(error, MemoryError)
+        or kind == "OutOfMemoryError"
+        or "not enough memory: you tried to allocate" in said
+        or "can't allocate memory" in said
+    )
 
 
 def _exit(message: str) -> None:

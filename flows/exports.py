@@ -32,8 +32,15 @@ def export_schedule(path: Path, to: str) -> str:
 
 def export_notes(path: Path, to: str) -> Iterator[str]:
     """What the text of a target cannot say."""
+    schedule = read_schedule(path)
     if to == "comfyui":
-        yield f"ComfyUI: for {exports.comfyui_sampler(read_schedule(path))}"
+        yield f"ComfyUI: for {exports.comfyui_sampler(schedule)}"
+    if schedule.timesteps[0] > 0:
+        level = schedule.sigmas[0]
+        yield (
+            f"image to image: begins at noise level {level:g}, from {1 - level:g} image +"
+            f" {level:g} noise; in diffusers with strength=1.0"
+        )
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -50,11 +57,7 @@ def read_schedule(path: Path) -> Schedule:
         return schedule
     if not path.is_file():
         raise InputError(f"{path}: no such file; a schedule as `boss schedule` writes it needed")
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no text ({error}); a schedule in JSON needed") from error
-    return Schedule.from_json(text, path)
+    return Schedule.from_json(path.read_bytes(), path)
 
 
 def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]:

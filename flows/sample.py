@@ -9,17 +9,19 @@ import torch
 from boss_core.errors import InputError
 from boss_core.files import replacing
 from boss_core.sampling import sample_images
-from boss_core.schedules import Schedule
+from boss_core.schedules import Schedule, from_sigmas
 from boss_core.teachers import Teacher
 from boss_core.velocity import sample_labels
 from flows.exports import read_schedule
 from flows.grids import image_grid
+from flows.memory import free_bytes
 from flows.progress import progress
+from flows.teachers import parse_sigmas
 
 
 def sample_grid(
     teacher: Teacher,
-    schedule: Path | None,
+    steps: Schedule,
     out: Path,
     *,
     number: int,
@@ -28,10 +30,15 @@ def sample_grid(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Sample ``number`` images on the steps of a schedule and write them to ``out``."""
-    steps = choose_schedule(teacher, schedule)
+    """Sample ``number`` images on these steps and write them to ``out``."""
     if len(teacher.shape) != 3 or teacher.shape[0] not in (1, 3):
         raise InputError(f"shape: {teacher.shape}; images of 1 or 3 channels needed for a picture")
+    taken = number * math.prod(teacher.shape) * (2 + max(1, 32 // teacher.shape[2]) ** 2)
+    if taken > (free := free_bytes(torch.device("cpu"))):
+        raise InputError(
+            f"-n: {number:,} images take {taken / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are"
+            " free; fewer needed"
+        )
     labels = None
     if teacher.classes is None and label is not None:
         raise InputError(f"--label: {label}, but the network is not conditional")
@@ -61,8 +68,15 @@ def sample_grid(
     print(f"{out}: {number} images, {steps.nfe} network evaluations each")
 
 
-def choose_schedule(teacher: Teacher, path: Path | None) -> Schedule:
-    """The schedule to sample with; a warning where it was found for another network."""
+def choose_schedule(teacher: Teacher, path: Path | None, sigmas: str | None = None) -> Schedule:
+    """The schedule to sample with, from a file, noise levels or a student; a warning where it was
+    found for another network, or a student was trained for other steps."""
+    if sigmas is not None:
+        if path is not None:
+            raise InputError("--sigmas: with --schedule; one of them needed")
+        steps = from_sigmas(parse_sigmas("--sigmas", sigmas), "--sigmas")
+        _warn_of_other_steps(teacher, steps, "--sigmas")
+        return steps
     if path is None:
         if teacher.schedule is None:
             raise InputError("--schedule: missing; only a student brings its own steps")
@@ -75,4 +89,17 @@ def choose_schedule(teacher: Teacher, path: Path | None) -> Schedule:
             f" {str(teacher.hash)[:12]}: its steps need not be the best here",
             file=sys.stderr,
         )
+    _warn_of_other_steps(teacher, schedule, str(path))
     return schedule
+
+
+def _warn_of_other_steps(teacher: Teacher, steps: Schedule, source: str) -> None:
+    own = teacher.schedule
+    if own is None or (own.timesteps, own.solver) == (steps.timesteps, steps.solver):
+        return
+    kind = "other steps of" if own.steps == steps.steps else f"{steps.steps} steps of"
+    print(
+        f"warning: {source}: {kind} {steps.solver}, but this student was trained for its own"
+        f" {own.steps} of {own.solver}, which it takes without --schedule and --sigmas",
+        file=sys.stderr,
+    )

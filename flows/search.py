@@ -24,12 +24,13 @@ from rich.table import Table
 from torch import Tensor
 
 from boss_core import timesteps
-from boss_core.cost import CostMatrix, CostSum, add_trajectories, rollout_bytes
+from boss_core.cost import GROUPS, CostMatrix, CostSum, add_trajectories, rollout_bytes
 from boss_core.errors import InputError
 from boss_core.files import replacing, write_bytes
 from boss_core.objectives import OBJECTIVES, group_step_costs, path_values, step_costs
 from boss_core.reference_paths import REFERENCES
-from boss_core.schedules import Schedule
+from boss_core.sampling import NEARLY_NOISE
+from boss_core.schedules import Schedule, from_sigmas, interval
 from boss_core.teachers import Teacher
 from boss_core.timesteps import Times
 from boss_core.two_step import LARGEST_GRID
@@ -37,7 +38,10 @@ from boss_core.uncertainty import predicted_error
 from boss_core.velocity import sample_labels, sample_noise
 from flows.chosen import Chosen, chosen_steps, distance_named, knot_stability, uniform_indices
 from flows.config import ScheduleSearch
+from flows.exports import read_schedule
+from flows.memory import free_bytes
 from flows.progress import progress
+from flows.teachers import check_place, parse_sigmas
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
 SOLVERS = ("euler", "ab2")
@@ -70,6 +74,16 @@ class Search:
         return timesteps.GRIDS[self.spacing](self.grid)
 
 
+def check_grid(grid: int) -> None:
+    """InputError for a grid whose costs would not fit into memory."""
+    taken = 5 * GROUPS * 8 * (grid + 1) ** 2  # Gram matrices and norms of groups, and copies
+    if taken > (free := free_bytes(torch.device("cpu"))):
+        raise InputError(
+            f"--grid: {grid:,} steps, whose costs take {taken / 2**30:,.1f} GiB, and"
+            f" {free / 2**30:,.1f} GiB are free; fewer needed (100 are the paper's)"
+        )
+
+
 def check_request(
     budgets: Sequence[int], grid: int, spacing: str, solver: str, objective: str, reference: str
 ) -> None:
@@ -89,6 +103,62 @@ def check_request(
     for budget in budgets:
         if not 1 <= budget <= grid:
             raise InputError(f"--budget: {budget}; 1..{grid}, the steps of --grid, needed")
+
+
+def check_folder(
+    folder: Path, search: Search, budgets: Sequence[int], wanted: ScheduleSearch, *, replace: bool
+) -> None:
+    """InputError, before any work, where the results cannot be written into the folder, belong to
+    other costs than those in it, or would take the place of a schedule of another solver,
+    objective or network. ``replace``: they may."""
+    check_place("--out", folder, folder=True)
+    for name in (COST, HEAT_MAP, *(f"{budget}.json" for budget in budgets)):
+        check_place("--out", folder / name, folder=False)
+    read_costs(folder, search, torch.device("cpu"))
+    for budget in budgets:
+        path = folder / f"{budget}.json"
+        if replace or not path.exists():
+            continue
+        there = read_schedule(path)
+        objective = there.objective if there.held_out is None else "auto"
+        cure = "another --out (a copy of cost.npz there saves the search), or --replace, needed"
+        if (there.solver, objective) != (wanted.solver, wanted.objective):
+            raise InputError(
+                f"{path}: for {there.solver} by {objective}, and these steps would be for"
+                f" {wanted.solver} by {wanted.objective}; {cure}"
+            )
+        if there.teacher_hash != search.teacher_hash:
+            found, now = _short(there.teacher_hash), _short(search.teacher_hash)
+            raise InputError(f"{path}: for the network {found}, and this is {now}; {cure}")
+
+
+def steps_of_others(texts: Sequence[str]) -> list[Schedule]:
+    """What to compare with, from noise levels as text; InputError for what is no such list, or
+    does not begin at noise."""
+    found = [from_sigmas(parse_sigmas("--compare", text), "--compare") for text in texts]
+    for text, steps in zip(texts, found, strict=True):
+        if steps.timesteps[0] > NEARLY_NOISE:
+            raise InputError(f"--compare: {text!r:.80} begins at {steps.sigmas[0]:g}; 1 needed")
+    return found
+
+
+def compared(matrix: CostMatrix, others: Sequence[Schedule]) -> list[tuple[tuple[int, ...], str]]:
+    """Steps of others on the nearest points of the grid, each with a line where these are not
+    the same."""
+    found, grid = [], matrix.timesteps
+    for number, steps in enumerate(others, start=1):
+        times = np.array(steps.timesteps)
+        places = np.abs(grid[None, :] - times[:, None]).argmin(axis=1)
+        places[0] = 0
+        indices = tuple(sorted({int(i) for i in places}))
+        moved = float(np.abs(grid[places] - times).max())
+        note = ""
+        if moved > 1e-12:
+            note = f"--compare {number}: on the nearest points of the grid, up to {moved:.2g} away"
+        if len(indices) < len(places):
+            note += f"; {steps.steps} steps become {len(indices) - 1}, as some share a point"
+        found.append((indices, note))
+    return found
 
 
 def search_costs(
@@ -148,7 +218,10 @@ def announce(
     if total.samples:
         print(f"search: {total.samples} trajectories are in {COST} already")
         if unchecked:
-            print(f"search: a callable has no hash: if it has changed since, remove {COST}")
+            print(
+                f"search: this velocity has no Python source to know it again by: if it has changed"
+                f" since, remove {COST}"
+            )
     if samples:
         memory = "" if held is None else f", holding {held / 2**20:,.1f} MiB of velocities"
         print(
@@ -293,7 +366,10 @@ def write_schedules(
             held_out=steps.held_out,
             evaluations=None if evaluations is None else evaluations(steps.indices),
         )
-        write_bytes(folder / f"{budget}.json", schedules[budget].to_json().encode() + b"\n")
+        path = folder / f"{budget}.json"
+        if path.exists() and (before := _steps_in(path)) != schedules[budget].timesteps:
+            print(f"{path}: replaced; its steps were {' '.join(f'{t:.4g}' for t in before)}")
+        write_bytes(path, schedules[budget].to_json().encode() + b"\n")
 
     from flows import plots  # matplotlib takes a second
 
@@ -302,12 +378,17 @@ def write_schedules(
 
 
 def report(
-    folder: Path, matrix: CostMatrix, schedules: Mapping[int, Schedule], wanted: ScheduleSearch
+    folder: Path,
+    matrix: CostMatrix,
+    schedules: Mapping[int, Schedule],
+    wanted: ScheduleSearch,
+    others: Sequence[tuple[tuple[int, ...], str]] = (),
 ) -> None:
-    """Print the schedules with their predicted errors, and where they are."""
+    """Print the schedules with their predicted errors, and where they are. others: `compared`."""
     table = Table(
         title=f"{wanted.solver}, {wanted.objective}; predicted error: the sum of squared errors of"
-        f" single steps, {matrix.samples} trajectories"
+        f" single steps of {wanted.solver}, {matrix.samples} trajectories (compares steps of one"
+        " solver, not solvers)"
     )
     auto = ("steps of", "held-out gain") if wanted.objective == "auto" else ()
     for title in ("K (NFE)", *auto, "predicted error", "95 % interval", "uniform steps"):
@@ -328,7 +409,23 @@ def report(
             "" if even is None else f"{path_values(costs, even)[0]:.4g}",
             " ".join(f"{t:.4g}" for t in schedule.timesteps),
         )
+    groups = group_step_costs(matrix, solver=wanted.solver)
+    for number, (indices, _) in enumerate(others, start=1):
+        error, spread = predicted_error(groups, matrix.group_sizes, indices)
+        low, high = interval(error, spread, len(matrix.group_gram))
+        even = uniform_indices(matrix, len(indices) - 1)
+        table.add_row(
+            f"{len(indices) - 1} (--compare {number})",
+            *(("given", "") if auto else ()),
+            f"{error:.4g}",
+            "" if math.isnan(low) else f"{low:.4g} to {high:.4g}",
+            "" if even is None else f"{path_values(costs, even)[0]:.4g}",
+            " ".join(f"{matrix.timesteps[i]:.4g}" for i in indices),
+        )
     Console(width=None if sys.stdout.isatty() else 110).print(table)
+    for _, note in others:
+        if note:
+            print(note)
     if len(matrix.group_gram) == 1:
         print("one trajectory cannot say how sure errors and knots are: more --samples can")
     elif line := knots_line(schedules):
@@ -356,6 +453,14 @@ def knots_line(schedules: Mapping[int, Schedule]) -> str:
     least = min(shares.values())
     share = "all" if least == 1 else f"at least {least:.0%} of"
     return f"knots: each within a grid step of here in {share} resamples{more}"
+
+
+def _steps_in(path: Path) -> tuple[float, ...]:
+    """The timesteps of a schedule that is to be replaced, whatever file it is."""
+    try:
+        return read_schedule(path).timesteps
+    except InputError:
+        return ()
 
 
 def _short(value: object) -> str:

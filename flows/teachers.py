@@ -1,5 +1,7 @@
-"""What the options of ``boss schedule`` and ``boss sample`` name: a teacher and a device."""
+"""What the options of ``boss schedule`` and ``boss sample`` name: a teacher, a device, a place."""
 
+import os
+import re
 from pathlib import Path
 
 import torch
@@ -36,12 +38,45 @@ def parse_shape(text: str, length: int | None = None) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda``, and that there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device: {name!r}; auto, cpu or cuda needed")
+def parse_sigmas(option: str, text: str) -> list[float]:
+    """Noise levels from text: numbers with commas or spaces between them."""
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise InputError(f"{option}: {text!r:.80}; numbers as 1,0.65,0.3,0 needed") from error
+
+
+def choose_device(name: str, *, float64: bool = False) -> torch.device:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``, and that there is one.
+    float64: what is to be done there needs it, which mps does not have."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise InputError(f"--device: {name!r}; auto, cpu, cuda, cuda:1 (the second) or mps needed")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: cuda, but torch finds no GPU; auto or cpu needed")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device: mps, but torch finds none; auto or cpu needed")
+    if name == "mps" and float64:
+        raise InputError("--device: mps has no float64, in which costs are summed; cpu needed")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(name.partition(":")[2] or 0)
+        if not count:
+            raise InputError(f"--device: {name}, but torch finds no GPU; auto or cpu needed")
+        if index >= count:
+            raise InputError(f"--device: {name}; one of cuda:0 to cuda:{count - 1} needed")
     return torch.device(name)
+
+
+def check_place(option: str, path: Path, *, folder: bool) -> None:
+    """InputError, before any work, where what an option names cannot be written: a file for a
+    folder, a folder for a file, or a place that is read-only."""
+    if path.exists() and path.is_dir() != folder:
+        kinds = ("a file", "a folder")
+        raise InputError(f"{option}: {path} is {kinds[not folder]}; {kinds[folder]} needed")
+    place = next(
+        p for p in (path if folder else path.parent, *path.absolute().parents) if p.exists()
+    )
+    if not place.is_dir():
+        raise InputError(f"{option}: {path}: {place} is a file; a folder needed")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {path}: {place} cannot be written to; another place needed")

@@ -14,6 +14,7 @@ from boss_core.bellman import (
     optimal_two_step_paths,
     path_cost,
 )
+from boss_core.errors import InputError
 from tests.conftest import SHARED, needs_shared
 
 
@@ -183,3 +184,23 @@ def test_a_rule_that_is_not_known_is_refused() -> None:
     for gamma in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=r"gamma: .*positive"):
             optimal_paths(np.zeros((3, 3)), [1], gamma=gamma)
+
+
+@pytest.mark.parametrize("large", [1.5e308, -1.5e308])
+def test_costs_that_overflow_are_refused_and_no_path_is_made_up(large: float) -> None:
+    cost = np.full((4, 4), large)
+    assert optimal_paths(cost, [1])[1].indices == (0, 3)
+    for budget in (2, 3):
+        with pytest.raises(InputError, match="sum over the best steps is beyond float64"):
+            optimal_paths(cost, [budget])
+        with pytest.raises(InputError, match="sum over the best steps is beyond float64"):
+            optimal_two_step_paths(cost[0], np.full((4, 4, 4), large), [budget])
+    with pytest.raises(InputError, match="beyond float64"):
+        path_cost(cost, (0, 1, 3))
+    # Where one path does not overflow it is the best; and the worst step alone never does.
+    cost[0, 1] = cost[1, 3] = 1.0
+    if large > 0:
+        assert optimal_paths(cost, [2])[2].indices == (0, 1, 3)
+    assert optimal_paths(np.full((4, 4), large), [3], combine="max")[3].indices == (0, 1, 2, 3)
+    with pytest.raises(InputError, match="beyond float64"):
+        optimal_paths(np.ones((40, 40)), [39], gamma=1e9)

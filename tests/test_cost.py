@@ -14,6 +14,7 @@ from boss_core.cost import (
     estimate_cost_matrix,
     rollout_bytes,
 )
+from boss_core.errors import InputError
 from boss_core.solvers import euler
 from boss_core.timesteps import karras, quadratic, uniform
 from boss_core.velocity import CountedVelocity, sample_noise
@@ -176,3 +177,12 @@ def test_products_of_all_samples_at_once(vectors: int, monkeypatch: pytest.Monke
     grams = torch.zeros(5, len(rows), len(rows), dtype=torch.float64)
     _add_products(grams, torch.from_numpy(v), torch.from_numpy(r) if vectors == 2 else None)
     np.testing.assert_allclose(grams, np.einsum("lbe,mbe->blm", rows, rows), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float64, 1e200), (torch.float32, 3e38)])
+def test_velocities_that_are_finite_but_overflow_are_said_to_be(dtype, large: float) -> None:
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.sign(t - 0.6).view(-1, 1) * torch.full_like(x, large)
+
+    with pytest.raises(InputError, match=r"velocity: finite, but up to .*: squared errors of step"):
+        estimate_cost_matrix(velocity, torch.zeros(3, 2, dtype=dtype), uniform(4), batch_size=2)

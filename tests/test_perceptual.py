@@ -1,6 +1,7 @@
 """The perceptual costs against torch-fidelity itself, pair by pair, with random weights."""
 
 import itertools
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,15 @@ def test_boss_schedule_finds_the_cheapest_steps(weights: Path, boss) -> None:
     assert (code, err) == (2, "error: --solver: ab2; euler needed with --objective lpips\n")
 
 
+def flipped() -> bytes:
+    """A file of tensors with one bit turned after it was written."""
+    whole, tensor = BytesIO(), torch.rand(1, 64, 1, 1)
+    torch.save({"lin0.model.1.weight": tensor}, whole)
+    content = bytearray(whole.getvalue())
+    content[content.index(tensor.numpy().tobytes()) + 3] ^= 0x40
+    return bytes(content)
+
+
 class Harmful:
     def __reduce__(self):
         return (Path.touch, (Path("executed"),))
@@ -176,6 +186,7 @@ class Harmful:
         (VGG16, None, f"{VGG16}: no such file; that of https://"),
         (LINEAR, b"not weights", f"{LINEAR}: truncated, or not tensors only"),
         (LINEAR, Harmful(), f"{LINEAR}: truncated, or not tensors only"),
+        (LINEAR, flipped(), f"{LINEAR}: altered: .* has another checksum than when it was written"),
         (LINEAR, [torch.zeros(1)], f"{LINEAR}: no dictionary of tensors"),
         (LINEAR, {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, "not the weights of LPIPS"),
         (VGG16, {"features.0.weight": torch.zeros(64, 3, 3, 3)}, "not the weights of LPIPS"),

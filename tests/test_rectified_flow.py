@@ -311,15 +311,77 @@ def test_files_that_are_no_such_checkpoint(tmp_path: Path) -> None:
         other.write_bytes(content)
         says(other, config, "other.pth: truncated or not a PyTorch checkpoint")
     save_file({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
-    says(tmp_path / "a.safetensors", config, "a.safetensors: ", "a Rectified Flow checkpoint")
-    torch.save(network.state_dict(), tmp_path / "bare.pth")
-    says(tmp_path / "bare.pth", config, "holds all_modules.0.W, ", "more; model and ema", "needed")
+    says(tmp_path / "a.safetensors", config, "a.safetensors: does not fit config: parameters: ")
+    torch.save({"all_modules.0.W": torch.zeros(2)}, tmp_path / "bare.pth")
+    says(tmp_path / "bare.pth", config, "does not fit config: parameters: ", "missing")
+    torch.save({"weights": network.state_dict()}, tmp_path / "named.pth")
+    says(tmp_path / "named.pth", config, "holds weights; model and ema", "state dict needed")
     torch.save([1, 2], tmp_path / "list.pth")
     says(tmp_path / "list.pth", config, "list.pth: holds list; model and ema")
     torch.save({}, tmp_path / "empty.pth")
     says(tmp_path / "empty.pth", config, "empty.pth: holds nothing; model and ema")
     publish(tmp_path / "number.pth", network, model={"module.a": 1})
     says(tmp_path / "number.pth", config, "model is not a mapping of names to tensors")
+
+
+def test_layouts_of_others_hold_the_same_network(tmp_path: Path) -> None:
+    network, other, config = small("ncsnpp"), small("ncsnpp"), settings("ncsnpp")
+    torch.nn.init.ones_(other.all_modules[3].weight)
+    state, averaged = network.state_dict(), other.state_dict()
+    behind = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
+    layouts: dict[str, tuple[dict[str, Any], NCSNpp]] = {
+        "compiled": ({"model": {f"_orig_mod.{k}": v for k, v in state.items()}}, network),
+        "compiled, in parallel": ({"model": behind}, network),
+        "numbers": ({"model": state, "step": np.int64(3), "loss": np.float32(0.5)}, network),
+        "averages by name": ({"model": state, "ema": averaged}, other),
+        "averages behind module.": (
+            {"model": state, "ema": {f"module.{k}": v for k, v in averaged.items()}},
+            other,
+        ),
+        "bare": (state, network),
+        "bare, compiled": (behind, network),
+    }
+    for name, (content, expected) in layouts.items():
+        torch.save(content, tmp_path / "c.pth")
+        use_ema = "ema" in content or "model" not in content
+        found = load_rectified_flow(tmp_path / "c.pth", config, use_ema=use_ema).state_dict()
+        for key, tensor in expected.state_dict().items():
+            assert torch.equal(found[key], tensor), (name, key)
+    averaged.pop("all_modules.3.weight")
+    publish(tmp_path / "c.pth", network, ema=averaged)
+    says(tmp_path / "c.pth", config, "ema does not fit config: 1 parameters missing (all_modules.3")
+
+
+def test_a_flipped_bit_is_seen_by_the_checksum(tmp_path: Path) -> None:
+    network, config = small("ddpmpp"), settings("ddpmpp")
+    path = publish(tmp_path / "c.pth", network)
+    whole = bytearray(path.read_bytes())
+    weights = list(network.parameters())[3].detach().numpy().tobytes()
+    place = whole.rindex(weights)
+    for bit in range(8):
+        flipped = bytearray(whole)
+        flipped[place + 2] ^= 1 << bit
+        path.write_bytes(flipped)
+        says(path, config, "c.pth: altered: ", " has another checksum than when it was written; ")
+    # Without checksums, as torch can be told to save, there is nothing to compare with.
+    torch.serialization.set_crc32_options(False)
+    try:
+        publish(path, network)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_rectified_flow(path, config)
+
+
+def test_a_configuration_nested_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    publish(tmp_path / "c.pth", small("ddpmpp"))
+    says(tmp_path / "c.pth", tmp_path / "deep.json", "deep.json: not JSON (")
+    (tmp_path / "large.json").write_text("9" * 5000)
+    says(tmp_path / "c.pth", tmp_path / "large.json", "large.json: not JSON (")
+    config = settings("ddpmpp")
+    for name, value in (("num_res_blocks", 10**6), ("ch_mult", [1] * 1000), ("nf", 10**30)):
+        changed = {**config, "model": {**config["model"], name: value}}
+        says(tmp_path / "c.pth", changed, f"config: model.{name}", "found; ")
 
 
 def test_parameters_that_do_not_fit(tmp_path: Path) -> None:
@@ -367,7 +429,7 @@ def test_averages_that_do_not_fit(tmp_path: Path) -> None:
     says(path, config, "does not fit config: all_modules.1.weight has shape")
     for ema in (None, {}, {"shadow_params": 3}, {"shadow_params": [1]}):
         publish(path, network, ema=ema)
-        says(path, config, "no list of tensors ema.shadow_params; use_ema=False reads model")
+        says(path, config, "no list of tensors ema.shadow_params, nor a state dict ema; use_ema=F")
 
 
 def test_configurations_that_do_not_hold(tmp_path: Path) -> None:

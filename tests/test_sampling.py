@@ -46,3 +46,12 @@ def test_no_samples_are_refused() -> None:
 def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(InputError, match="solver: 'ab3'; one of euler, ab2, heun needed"):
         sample("ab3", CountedVelocity(Linear()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_that_are_not_finite_are_refused(value: float) -> None:
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.where((t > 0.5).view(-1, 1, 1, 1) & (x == x.max()), value, x)
+
+    with pytest.raises(InputError, match="velocity: samples 0 to 2 are not finite at t = 1; a net"):
+        sample("euler", CountedVelocity(velocity))

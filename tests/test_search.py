@@ -1,6 +1,7 @@
 """``boss schedule`` and ``boss sample``, as a user types them."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from boss_core.solvers import SOLVERS, euler
 from boss_core.timesteps import karras, nearest_indices, uniform
 from boss_core.uncertainty import bootstrap
 from boss_core.velocity import sample_labels, sample_noise
+from flows import memory
 from flows.extractor import read_extractor
 from flows.search import SELECTION
 from tests.conftest import SHARED, needs_shared
@@ -36,13 +38,14 @@ CONFIG = UNetConfig(
     attention_sizes=(),
 )  # fmt: skip
 MODULE = """
+import os
 import torch
 calls = 0
 
 def velocity(x, t):
     global calls
     calls += 1
-    if STOP and calls > STOP:
+    if calls > int(os.environ["CALLS_OF_A_TEST"]):  # the code that is stopped stays the same
         raise KeyboardInterrupt
     return torch.sin(3 * x + 4 * t.view(-1, 1))
 """
@@ -59,7 +62,8 @@ def teacher(folder: Path, seed: int = 0) -> UNet:
 def flow(name: str, stop: int = 0) -> list[str]:
     """A module of the user's with a velocity that can be stopped and counts its calls."""
     sys.modules.pop(name, None)
-    Path(f"{name}.py").write_text(MODULE.replace("STOP", str(stop)))
+    Path(f"{name}.py").write_text(MODULE)
+    os.environ["CALLS_OF_A_TEST"] = str(stop or 10**9)
     return ["--velocity", f"{name}:velocity", "--shape", "5"]
 
 
@@ -158,7 +162,15 @@ def test_costs_on_the_path_of_another_solver(boss, reference: str, evaluations: 
     np.testing.assert_allclose(np.load("schedules/cost.npz")["cost"], matrix.cost, rtol=1e-6)
     for solver in ("euler", "ab2"):  # the second from the same costs
         code, out, _ = boss(
-            "schedule", *options, "--samples", 30, "--reference", reference, "--solver", solver
+            "schedule",
+            *options,
+            "--samples",
+            30,
+            "--reference",
+            reference,
+            "--solver",
+            solver,
+            "--replace",
         )
         assert code == 0
         assert "evaluations" not in out
@@ -331,14 +343,20 @@ def test_what_is_wrong_is_said_in_a_line(boss, arguments, message) -> None:
         ("x * float('nan')", "velocity: not finite at t = 0 (step 0 of 5)"),
         ("x[:, :3]", "velocity: returned shape (2, 3) for states of shape (2, 5)"),
         ("x.double()", "velocity: returned torch.float64 for states of torch.float32"),
+        ("None", "velocity: returned None; a tensor of the shape of its states"),
+        ("(x, t)", "velocity: returned a tuple of 2; a tensor of the shape of its states"),
+        ("{'sample': x}", "velocity: returned a dict with 'sample'; a tensor of the shape of its"),
+        ("x @ t", "/broken.py:2: RuntimeError: size mismatch, got input (2)"),
+        ("x.sample", "/broken.py:2: AttributeError: 'Tensor' object has no attribute 'sample'"),
     ],
 )
 def test_a_velocity_that_breaks_its_promise_is_named(boss, returned: str, message: str) -> None:
     sys.modules.pop("broken", None)
     Path("broken.py").write_text(f"def velocity(x, t):\n    return {returned}\n")
     options = ["--grid", 5, "--budget", 2, "--samples", 2]
-    code, _, err = boss("schedule", "--velocity", "broken:velocity", "--shape", "5", *options)
-    assert code == 2
+    network = ["--velocity", "broken:velocity", "--shape", "5"]
+    code, _, err = boss("schedule", *network, *options)
+    assert (code, len(err.splitlines())) == (2, 1)
     assert message in err
 
 
@@ -395,7 +413,7 @@ def test_refined_steps_sample_nearer_to_the_teacher(boss, solver: str) -> None:
     distance = sliced_wasserstein(euler(network, noise, uniform(20)))
     found = {}
     for objective in ("l2_squared", "refine"):
-        assert boss("schedule", *arguments, "--objective", objective)[0] == 0
+        assert boss("schedule", *arguments, "--objective", objective, "--replace")[0] == 0
         times = Schedule.from_json(Path("schedules/3.json").read_text()).timesteps
         found[objective] = float(distance(SOLVERS[solver](network, noise, times)[None]))
     assert found["refine"] < found["l2_squared"]
@@ -440,7 +458,7 @@ def test_steps_refined_by_features_are_nearer_in_those_of_the_folder(boss) -> No
     arguments += ["--noises", 40, "--features", "features"]
     found, settings = {}, set()
     for objective in ("l2_squared", "refine"):
-        assert boss("schedule", *arguments, "--objective", objective)[0] == 0
+        assert boss("schedule", *arguments, "--objective", objective, "--replace")[0] == 0
         schedule = Schedule.from_json(Path("schedules/3.json").read_text())
         found[objective] = float(distance(euler(network, noise, schedule.timesteps)[None]))
         settings.add(schedule.settings_hash)
@@ -503,3 +521,158 @@ def test_what_cannot_be_searched_is_said_before_any_work(boss, options, message)
     assert code == 2
     assert message in err
     assert not Path("schedules").exists()
+
+
+def test_schedules_of_another_search_are_kept(boss) -> None:
+    teacher(Path("net"))
+    options = ["schedule", "--checkpoint", "net", "--budget", 2, "--grid", 6, "--samples", 4]
+    assert boss(*options)[0] == 0
+    first = Path("schedules/2.json").read_bytes()
+    for other, found in (
+        (["--solver", "ab2"], "for ab2 by l2_squared"),
+        (["--objective", "minimax"], "for euler by minimax"),
+    ):
+        code, out, err = boss(*options, *other)
+        assert (code, out) == (2, "")
+        said = f"schedules/2.json: for euler by l2_squared, and these steps would be {found}; anoth"
+        assert said in err
+        assert Path("schedules/2.json").read_bytes() == first
+    # The same again, more of it, and other budgets, are not another search.
+    assert boss(*options)[0] == 0
+    assert Path("schedules/2.json").read_bytes() == first
+    assert boss(*options, "--samples", 8)[0] == 0
+    assert boss(*options, "--budget", 3)[0] == 0
+    code, out, _ = boss(*options, "--solver", "ab2", "--replace")
+    assert code == 0
+    assert "evaluations" not in out  # from the same costs
+    found = Schedule.from_json(Path("schedules/2.json").read_text())
+    assert found.solver == "ab2"
+    place = 1 if found.indices[1] == 5 else 5
+    moved = {"timesteps": (0.0, place / 6, 1.0), "indices": (0, place, 6)}
+    Path("schedules/2.json").write_text(found.model_copy(update=moved).to_json())
+    _, out, _ = boss(*options, "--solver", "ab2")
+    assert f"schedules/2.json: replaced; its steps were 0 {place / 6:.4g} 1\n" in out
+    assert "single steps of ab2, 8 trajectories (compares steps of one solver, not" in " ".join(
+        out.split()
+    )
+    teacher(Path("other"), seed=1)
+    Path("schedules/cost.npz").unlink()
+    code, _, err = boss(*[str(o).replace("net", "other") for o in options], "--solver", "ab2")
+    assert code == 2
+    assert "schedules/2.json: for the network " in err
+
+
+def test_auto_is_the_same_search_again(boss) -> None:
+    options = ["--grid", 5, "--samples", 2, "--noises", 20, "--budget", 2, "--objective", "auto"]
+    for _ in range(2):
+        assert boss("schedule", *flow("same"), *options)[0] == 0
+
+
+def test_a_student_on_steps_of_another_is_said(boss) -> None:
+    network = teacher(Path("net"))
+    own = Schedule(timesteps=(0.0, 0.25, 0.5, 1.0), indices=(0, 1, 2, 4), objective="uniform")
+    other = Schedule(timesteps=(0.0, 0.5, 1.0), indices=(0, 2, 4), objective="uniform")
+    moved = own.model_copy(update={"timesteps": (0.0, 0.25, 0.75, 1.0), "solver": "ab2"})
+    save_checkpoint(Path("student"), network, schedule=own)
+    for steps, says in (
+        (own, ""),
+        (other, "warning: s.json: 2 steps of euler, but this student was trained for its own 3"),
+        (moved, "warning: s.json: other steps of ab2, but this student was trained for its own 3 "),
+    ):
+        Path("s.json").write_text(steps.to_json())
+        code, _, err = boss("sample", "--checkpoint", "student", "--schedule", "s.json", "-n", 1)
+        assert code == 0
+        assert err.startswith(says)
+        assert bool(err) == bool(says)
+
+
+# Eight steps as a distilled model's page gives them.
+PUBLISHED = (1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)
+
+
+def test_published_noise_levels_are_sampled_as_they_are(boss) -> None:
+    network = teacher(Path("net"))
+    times = [1 - level for level in PUBLISHED] + [1.0]
+    for text in (",".join(map(str, PUBLISHED)), " ".join(map(str, PUBLISHED)) + ", 0"):
+        code, out, err = boss("sample", "--checkpoint", "net", "--sigmas", text, "-n", 1)
+        assert (code, err) == (0, "")
+        assert "8 network evaluations each" in out
+        with Image.open("samples.png") as picture:
+            found = np.asarray(picture)[::4, ::4]
+        images = sample_images(
+            network, times, samples=1, shape=(1, 8, 8), seed=0, batch_size=1,
+            device=torch.device("cpu"),
+        )  # fmt: skip
+        np.testing.assert_array_equal(found, images[0, 0])
+    # From a first level just below 1, as shifted ones have, samplers begin with noise as well.
+    assert boss("sample", "--checkpoint", "net", "--sigmas", "0.9997,0.5", "-n", 1)[0] == 0
+    code, _, err = boss("sample", "--checkpoint", "net", "--sigmas", "0.6,0.3", "-n", 1)
+    assert code == 2
+    assert "timesteps: begin at 0.4, noise level 0.6; steps from noise, 0, needed" in err
+
+
+def test_published_noise_levels_are_compared_on_the_grid(boss) -> None:
+    network = teacher(Path("net"))
+    options = ["--grid", 50, "--samples", 6, "--budget", 4]
+    lists = ["--compare", ",".join(map(str, PUBLISHED)), "--compare", "1,0.5,0"]
+    code, out, _ = boss("schedule", "--checkpoint", "net", *options, *lists)
+    assert code == 0
+    noise = sample_noise(range(6), (1, 8, 8), seed=0)
+    matrix = estimate_cost_matrix(network, noise, uniform(50), batch_size=6)
+    rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines()]
+    # By hand: 50 (1 - sigma) rounded; 0.00031 falls on the end.
+    for name, path in (
+        ("7 (--compare 1)", (0, 17, 28, 35, 41, 44, 48, 50)),
+        ("2 (--compare 2)", (0, 25, 50)),
+    ):
+        (row,) = [row for row in rows if row[1:2] == [name]]
+        assert float(row[2]) == pytest.approx(path_cost(matrix.cost, path), rel=1e-3)
+    said = "--compare 1: on the nearest points of the grid, up to 0.0095 away; 8 steps become 7, as"
+    assert said in " ".join(out.split())
+    assert "--compare 2:" not in out
+
+
+@pytest.mark.parametrize("grid", [1, 4])
+def test_a_flow_that_is_straight_costs_nothing(boss, grid: int) -> None:
+    sys.modules.pop("straight", None)
+    Path("straight.py").write_text("def velocity(x, t):\n    return 0 * x + 1\n")
+    network = ["--velocity", "straight:velocity", "--shape", "3"]
+    code, _, err = boss("schedule", *network, "--grid", grid, "--samples", 3, "--budget", 1)
+    assert (code, err) == (0, "")
+    assert Path("schedules/cost.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("gib", "shape", "grid", "batch"),
+    [
+        # A quarter of what is free, at most 2 GiB, by 2,000 times the bytes of a sample:
+        (64, (3, 32, 32), 100, 64),  # 2 GiB / 23.4 MiB = 87
+        (4, (3, 32, 32), 100, 32),  # 1 GiB / 23.4 MiB = 43
+        (64, (1, 8, 8), 100, 512),  # the largest
+        (64, (3, 256, 256), 100, 1),  # 2 GiB / 1.5 GiB
+        (64, (3, 1024, 1024), 100, 1),
+        # A quarter by the velocities, of 10^6 steps:
+        (4, (5,), 10**6, 32),  # 1 GiB / 19 MiB = 53
+    ],
+)
+def test_samples_at_a_time_by_the_memory_that_is_free(
+    monkeypatch: pytest.MonkeyPatch, gib: int, shape: tuple[int, ...], grid: int, batch: int
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: gib << 30)
+    assert memory.search_batch(shape, grid, torch.device("cpu")) == batch
+
+
+def test_a_search_takes_its_batch_for_all_that_it_does(boss, monkeypatch) -> None:
+    sizes: set[int] = set()
+    sys.modules.pop("sized", None)
+    Path("sized.py").write_text(
+        "import builtins\ndef velocity(x, t):\n    builtins.sizes.add(len(x))\n    return x.sin()\n"
+    )
+    monkeypatch.setattr("builtins.sizes", sizes, raising=False)
+    network = ["--velocity", "sized:velocity", "--shape", "3"]
+    options = ["--grid", 5, "--samples", 200, "--noises", 300, "--budget", 2, "--objective", "auto"]
+    assert boss("schedule", *network, *options, "--out", "free")[0] == 0
+    assert max(sizes) == 512  # 600 trajectories to compare on
+    sizes.clear()
+    assert boss("schedule", *network, *options, "--batch-size", 7, "--out", "given")[0] == 0
+    assert max(sizes) == 7

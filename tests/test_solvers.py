@@ -99,7 +99,8 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
         ([0.0], "at least two times"),
         ([0.0, 0.5, 0.5, 1.0], "0.5 is followed by 0.5"),
         ([0.0, np.nan, 1.0], "entry 1 is not finite"),
-        ([0.1, 1.0], "run from 0.1 to 1.0"),
+        ([0.1, 0.9], "run from 0.1 to 0.9"),
+        ([-0.1, 1.0], "run from -0.1 to 1.0"),
         ([1.0, 0.0], "run from 1.0 to 0.0"),
     ],
 )

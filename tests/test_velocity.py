@@ -8,9 +8,16 @@ from torch import Tensor, nn
 
 from boss_core.cost import estimate_cost_matrix
 from boss_core.errors import InputError
-from boss_core.solvers import euler
+from boss_core.pipelines import sample_generators
+from boss_core.solvers import SOLVERS, euler, rk45
 from boss_core.timesteps import quadratic, uniform
-from boss_core.velocity import checked_velocity, sample_noise, scalar_time, time_first
+from boss_core.velocity import (
+    checked_velocity,
+    sample_labels,
+    sample_noise,
+    scalar_time,
+    time_first,
+)
 
 
 class Mlp(nn.Module):
@@ -61,6 +68,10 @@ def test_time_first_and_one_time_for_all() -> None:
         (lambda x, t: x.double(), r"torch\.float64 for states of torch\.float32"),
         (lambda x, t: x.bfloat16(), r"torch\.bfloat16 for states of torch\.float32"),
         (lambda x, t: torch.where(x > 1, torch.nan, x), r"not finite at t = 0 \(sample 1\)"),
+        (lambda x, t: x.to("meta"), r"returned a tensor on meta for states on cpu"),
+        (lambda x, t: None, r"velocity: returned None; a tensor of the shape of its states"),
+        (lambda x, t: (x, t), r"velocity: returned a tuple of 2; a tensor"),
+        (lambda x, t: {"sample": x}, r"velocity: returned a dict with 'sample'; a tensor"),
     ],
 )
 def test_a_velocity_that_does_not_hold_is_refused_at_its_first_call(velocity, says: str) -> None:
@@ -69,6 +80,26 @@ def test_a_velocity_that_does_not_hold_is_refused_at_its_first_call(velocity, sa
         euler(checked_velocity(velocity), x, uniform(3))
     holds = checked_velocity(lambda x, t: x * t.view(-1, 1))
     assert torch.equal(holds(x, torch.ones(3)), x)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS.values(), rk45])
+def test_every_solver_refuses_what_is_no_velocity(solver) -> None:
+    x = torch.zeros(3, 2)
+    for returned in (None, (x, x), x[:, :1], x.double()):
+        with pytest.raises(InputError, match="velocity: returned "):
+            solver(lambda x, t, v=returned: v, x, uniform(3))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 0.5, True])
+def test_seeds_that_no_generator_takes_are_refused(seed) -> None:
+    for draw in (
+        lambda: sample_noise(range(2), (2,), seed),
+        lambda: sample_labels(range(2), 3, seed),
+        lambda: sample_generators(range(2), seed),
+    ):
+        with pytest.raises(InputError, match=r"seed: .*; an integer from 0 to 2\^63 - 1 needed"):
+            draw()
+    assert sample_noise(range(2), (2,), 2**63 - 1).isfinite().all()
 
 
 def test_the_search_refuses_another_dtype() -> None:

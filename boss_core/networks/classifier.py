@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
+from boss_core.networks.sizes import LARGEST
 from boss_core.pixels import from_uint8
+from boss_core.weights import check_weights, skeleton
 
 ACCURACY_BATCH = 1000
 
@@ -24,9 +26,9 @@ class ClassifierConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: int = Field(ge=1, le=4, description="image channels")
-    classes: int = Field(ge=2, description="labels")
-    width: int = Field(ge=8, multiple_of=8, description="channels of the first layer")
-    features: int = Field(ge=2, description="width of the feature layer")
+    classes: int = Field(ge=2, le=LARGEST, description="labels")
+    width: int = Field(ge=8, le=LARGEST, multiple_of=8, description="channels of the first layer")
+    features: int = Field(ge=2, le=LARGEST, description="width of the feature layer")
     network: Literal["small", "resnet"] = "small"
 
 
@@ -128,6 +130,9 @@ def load_classifier(path: Path) -> Classifier:
         with safe_open(path, framework="pt") as file:
             config = ClassifierConfig.model_validate_json((file.metadata() or {})["config"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        without_numbers = skeleton(lambda: Classifier(config))
+        check_weights(path, tensors, without_numbers.state_dict())
+        without_numbers.load_state_dict(tensors, assign=True)  # fits, before memory is taken
         network = Classifier(config)
         network.load_state_dict(tensors)
     except (SafetensorError, KeyError, ValidationError, RuntimeError) as error:

@@ -22,6 +22,16 @@ from torch.nn import functional as F
 
 from boss_core.denoiser import velocity_from_denoiser
 from boss_core.errors import InputError
+from boss_core.networks.sizes import (
+    LARGEST,
+    LARGEST_FILTER,
+    Blocks,
+    Levels,
+    Multiplier,
+    Side,
+    Width,
+)
+from boss_core.weights import check_weights, skeleton
 
 # What the published constructors assume where the settings of a network say nothing.
 PUBLISHED_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -50,19 +60,21 @@ class EDMConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model_type: Literal["SongUNet", "DhariwalUNet"]
-    img_resolution: int = Field(ge=4, description="height and width in pixels")
-    img_channels: int = Field(ge=1, description="image channels")
-    label_dim: int = Field(0, ge=0, description="classes; 0: unconditional")
-    model_channels: int = Field(ge=4, multiple_of=4, description="width to be multiplied")
-    channel_mult: tuple[int, ...] = Field(min_length=1, description="width of each level")
-    channel_mult_emb: int = Field(4, ge=1, description="width of the embedding")
-    num_blocks: int = Field(ge=1, description="residual blocks a level")
+    img_resolution: Side = Field(description="height and width in pixels")
+    img_channels: Width = Field(description="image channels")
+    label_dim: int = Field(0, ge=0, le=LARGEST, description="classes; 0: unconditional")
+    model_channels: Width = Field(multiple_of=4, description="width to be multiplied")
+    channel_mult: Levels = Field(description="width of each level")
+    channel_mult_emb: Multiplier = Field(4, description="width of the embedding")
+    num_blocks: Blocks = Field(description="residual blocks a level")
     attn_resolutions: tuple[int, ...] = Field(description="image sizes with self-attention")
     embedding_type: Literal["positional", "fourier"] = "positional"
-    channel_mult_noise: int = Field(1, ge=1, description="width of the noise embedding")
+    channel_mult_noise: Multiplier = Field(1, description="width of the noise embedding")
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
-    resample_filter: tuple[int, ...] = Field((1, 1), min_length=2, description="FIR taps")
+    resample_filter: tuple[int, ...] = Field(
+        (1, 1), min_length=2, max_length=LARGEST_FILTER, description="FIR taps"
+    )
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
     sigma_min: float = Field(0.002, gt=0, description="lowest noise level to evaluate")
     sigma_max: float = Field(80.0, gt=0, description="highest noise level to evaluate")
@@ -134,8 +146,8 @@ def from_published(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]
     The network is on the CPU, float32, in evaluation mode and without gradients. Settings that do
     not shape it (dropout, use_fp16, ...) are passed over, and so are the weights of the
     augmentation labels, whose input is zero when sampling. Raises InputError when the settings
-    are not those of such a network, or when any other weight is missing, left over or of another
-    shape.
+    are not those of such a network, or when any other weight is missing, left over, of another
+    shape or no weights (`boss_core.weights.check_weights`).
     """
     model_type = settings.get("model_type", "DhariwalUNet")
     fields = EDMConfig.model_fields.keys() - {"sigma_min", "sigma_max"}
@@ -148,9 +160,9 @@ def from_published(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"settings: {where}: {first['msg']}") from error
-    network = EDM(config)
+    asked = skeleton(lambda: EDM(config)).state_dict()
     weights = {k: v for k, v in state_dict.items() if k != "model.map_augment.weight"}
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in asked.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
@@ -158,6 +170,8 @@ def from_published(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]
                 f"state dict: {name} has shape {shapes.get(name, 'none: it is missing')}, but the"
                 f" settings ask for {expected.get(name, 'no such parameter')}"
             )
+    check_weights("state dict", weights, asked)
+    network = EDM(config)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boss_core.networks.normalization import Summands, add_and_norm, group_norm
+from boss_core.networks.sizes import Blocks, Levels, Side, Width
 
 # Rectified Flow trained on t in [EPS, 1] and gave the network 999 t (Liu et al. 2023, the label
 # range of the DDPM++ that it started from).
@@ -32,12 +33,12 @@ class NCSNppConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(ge=4, description="height and width in pixels")
+    image_size: Side = Field(description="height and width in pixels")
     num_channels: int = Field(ge=1, le=4, description="image channels")
     centered: bool = Field(description="images in [-1, 1]; else [0, 1], shifted by the network")
-    nf: int = Field(ge=4, multiple_of=4, description="width, first level")
-    ch_mult: tuple[int, ...] = Field(min_length=1, description="width of each level")
-    num_res_blocks: int = Field(ge=1, description="residual blocks a level")
+    nf: Width = Field(multiple_of=4, description="width, first level")
+    ch_mult: Levels = Field(description="width of each level")
+    num_res_blocks: Blocks = Field(description="residual blocks a level")
     attn_resolutions: tuple[int, ...] = Field(description="image sizes with self-attention")
     fir: bool = Field(description="resample with a filter; else nearest neighbour and mean")
     fir_kernel: tuple[float, float, float, float] = Field(description="taps of that filter")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boss_core.errors import InputError
+from boss_core.networks.sizes import LARGEST, Blocks, Levels, Side, Width
 
 _GROUPS = 8
 
@@ -29,14 +30,17 @@ class UNetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(ge=4, description="height and width in pixels")
+    image_size: Side = Field(description="height and width in pixels")
     channels: int = Field(ge=1, le=4, description="image channels")
-    base_channels: int = Field(ge=_GROUPS, multiple_of=_GROUPS, description="width, first level")
-    channel_multipliers: tuple[int, ...] = Field(min_length=1, description="width of each level")
-    blocks: int = Field(ge=1, description="residual blocks a level")
+    base_channels: Width = Field(multiple_of=_GROUPS, description="width, first level")
+    channel_multipliers: Levels = Field(description="width of each level")
+    blocks: Blocks = Field(description="residual blocks a level")
     attention_sizes: tuple[int, ...] = Field(description="image sizes with self-attention")
     classes: int | None = Field(
-        default=None, ge=1, description="labels of a conditional network; None for one without"
+        default=None,
+        ge=1,
+        le=LARGEST,
+        description="labels of a conditional network; None for one without",
     )
 
     @model_serializer(mode="wrap")
