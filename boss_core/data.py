@@ -40,15 +40,15 @@ class ImageSource:
 
     count: N. labels: (N,), not negative, or None. images: gives all of them in the order of
     storage, as often as it is called. shape: (C, H, W) where the storage has one for all of
-    them; None where every image has its own. left_out: a line on what else lies there and is no
-    image, for the user to see.
+    them; None where every image has its own. remarks: lines for the user to see, on what was left
+    out or cannot be watched.
     """
 
     count: int
     labels: NDArray[np.int64] | None
     images: Callable[[], Iterator[StoredImage]]
     shape: Shape | None = None
-    left_out: str | None = None
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count

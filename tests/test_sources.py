@@ -231,6 +231,8 @@ def test_links_to_classes_and_files_are_followed(tmp_path: Path) -> None:
     assert source.labels is not None
     assert source.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert read(source)[:, 0, 0, 0].tolist() == [1, 2, 3, 1, 1, 2]
+    (says,) = source.remarks
+    assert "cat and others are links; DVC does not see when images behind it change: `dvc" in says
 
 
 def test_links_that_lead_nowhere_or_in_a_circle(tmp_path: Path) -> None:
@@ -256,14 +258,14 @@ def test_no_image_vanishes_without_a_word(tmp_path: Path) -> None:
     ):  # fmt: skip
         save(tmp_path / f"{k}{suffix}", 10 * k, kind)
     source = folder(tmp_path)
-    assert source.left_out is None
+    assert source.remarks == ()
     found = read(source)[:, :, 0, 0].astype(int)
     assert np.abs(found - 10 * np.arange(9)[:, None]).max() <= 2
     for name in ("notes.txt", "labels.csv", "a.json", "Thumbs.db"):
         (tmp_path / name).write_text("")
     assert len(folder(tmp_path)) == 9
-    says = f"{tmp_path}: 4 files left out, no images by their names: Thumbs.db, a.json, labels.csv, ..."
-    assert folder(tmp_path).left_out == says
+    says = "4 files left out, no images by their names: Thumbs.db, a.json, labels.csv, ..."
+    assert folder(tmp_path).remarks == (f"{tmp_path}: {says}",)
     (tmp_path / "photo.HEIC").write_bytes(b"")
     with pytest.raises(InputError, match=r"photo\.HEIC: images ending in \.heic are not read; "):
         folder(tmp_path)

@@ -54,7 +54,9 @@ def folder(path: Path) -> ImageSource:
         for file in files:
             yield StoredImage(str(file), partial(Image.open, file))
 
-    return ImageSource(len(files), labels, images, left_out=_left_out(path, others))
+    return ImageSource(
+        len(files), labels, images, remarks=(*_left_out(path, others), *_links(path, files))
+    )
 
 
 def _check_classes(path: Path, names: set[str]) -> None:
@@ -68,10 +70,22 @@ def _check_classes(path: Path, names: set[str]) -> None:
             )
 
 
-def _left_out(path: Path, others: list[Path]) -> str | None:
+def _left_out(path: Path, others: list[Path]) -> list[str]:
     if not others:
-        return None
+        return []
     names = ", ".join(str(file.relative_to(path)) for file in others[:_NAMED])
     more = ", ..." if len(others) > _NAMED else ""
     what = "1 file" if len(others) == 1 else f"{len(others)} files"
-    return f"{path}: {what} left out, no images by their names: {names}{more}"
+    return [f"{path}: {what} left out, no images by their names: {names}{more}"]
+
+
+def _links(path: Path, files: list[Path]) -> list[str]:
+    folders = {parent for file in files for parent in file.relative_to(path).parents}
+    links = sorted(str(folder) for folder in folders if (path / folder).is_symlink())
+    links = [link for link in links if link != "."]
+    if not links:
+        return []
+    return [
+        f"{path}: {links[0]}{' and others are links' if links[1:] else ' is a link'}; DVC does not"
+        " see when images behind it change: `dvc repro --force prepare` then"
+    ]
