@@ -2,6 +2,11 @@
 
 from pathlib import Path
 
+# Folders that hold outputs of the stages and nothing else, and what runs leave beside them.
+OUTPUTS = tuple(
+    Path(name)
+    for name in ("data", "models", "trajectories", "results", "metrics", "samples", "build")
+)
 CHECKED = Path("results/params.ok")
 DATA = Path("data")
 FEATURES = Path("models/features")
