@@ -1,5 +1,6 @@
 """Where everything lies, relative to the project's folder; dvc.yaml names the same paths."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 # Folders that hold outputs of the stages and nothing else, and what runs leave beside them.
@@ -21,7 +22,7 @@ PLOTS = Path("results/plots")
 REPORT = Path("results/report.html")
 
 
-def student(budget: int) -> Path:
+def student(budget: int | str) -> Path:
     return Path(f"models/student/{budget}")
 
 
@@ -47,3 +48,14 @@ def usage(stage: str) -> Path:
 def training(label: str) -> Path:
     """The checkpoints of a training under way: no output of a stage, and gone when it is done."""
     return Path("build/training") / label
+
+
+# What there is of each budget, outputs of stages and what these took.
+OF_BUDGET: tuple[Callable[[str], Path], ...] = (
+    student,
+    curves,
+    metrics,
+    samples,
+    lambda budget: usage(f"finetune-{budget}"),
+    lambda budget: usage(f"evaluate-{budget}"),
+)

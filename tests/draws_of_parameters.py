@@ -1,6 +1,7 @@
 """Parameters drawn at random, from the ranges of the schema and from beyond them, and data of many
 kinds for them: for the property that what `boss check` lets through ends no stage with an error."""
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,8 +12,11 @@ from PIL import Image
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from boss_core.checkpoints import save_checkpoint
+from boss_core.networks.unet import UNet, UNetConfig
 from flows.config import Params
 from tests.conftest import ROOT
+from tests.test_rectified_flow import settings
 
 Draw = np.random.Generator
 
@@ -82,6 +86,9 @@ SMALL: dict[str, list[Any]] = {
     "dataset": [None],
     "config": [None, "inputs/config.json"],
 }  # fmt: skip
+PATHS = {
+    "teacher.path": ["inputs/grey_teacher", "inputs/teacher_of_classes", "inputs/wide_teacher"],
+}
 # What somebody may write for anything.
 ODD = [
     None, True, -1, 0, 0.5, 1, 2, "", "x", [], [0], [1, 1], {}, 10**9 + 1, 10**30, -(10**30),
@@ -128,6 +135,17 @@ def write_data(folder: Path) -> list[dict[str, Any]]:
             pixels = draw.integers(256, size=(height, width, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(path)
         found.append({"data.source": "folder", "data.path": f"inputs/{name}"})
+    shape = {"channels": 1, "base_channels": 8, "channel_multipliers": (1,), "blocks": 1}
+    shape |= {"image_size": 8, "attention_sizes": ()}
+    for name, other in (
+        ("grey_teacher", {}), ("teacher_of_classes", {"classes": 4}),
+        ("wide_teacher", {"image_size": 4, "image_width": 8, "channels": 3}),
+    ):  # fmt: skip
+        save_checkpoint(inputs / name, UNet(UNetConfig(**(shape | other))))
+        brought = {"teacher.source": "checkpoint", "teacher.path": f"inputs/{name}"}
+        kind = "wide" if "wide" in name else "grey"
+        found.append({"data.source": "npz", "data.path": f"inputs/{kind}.npz"} | brought)
+    (inputs / "config.json").write_text(json.dumps(settings("ncsnpp")))
     return found
 
 
@@ -171,7 +189,7 @@ def _value(draw: Draw, name: str, field: FieldInfo) -> Any:
         return ODD[draw.integers(len(ODD))]
     if kind < 0.25 and (ends := _ends(field)):
         return ends[draw.integers(len(ends))]
-    choices = SMALL.get(last) or _literals(field.annotation) or _ends(field)
+    choices = PATHS.get(name) or SMALL.get(last) or _literals(field.annotation) or _ends(field)
     if name == "finetune.methods":
         every = _literals(field.annotation)
         size = draw.integers(1, len(every) + 1)

@@ -77,6 +77,13 @@ class UNet(nn.Module):
                 )
         base = config.base_channels
         widths = [base * m for m in config.channel_multipliers]
+        pixels = config.image_size * config.sample_shape[2] // 4 ** (levels - 1)
+        if pixels * min([base, *widths][-2:]) == _GROUPS:
+            raise InputError(
+                f"channel_multipliers: {levels} levels of an image of {config.sample_shape[2]}x"
+                f"{config.image_size} end in one pixel of {_GROUPS} channels, each normalised to 0"
+                " by itself; fewer levels or more channels needed"
+            )
         embedding = 4 * base
         self.embed = nn.Sequential(
             nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()

@@ -17,6 +17,7 @@ from flows.runtime import check_device, run_stage
 # Images that are opened for their size and colour; `prepare`, which is next, opens the others.
 LOOKED_AT = 10_000
 SMALLEST = 4  # pixels: of a U-Net
+GROUPS = 8  # of channels that a U-Net normalises together
 LPIPS_SMALLEST = 16  # pixels: VGG-16 halves an image four times
 
 
@@ -131,6 +132,14 @@ def _check_shape(params: Params, found: Found) -> None:
                 f" levels halve images {halvings} times, and these are {width}x{height}; sides of"
                 f" {SMALLEST} or more that are multiples of {2**halvings}, by data.image_size, or"
                 " other levels needed"
+            )
+        widths = [1, *teacher.channel_multipliers][-2:]
+        if height * width == 4**halvings and teacher.base_channels * min(widths) == GROUPS:
+            raise InputError(
+                f"params.yaml: teacher.base_channels: {teacher.base_channels} with"
+                f" {len(teacher.channel_multipliers)} levels for images of {width}x{height}, of"
+                f" which the last is one pixel of {GROUPS} channels, each normalised to 0 by"
+                " itself; more channels or fewer levels needed"
             )
     if params.schedule.objective == "lpips" and min(height, width) < LPIPS_SMALLEST:
         raise InputError(
