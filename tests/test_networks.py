@@ -66,7 +66,7 @@ def test_images_that_are_not_square(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 8, 12)
     assert wide(x, torch.rand(4)).shape == x.shape
     save_checkpoint(tmp_path, wide)
-    loaded, card = load_checkpoint(tmp_path)
+    loaded, _ = load_checkpoint(tmp_path)
     assert loaded.config == wide.config
     assert json.loads((tmp_path / CARD).read_text())["config"]["image_width"] == 12
     assert "image_width" not in square.config.model_dump()  # cards of square ones are as ever
