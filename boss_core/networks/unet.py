@@ -13,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
@@ -36,9 +35,7 @@ class UNetConfig(BaseModel):
     )
     channels: int = Field(ge=1, le=4, description="image channels")
     base_channels: int = Field(ge=_GROUPS, multiple_of=_GROUPS, description="width, first level")
-    channel_multipliers: tuple[PositiveInt, ...] = Field(
-        min_length=1, description="width of each level"
-    )
+    channel_multipliers: tuple[int, ...] = Field(min_length=1, description="width of each level")
     blocks: int = Field(ge=1, description="residual blocks a level")
     attention_sizes: tuple[int, ...] = Field(
         description="image sizes with self-attention, of the longer side"

@@ -16,6 +16,7 @@ from flows.runtime import check_device, run_stage
 
 # Images that are opened for their size and colour; `prepare`, which is next, opens the others.
 LOOKED_AT = 10_000
+CLASSES = 2**16  # that networks are made for
 SMALLEST = 4  # pixels: of a U-Net
 GROUPS = 8  # of channels that a U-Net normalises together
 LPIPS_SMALLEST = 16  # pixels: VGG-16 halves an image four times
@@ -23,10 +24,12 @@ LPIPS_SMALLEST = 16  # pixels: VGG-16 halves an image four times
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of the images. kinds: different labels, None where there are none."""
+    """What is known of the images. kinds: different labels, None where there are none. classes:
+    the numbers that these may have, as many as a network of the classes has weights for."""
 
     count: int
     kinds: int | None
+    classes: int
     shape: Shape
 
 
@@ -52,14 +55,17 @@ def check(params: Params) -> None:
 def _look_at_images(params: Params) -> Found:
     if params.data.source == "digits":
         size = params.data.image_size
-        return Found(1797, 10, (1, size or 8, size or 8))
+        return Found(1797, 10, 10, (1, size or 8, size or 8))
     from flows.sources import open_source
 
     source = open_source(params.data)
     for remark in source.remarks:
         print(f"check: {remark}", flush=True)
-    kinds = None if source.labels is None else len(np.unique(source.labels))
-    return Found(len(source), kinds, image_shape(_first(source), params.data.image_size))
+    kinds, classes = None, 0
+    if source.labels is not None:
+        kinds, classes = len(np.unique(source.labels)), int(source.labels.max()) + 1
+    shape = image_shape(_first(source), params.data.image_size)
+    return Found(len(source), kinds, classes, shape)
 
 
 def _first(source: ImageSource) -> ImageSource:
@@ -96,7 +102,14 @@ def _check_labels(params: Params, found: Found) -> None:
                 f"params.yaml: features.extractor: classifier needs two classes or more, and the"
                 f" images in {where} are of one; inception needs none"
             )
-    if params.teacher.source == "train" and params.teacher.conditional and found.kinds is None:
+    conditional = params.teacher.source == "train" and params.teacher.conditional
+    if found.classes > CLASSES and (conditional or params.features.extractor == "classifier"):
+        raise InputError(
+            f"params.yaml: data.path: the images in {where} are of {found.classes} classes, more"
+            f" than {CLASSES}; fewer, or features.extractor: inception and teacher.conditional:"
+            " false, needed"
+        )
+    if conditional and found.kinds is None:
         raise InputError(
             f"params.yaml: teacher.conditional: true needs labels, and the images in {where} have"
             " none; false needs none"
