@@ -22,7 +22,9 @@ def check_request(
     With overrides, targets are left to the copy that is run: which budgets there are, its
     parameters say."""
     if not os.access(root, os.W_OK):
-        raise InputError(f"{root.resolve()}: may not be written to; a folder for the results needed")
+        raise InputError(
+            f"{root.resolve()}: may not be written to; a folder for the results needed"
+        )
     if overrides:
         check_overrides(root, overrides)
         return

@@ -341,7 +341,9 @@ def override(params: Path, overrides: Sequence[str]) -> None:
     from dvc.utils.hydra import apply_overrides, to_hydra_overrides
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-    from ruamel.yaml import YAMLError  # DVC's, of what cannot be written: a sweep inside a list
+    from ruamel.yaml.error import (
+        YAMLError,
+    )  # DVC's, of what cannot be written: a sweep inside a list
 
     unfit = InvalidArgumentError, HydraException, OmegaConfBaseException, YAMLError, ValueError
 

@@ -33,7 +33,8 @@ def folder(path: Path) -> ImageSource:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; a folder of images needed")
-    files, others = [], []
+    files: list[Path] = []
+    others: list[Path] = []
     for file in sorted(visible_files(path)):
         suffix = file.suffix.lower()
         if suffix in _OTHER_IMAGES:
