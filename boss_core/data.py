@@ -1,6 +1,7 @@
 """Images where they lie: found first, then decoded in order, a few at a time."""
 
 import os
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,14 +12,18 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from boss_core.errors import InputError
+from boss_core.stored import read_header, read_pixels
 
 Shape = tuple[int, int, int]
 
 _BATCH = 16  # images that a thread decodes at a time
 _THREADS = 8  # at most; reading, not decoding, is the limit with more
+# How Pillow's formats fail on files that are damaged.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_LABELS = 2**16  # below which a label may be whatever the number of images
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,15 @@ class ImageSource:
 
     count: N. labels: (N,), not negative, or None. images: gives all of them in the order of
     storage, as often as it is called. shape: (C, H, W) where the storage has one for all of
-    them; None where every image has its own.
+    them; None where every image has its own. remarks: lines for the user to see, on what was left
+    out or cannot be watched.
     """
 
     count: int
     labels: NDArray[np.int64] | None
     images: Callable[[], Iterator[StoredImage]]
     shape: Shape | None = None
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -54,19 +61,21 @@ def image_shape(
 ) -> Shape:
     """The (C, H, W) of all images of a source; it opens each but decodes none.
 
-    C is 1 when all are greyscale, else 3. H and W are ``image_size`` where that is given. Calls
-    ``advance`` with the number of images looked at since. Raises InputError for an image that
-    cannot be opened and, without ``image_size``, for images of mixed size.
+    C is 1 when all are greyscale, else 3. H and W are ``image_size`` where that is given, else
+    those of the images as their EXIF orientation turns them. Calls ``advance`` with the number of
+    images looked at since. Raises InputError for an image that cannot be opened or is none that
+    `boss_core.stored.read_header` takes and, without ``image_size``, for images of mixed size.
     """
     if source.shape is not None:
         channels, height, width = source.shape
         return channels, image_size or height, image_size or width
-    modes: set[str] = set()
+    grey = True
     first: tuple[str, tuple[int, int]] | None = None
     for stored in source.images():
         with _opened(stored) as image:
-            size = image.size
-            modes.add(image.mode)
+            header = read_header(image)
+        size = header.size
+        grey &= header.grey
         first = first or (stored.name, size)
         if image_size is None and size != first[1]:
             raise InputError(
@@ -77,7 +86,7 @@ def image_shape(
     if first is None:
         raise InputError("no images; at least one needed")
     width, height = first[1]
-    return 1 if modes == {"L"} else 3, image_size or height, image_size or width
+    return 1 if grey else 3, image_size or height, image_size or width
 
 
 def read_images(
@@ -85,10 +94,11 @@ def read_images(
 ) -> Iterator[NDArray[np.uint8]]:
     """Every image of a source as (C, H, W), in the order of storage.
 
-    An image of another size is cut to the largest centred part of the right proportions, then
-    resized with Pillow's Lanczos filter, which averages over all pixels when it shrinks. Holds at
-    most ``16 (threads + 1)`` images; ``threads`` (default: one a core, at most 8) decode them.
-    Raises InputError for an image that is truncated or no image.
+    An image is turned as its EXIF orientation says. One of another size is cut to the largest
+    centred part of the right proportions, then resized with Pillow's Lanczos filter, which
+    averages over all pixels when it shrinks. Holds at most ``16 (threads + 1)`` images;
+    ``threads`` (default: one a core, at most 8) decode them. Raises InputError for an image that
+    is truncated or no image.
     """
     threads = threads or min(_THREADS, len(os.sched_getaffinity(0)))
     stored = source.images()
@@ -102,10 +112,14 @@ def read_images(
             yield from pending.popleft().result()
 
 
-def check_labels(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64]:
-    """Labels as int64; InputError unless they are ``count`` whole numbers, none of them negative.
+def check_labels(
+    labels: ArrayLike, count: int, name: str, *, images: int | None = None
+) -> NDArray[np.int64]:
+    """Labels as int64; InputError unless they are ``count`` whole numbers, none of them negative,
+    and below the number of images or 65,536, as those of classes are and identifiers are not.
 
-    name: where they come from, for the message.
+    name: where they come from, for the message. images: of the whole data set, where these labels
+    are of a part.
     """
     found = np.asarray(labels)
     if found.shape != (count,):
@@ -117,6 +131,11 @@ def check_labels(labels: ArrayLike, count: int, name: str) -> NDArray[np.int64]:
         raise InputError(f"{name}: dtype {found.dtype}; integer labels needed")
     if count and found.min() < 0:
         raise InputError(f"{name}: label {found.min()} found; labels from 0 needed")
+    # A network of the classes has weights for each number below the largest.
+    if count and found.max() >= (most := max(images or count, _LABELS)):
+        raise InputError(
+            f"{name}: label {found.max()} found; classes numbered from 0, below {most}, needed"
+        )
     return found.astype(np.int64)
 
 
@@ -150,11 +169,12 @@ def _opened(stored: StoredImage) -> Iterator[Image.Image]:
     try:
         with stored.open() as image:
             yield image
-    except InputError:
-        raise
-    # Pillow's formats have their own ways of failing on damaged files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{stored.name}: truncated or not an image ({error})") from error
+    except InputError as error:
+        raise InputError(f"{stored.name}: {error}") from error
+    except _DAMAGED as error:
+        # Of bytes in memory Pillow says where they lie there.
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise InputError(f"{stored.name}: truncated or not an image{why}") from error
 
 
 def _decode(batch: list[StoredImage], shape: Shape) -> list[NDArray[np.uint8]]:
@@ -162,10 +182,17 @@ def _decode(batch: list[StoredImage], shape: Shape) -> list[NDArray[np.uint8]]:
     decoded = []
     for stored in batch:
         with _opened(stored) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB")
-        if pixels.size != (width, height):
-            pixels = _fit(pixels, width, height)
-        array = np.asarray(pixels).reshape(height, width, channels)
+            expected = read_header(image).size
+            found = read_pixels(image, grey=channels == 1)
+        if found.size != (width, height):
+            if expected == (width, height):
+                raise InputError(
+                    f"{stored.name}: {found.width}x{found.height} pixels as its EXIF orientation,"
+                    f" which comes after the pixels, turns it; {width}x{height}, or image_size,"
+                    " needed"
+                )
+            found = _fit(found, width, height)
+        array = np.asarray(found).reshape(height, width, channels)
         decoded.append(np.ascontiguousarray(array.transpose(2, 0, 1)))
     return decoded
 

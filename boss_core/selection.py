@@ -62,7 +62,7 @@ class Choice:
     indices: the chosen steps, as grid indices.
     winner: the nearest of the candidates on the test noise.
     gain: by how much the winner is nearer than the baseline there, as a share of the baseline's
-        distance; 0 when it is the baseline.
+        distance; 0 when it is the baseline, as where that is at no distance.
     standard_error: of ``gain``, by the jackknife over blocks of the test noise.
     rivals: the number of different steps beside the baseline's, which the bar depends on.
     distances: of every candidate, on the whole test noise; infinite where samples are.
@@ -215,8 +215,11 @@ def _choice(
         block = torch.arange(len(test.ends), device=test.ends.device) % BLOCKS
         without = [distance(test.ends[block != b])(pair[:, block != b]) for b in range(BLOCKS)]
         found = torch.stack([to_test(pair), *without]).cpu().numpy()
-        gain, *left_out = 1.0 - found[:, 1] / found[:, 0]
-        error = float(np.sqrt((BLOCKS - 1) * np.var(left_out)))
+        if (found[:, 0] > 0).all():
+            gain, *left_out = 1.0 - found[:, 1] / found[:, 0]
+            error = float(np.sqrt((BLOCKS - 1) * np.var(left_out)))
+        else:  # the baseline is there already, but for rounding: nothing can be nearer
+            winner = BASELINE
     beyond_chance = rivals and gain > stdtrit(BLOCKS - 1, 1.0 - 0.025 / rivals) * error
     objective = winner if beyond_chance else BASELINE
     return Choice(

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["float32", "bfloat16"]
+_MOST = 10**9  # of anything that is counted
 
 
 class Settings(BaseModel):
@@ -17,13 +18,13 @@ class TrainingSettings(Settings):
     """How `boss_core.training.train` optimises; the defaults live in params.yaml, but
     that of ``weight_decay``, which may be left out."""
 
-    iterations: int = Field(ge=1, description="optimiser steps")
-    batch_size: int = Field(ge=1, description="samples a step")
+    iterations: int = Field(ge=1, le=_MOST, description="optimiser steps")
+    batch_size: int = Field(ge=1, le=_MOST, description="samples a step")
     learning_rate: float = Field(gt=0, le=1, description="Adam's peak learning rate")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         description="after the warm-up: constant, or a cosine down to 0"
     )
-    warmup: int = Field(ge=0, description="steps of linear warm-up")
+    warmup: int = Field(ge=0, le=_MOST, description="steps of linear warm-up")
     gradient_clip: float = Field(gt=0, description="largest L2 norm of the gradient")
     ema_decay: float = Field(ge=0, lt=1, description="decay of the weight average, a step")
     weight_decay: float = Field(
@@ -36,5 +37,9 @@ class ComputeSettings(Settings):
 
     precision: Precision = Field(description="bfloat16: autocast of training, for GPUs")
     compile: bool = Field(description="torch.compile in training")
-    processes: int = Field(ge=1, description="processes, or GPUs, that train one network together")
-    checkpoint_every: int = Field(ge=1, description="steps of a training between checkpoints")
+    processes: int = Field(
+        ge=1, le=1024, description="processes, or GPUs, that train one network together"
+    )
+    checkpoint_every: int = Field(
+        ge=1, le=_MOST, description="steps of a training between checkpoints"
+    )

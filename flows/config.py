@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from boss_core.errors import InputError
 from boss_core.settings import ComputeSettings, Settings, TrainingSettings
+from flows.strict_yaml import read_mapping, shown
 
 PARAMS = Path("params.yaml")
 
@@ -15,10 +15,19 @@ PARAMS = Path("params.yaml")
 WORKERS = 2  # stages side by side
 TIMEOUT = 24 * 3600.0  # seconds for one stage
 
+# Precision and recall measure the distance of an image to its third nearest neighbour.
+NEAREST = 4  # images, itself included
+
 # `boss_core.two_step.LARGEST_GRID`: a cost is kept for every three points of the grid.
 AB2_GRID = 300
 
+# No network or picture is wider, and nothing counts further: a slip of the finger that would end
+# in a full memory after the stages before it.
+WIDEST = 2**14
+MOST = 10**9
+
 Budget = Annotated[int, Field(ge=1)]
+Multiplier = Annotated[int, Field(ge=1, le=64)]
 # Columns of the table that have a student of their own: `flows.variants`.
 Method = Literal[
     "straightened_uniform",
@@ -46,7 +55,9 @@ class Data(Settings):
     image_column: str = Field(description="parquet: column of the images")
     label_column: str | None = Field(description="parquet: column of the labels, null for none")
     dataset: str | None = Field(description="torchvision: the data set's class")
-    image_size: int | None = Field(ge=1, description="side to crop and resize to, pixels")
+    image_size: int | None = Field(
+        ge=1, le=WIDEST, description="side to crop and resize to, pixels"
+    )
     test_fraction: float = Field(gt=0, lt=1, description="share of images kept for testing")
 
     @model_validator(mode="after")
@@ -65,7 +76,9 @@ class Features(Settings):
         description="classifier: train on images shifted by up to 4 pixels and flipped"
     )
     path: str = Field(description="folder of the weights file, used when extractor is inception")
-    width: int = Field(ge=8, multiple_of=8, description="classifier: channels, first layer")
+    width: int = Field(
+        ge=8, le=WIDEST, multiple_of=8, description="classifier: channels, first layer"
+    )
     features: int = Field(ge=2, le=2048, description="classifier: width of the feature layer")
     training: TrainingSettings
 
@@ -81,20 +94,24 @@ class Teacher(Settings):
     conditional: bool = Field(
         description="learn the classes of the data; a checkpoint's card says it of itself"
     )
-    base_channels: int = Field(ge=8, multiple_of=8, description="channels, first level")
-    channel_multipliers: list[int] = Field(min_length=1, description="width of each level")
-    blocks: int = Field(ge=1, description="residual blocks a level")
+    base_channels: int = Field(ge=8, le=WIDEST, multiple_of=8, description="channels, first level")
+    channel_multipliers: list[Multiplier] = Field(
+        min_length=1, max_length=12, description="width of each level"
+    )
+    blocks: int = Field(ge=1, le=64, description="residual blocks a level")
     attention_sizes: list[int] = Field(description="image sizes with self-attention, pixels")
     training: TrainingSettings
 
 
 class Cost(Settings):
-    grid: int = Field(ge=2, description="steps of the fine grid (K_max)")
+    grid: int = Field(ge=2, le=10_000, description="steps of the fine grid (K_max)")
     samples: int | Literal["auto"] = Field(
         description="trajectories; auto: until the paper's steps no longer move"
     )
-    max_samples: int = Field(ge=2, description="trajectories at most, where samples is auto")
-    batch_size: int = Field(ge=1, description="trajectories rolled out together")
+    max_samples: int = Field(
+        ge=2, le=MOST, description="trajectories at most, where samples is auto"
+    )
+    batch_size: int = Field(ge=1, le=MOST, description="trajectories rolled out together")
     reference: Literal["euler", "heun", "rk45"] = Field(
         description="solver of the trajectories; the paper's: euler"
     )
@@ -102,8 +119,8 @@ class Cost(Settings):
     @field_validator("samples", mode="before")
     @classmethod
     def _a_number_or_auto(cls, samples: Any) -> Any:
-        if samples != "auto" and (type(samples) is not int or samples < 2):
-            raise ValueError(f"{samples!r} found; auto, or an integer of 2 or more, needed")
+        if samples != "auto" and (type(samples) is not int or not 2 <= samples <= MOST):
+            raise ValueError(f"{shown(samples)} found; auto, or an integer of 2 or more, needed")
         return samples
 
 
@@ -122,9 +139,12 @@ class ScheduleSearch(Settings):
     lpips: str = Field(description="folder of the two weights files, used for lpips")
     samples: int = Field(
         ge=20,
+        le=MOST,
         description="oss, refine, auto: noises; auto holds out twice as many, lpips takes 1/8",
     )
-    batch_size: int = Field(ge=1, description="oss, refine, auto, lpips: states evaluated together")
+    batch_size: int = Field(
+        ge=1, le=MOST, description="oss, refine, auto, lpips: states evaluated together"
+    )
 
     @property
     def papers(self) -> bool:
@@ -133,19 +153,30 @@ class ScheduleSearch(Settings):
 
 
 class Trajectories(Settings):
-    samples: int = Field(ge=2, description="teacher trajectories")
+    samples: int = Field(ge=2, le=MOST, description="teacher trajectories")
     validation_fraction: float = Field(gt=0, lt=1, description="share kept for validation")
-    batch_size: int = Field(ge=1, description="trajectories rolled out together")
+    batch_size: int = Field(ge=1, le=MOST, description="trajectories rolled out together")
 
     @property
     def training_samples(self) -> int:
         """Trajectories to train on; the rest, at least one, is for validation."""
         return self.samples - max(1, round(self.samples * self.validation_fraction))
 
+    @model_validator(mode="after")
+    def _some_to_train_on(self) -> Self:
+        if self.training_samples < 1:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} of {self.samples} samples leaves"
+                " none to train on; less, or more samples, needed"
+            )
+        return self
+
 
 class Finetune(Settings):
     methods: list[Method] = Field(min_length=1, description="ways to train a student, each once")
-    lora_rank: int = Field(ge=1, description="boss_lora: rank of what is added to every layer")
+    lora_rank: int = Field(
+        ge=1, le=WIDEST, description="boss_lora: rank of what is added to every layer"
+    )
     training: TrainingSettings
 
     @field_validator("methods")
@@ -155,10 +186,12 @@ class Finetune(Settings):
 
 
 class Evaluate(Settings):
-    samples: int = Field(ge=2, description="generated images behind every metric")
-    reference_samples: int = Field(ge=2, description="real training images to compare with")
-    batch_size: int = Field(ge=1, description="images sampled together")
-    kid_subset_size: int = Field(ge=2, description="images in each of KID's subsets")
+    samples: int = Field(ge=NEAREST, le=MOST, description="generated images behind every metric")
+    reference_samples: int = Field(
+        ge=NEAREST, le=MOST, description="real training images to compare with"
+    )
+    batch_size: int = Field(ge=1, le=MOST, description="images sampled together")
+    kid_subset_size: int = Field(ge=2, le=MOST, description="images in each of KID's subsets")
 
     @model_validator(mode="after")
     def _kid_fits(self) -> Self:
@@ -249,19 +282,14 @@ class Params(Settings):
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check the parameters; InputError names the first field that is wrong, the value
     found and what would be right."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run this in the project's folder") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    content = read_mapping(path)
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {_describe(error, content)}") from error
+        raise InputError(f"{path}: {_describe(error)}") from error
 
 
-def _describe(error: ValidationError, content: Any) -> str:
+def _describe(error: ValidationError) -> str:
     # An unknown name comes first: it is what usually makes another one missing.
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
@@ -273,7 +301,7 @@ def _describe(error: ValidationError, content: Any) -> str:
         return f"{where}: missing"
     if first["type"] == "value_error" and not isinstance(first["input"], list):
         return f"{where}: {message}" if where else message
-    return f"{where}: {first['input']!r} found; {message[0].lower()}{message[1:]}"
+    return f"{where}: {shown(first['input'])} found; {message[0].lower()}{message[1:]}"
 
 
 def _known(location: tuple[int | str, ...]) -> str:

@@ -19,7 +19,10 @@ def reported() -> Iterator[None]:
         _exit(str(error))
     except OSError as error:
         if error.errno in _PLACES and error.filename is not None:
-            _exit(f"{os.fspath(error.filename)}: {os.strerror(error.errno).lower()}")
+            reason = os.strerror(error.errno).lower()
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                reason += "; a place that may be read and written needed"
+            _exit(f"{os.fspath(error.filename)}: {reason}")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _exit(f"{error.filename or 'output'}: no space left on the disk; free some and run again")

@@ -1,7 +1,13 @@
 """Where everything lies, relative to the project's folder; dvc.yaml names the same paths."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+# Folders that hold outputs of the stages and nothing else, and what runs leave beside them.
+OUTPUTS = tuple(
+    Path(name)
+    for name in ("data", "models", "trajectories", "results", "metrics", "samples", "build")
+)
 CHECKED = Path("results/params.ok")
 DATA = Path("data")
 FEATURES = Path("models/features")
@@ -16,7 +22,7 @@ PLOTS = Path("results/plots")
 REPORT = Path("results/report.html")
 
 
-def student(budget: int) -> Path:
+def student(budget: int | str) -> Path:
     return Path(f"models/student/{budget}")
 
 
@@ -42,3 +48,14 @@ def usage(stage: str) -> Path:
 def training(label: str) -> Path:
     """The checkpoints of a training under way: no output of a stage, and gone when it is done."""
     return Path("build/training") / label
+
+
+# What there is of each budget, outputs of stages and what these took.
+OF_BUDGET: tuple[Callable[[str], Path], ...] = (
+    student,
+    curves,
+    metrics,
+    samples,
+    lambda budget: usage(f"finetune-{budget}"),
+    lambda budget: usage(f"evaluate-{budget}"),
+)

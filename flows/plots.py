@@ -33,6 +33,7 @@ COLOURS = {
     "chosen": "#0072B2",
     "chosen_straightened": "#009E73",
 }
+SMALLEST_COST = 1e-200  # of a scale; matplotlib takes smaller ones for 0
 UNIFORM, BELLMAN, CHOSEN = (COLOURS[name] for name in ("pretrained_uniform", "boss", "chosen"))
 
 
@@ -105,8 +106,10 @@ def cost(
     """The cost of every step as a heat map, with the steps of one schedule on it."""
     with figure(path, 4.9, 4.0) as ax:
         positive = np.where(matrix > 0, matrix, np.nan)
-        largest = matrix.max() or 1.0  # a flow that is straight already costs nothing
-        norm = LogNorm(largest * 1e-8, largest, clip=True)
+        # A network whose paths are straight costs nothing anywhere: then any scale will do.
+        top = float(matrix.max())
+        top = top if top > SMALLEST_COST else 1.0
+        norm = LogNorm(top * 1e-8, top, clip=True)
         mesh = ax.pcolormesh(grid, grid, positive, norm=norm, cmap="viridis", shading="nearest")
         ax.figure.colorbar(mesh, label="squared error of one step (log scale)")
         ax.plot(best.timesteps[1:], best.timesteps[:-1], "o", ms=5, mfc="white", mec=BELLMAN,

@@ -1,5 +1,6 @@
 """What is asked of a run, checked before anything is copied or started."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ def check_request(
 
     With overrides, targets are left to the copy that is run: which budgets there are, its
     parameters say."""
+    if not os.access(root, os.W_OK):
+        raise InputError(
+            f"{root.resolve()}: may not be written to; a folder for the results needed"
+        )
     if overrides:
         check_overrides(root, overrides)
         return

@@ -66,6 +66,22 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def check_device(params: Params) -> None:
+    """InputError when this machine has not the GPUs that the parameters ask for."""
+    if params.device != "cuda" and (params.compute.processes == 1 or params.device == "cpu"):
+        return
+    import torch
+
+    _check_gpu(params)
+    wanted, gpus = params.compute.processes, torch.cuda.device_count()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", wanted))
+    if 0 < gpus < here:
+        raise InputError(
+            f"params.yaml: compute.processes: {here} on this machine, and torch finds {gpus} GPU"
+            f"{'s' if gpus > 1 else ''}; one each needed"
+        )
+
+
 def device(params: Params) -> "torch.device":
     """The device to compute on, of this process where there are several; from here on torch
     gives the same bits run after run."""
@@ -74,8 +90,7 @@ def device(params: Params) -> "torch.device":
     torch.use_deterministic_algorithms(True)
     # It would fill all new memory, which shows who reads it before writing and repeats nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if params.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("params.yaml: device: cuda, but torch finds no GPU; auto or cpu needed")
+    _check_gpu(params)
     on_cpu = params.device == "cpu" or not torch.cuda.is_available()
     if _started() > 1:
         from accelerate import PartialState
@@ -88,6 +103,13 @@ def device(params: Params) -> "torch.device":
             here["world_size"] = _started()
         return PartialState(cpu=on_cpu, **here).device
     return torch.device("cpu" if on_cpu else "cuda")
+
+
+def _check_gpu(params: Params) -> None:
+    import torch
+
+    if params.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("params.yaml: device: cuda, but torch finds no GPU; auto or cpu needed")
 
 
 @contextmanager
@@ -125,16 +147,8 @@ def _check_processes(params: Params) -> None:
                 " number needed, as it is recorded with the result"
             )
         _end_with_launcher()
-    if wanted == 1 or params.device == "cpu":
-        return
-    import torch
-
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", wanted)), torch.cuda.device_count()
-    if 0 < gpus < here:
-        raise InputError(
-            f"params.yaml: compute.processes: {here} on this machine, and torch finds {gpus} GPU"
-            f"{'s' if gpus > 1 else ''}; one each needed"
-        )
+    if wanted > 1:
+        check_device(params)
 
 
 def _start_processes(number: int) -> None:

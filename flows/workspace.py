@@ -24,6 +24,7 @@ from boss_core.files import write_bytes
 from flows.config import known_parameters
 from flows.guard import guarded
 from flows.scm import require_commit
+from flows.strict_yaml import shown
 from flows.telemetry import TELEMETRY_OFF
 
 # What DVC advises after each stage, which is only true at the end of all.
@@ -335,19 +336,36 @@ def _forget(folder: Path, stages: set[str]) -> None:
 
 
 def override(params: Path, overrides: Sequence[str]) -> None:
-    """Change parameters as ``dvc exp run -S`` does: ``budgets=[4,6]``, ``data.path=x``."""
+    """Change parameters as ``dvc exp run -S`` does: ``budgets=[4,6]``, ``data.path=x``; but one
+    value each, where that would queue an experiment for each of several: ``seed=range(1,4)``."""
     from dvc.exceptions import InvalidArgumentError
-    from dvc.utils.hydra import apply_overrides
+    from dvc.utils.hydra import apply_overrides, to_hydra_overrides
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from ruamel.yaml.error import (
+        YAMLError,
+    )  # DVC's, of what cannot be written: a sweep inside a list
+
+    unfit = InvalidArgumentError, HydraException, OmegaConfBaseException, YAMLError, ValueError
 
     for change in overrides:
         key, equals, value = change.partition("=")
         if not equals:
             raise InputError(f"--set: {change!r}; NAME=VALUE needed, as in budgets=[4,6]")
         try:
+            if any(parsed.is_sweep_override() for parsed in to_hydra_overrides([change])):
+                raise InputError(
+                    f"--set: {key}: {shown(value)} is a sweep over several values; one value, and a"
+                    " run for each, needed"
+                )
             apply_overrides(params, [change])
-        except (InvalidArgumentError, OmegaConfBaseException) as error:
-            why = known_parameters(key) or f"{value!r}; a value as YAML has it needed, as in [4,6]"
+        except InputError:
+            raise
+        except unfit as error:
+            why = (
+                known_parameters(key)
+                or f"{shown(value)}; a value as YAML has it needed, as in [4,6]"
+            )
             raise InputError(f"--set: {key}: {why}") from error
 
 

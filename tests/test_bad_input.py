@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.project import Project
 
 
@@ -262,3 +263,27 @@ def test_a_full_disk(finished: Project, tmp_path: Path) -> None:
         assert not list(small.rglob("*.part"))
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        shutil.copy(ROOT / "params.yaml", folder)
+        shutil.copytree(ROOT / "inputs", folder / "inputs")
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        project, here = Project(folder), {"PYTHONPATH": str(ROOT)}
+        project.run("boss", "check", env=here)  # writes nothing
+        done = project.run("python", "-m", "flows.stages.check", code=2, env=here)
+        assert done.stderr == (
+            "error: results: read-only file system; a place that may be read and written needed\n"
+        )
+        done = project.run("boss", "run", code=2, env=here)
+        assert done.stderr == (
+            f"error: {folder}: may not be written to; a folder for the results needed\n"
+        )
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

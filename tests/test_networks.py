@@ -53,6 +53,27 @@ def test_image_size_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(InputError, match="image_size: 10 cannot be halved 2 times"):
         UNet(CONFIG.model_copy(update={"image_size": 10, "channel_multipliers": (1, 2, 2)}))
 
+    with pytest.raises(InputError, match="image_width: 6 cannot be halved 2 times"):
+        UNet(CONFIG.model_copy(update={"image_width": 6, "channel_multipliers": (1, 2, 2)}))
+    with pytest.raises(InputError, match="4 levels of an image of 8x8 end in one pixel of 8"):
+        UNet(CONFIG.model_copy(update={"channel_multipliers": (1, 1, 1, 1)}))
+
+
+def test_images_that_are_not_square(tmp_path: Path) -> None:
+    wide = UNet(CONFIG.model_copy(update={"image_width": 12}))
+    square = UNet(CONFIG)
+    assert wide.config.sample_shape == (3, 8, 12)
+    x = torch.randn(4, 3, 8, 12)
+    assert wide(x, torch.rand(4)).shape == x.shape
+    save_checkpoint(tmp_path, wide)
+    loaded, _ = load_checkpoint(tmp_path)
+    assert loaded.config == wide.config
+    assert json.loads((tmp_path / CARD).read_text())["config"]["image_width"] == 12
+    assert "image_width" not in square.config.model_dump()  # cards of square ones are as ever
+    attended = [m.attention for m in wide.down if hasattr(m, "attention")]
+    # 12 and 6 pixels by the longer side: 4 is not met.
+    assert all(isinstance(found, torch.nn.Identity) for found in attended)
+
 
 def test_checkpoint_round_trip(network: UNet, tmp_path: Path) -> None:
     schedule = Schedule(timesteps=(0, 1), indices=(0, 100), objective="uniform")

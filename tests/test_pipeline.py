@@ -107,6 +107,7 @@ def test_schedules_are_the_papers_and_the_chosen_ones(finished: Project) -> None
 
 def test_the_paper_alone(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "paper")
+    before = (project.folder / "params.yaml").read_bytes()
     project.set({"budgets": [3], "schedule.solver": "euler", "schedule.objective": "l2_squared"})
     shown = project.run("boss", "repro").stdout
     assert "chosen" not in shown
@@ -118,6 +119,17 @@ def test_the_paper_alone(finished: Project, tmp_path: Path) -> None:
     project.run("dvc", "plots", "show", "--out", "plots")
     page = (project.folder / "plots" / "index.html").read_text()
     assert "Frechet distance against NFE" in page
+
+    # What was there of the other budget is gone, and comes back from the cache with it.
+    assert "removed outputs of budgets not in params.yaml, which DVC's cache has: 1\n" in shown
+    for name in ("models/student", "samples", "metrics", "results/curves"):
+        assert {path.stem for path in (project.folder / name).iterdir()} <= {"3", "teacher"}
+    usage = {path.stem for path in (project.folder / "results" / "usage").iterdir()}
+    assert {"finetune-3", "evaluate-3"} <= usage
+    assert not {"finetune-1", "evaluate-1"} & usage
+    (project.folder / "params.yaml").write_bytes(before)
+    assert "> python -m flows" not in project.run("boss", "repro").stdout
+    assert project.outputs() == finished.outputs()
 
 
 def test_costs_are_measured_until_the_steps_stay(finished: Project, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from boss_core.errors import InputError
 from boss_core.refine import refine
 from boss_core.schedules import HeldOut
 from boss_core.selection import (
+    BASELINE,
     BLOCKS,
     Reference,
     choose,
@@ -218,3 +219,18 @@ def test_what_cannot_be_is_refused() -> None:
             rotated_velocity, torch.zeros(5, 2), GRID, batch_size=5,
             labels=torch.zeros(3, dtype=torch.int64),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("baseline", [0.0, -1e-12])
+def test_nothing_is_nearer_than_what_is_at_no_distance(baseline: float) -> None:
+    """Rounding puts a Frechet distance of 0 to either side: no gain can be a share of that."""
+    ends = {BASELINE: torch.full((40, 1), baseline), "l2": torch.full((40, 1), -1e-9)}
+    found = choose_sampled(
+        lambda candidates, to: {name: ends[name] for name in candidates},
+        4,
+        {BASELINE: (0, 1, 4), "l2": (0, 2, 4)},
+        Reference(torch.zeros(40, 1), torch.zeros(40, 1)),
+        distance=lambda to: lambda samples: samples.double().mean(dim=(1, 2)),
+    )
+    assert (found.objective, found.winner) == (BASELINE, BASELINE)
+    assert (found.gain, found.standard_error) == (0.0, 0.0)

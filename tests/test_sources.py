@@ -192,6 +192,145 @@ def test_folders_that_cannot_serve(tmp_path: Path) -> None:
         image_shape(folder(tmp_path))
 
 
+def save(path: Path, value: int = 0, kind: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), value).save(path, kind)
+    return path
+
+
+def test_hidden_files_and_folders_are_no_classes(tmp_path: Path) -> None:
+    for k, name in enumerate(("cat/a.png", "dog/b.png", "dog/deep/c.png")):
+        save(tmp_path / name, k)
+    save(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png")
+    save(tmp_path / "cat" / ".ipynb_checkpoints" / "a-checkpoint.png")
+    (tmp_path / "dog" / "._b.png").write_bytes(b"of another system")
+    for source in (folder(tmp_path), torchvision("ImageFolder", tmp_path)):
+        assert source.labels is not None
+        assert source.labels.tolist() == [0, 1, 1]
+        assert read(source)[:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_hidden_parquet_files_are_left_out(tmp_path: Path) -> None:
+    table = pa.table({"image": [encode(noise(1, (8, 8))[0], "PNG")]})
+    for name in ("a.parquet", "b.PARQUET", ".ipynb_checkpoints/a.parquet", ".cache/a.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / name)
+    assert len(parquet(tmp_path, "image", None)) == 2
+
+
+def test_links_to_classes_and_files_are_followed(tmp_path: Path) -> None:
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    save(elsewhere / "a.png", 1)
+    save(elsewhere / "deep" / "b.png", 2)
+    here.mkdir()
+    (here / "cat").symlink_to(elsewhere)
+    (here / "owl").symlink_to("cat")  # a link to a link, and the same images twice
+    save(here / "dog" / "c.png", 3)
+    (here / "dog" / "d.png").symlink_to(elsewhere / "a.png")
+    source = folder(here)
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert read(source)[:, 0, 0, 0].tolist() == [1, 2, 3, 1, 1, 2]
+    (says,) = source.remarks
+    assert "cat and others are links; DVC does not see when images behind it change: `dvc" in says
+
+
+def test_links_that_lead_nowhere_or_in_a_circle(tmp_path: Path) -> None:
+    save(tmp_path / "cat" / "a.png")
+    link = tmp_path / "cat" / "again"
+    link.symlink_to(tmp_path)
+    with pytest.raises(InputError, match="cat/again: a symbolic link to a folder that it lies in"):
+        folder(tmp_path)
+    link.unlink()
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="cat/again: a symbolic link that leads nowhere"):
+        folder(tmp_path)
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(InputError, match="cat/again: a symbolic link that leads nowhere"):
+        folder(tmp_path)
+
+
+def test_no_image_vanishes_without_a_word(tmp_path: Path) -> None:
+    for k, (suffix, kind) in enumerate(
+        {".PNG": "PNG", ".tif": "TIFF", ".TIFF": "TIFF", ".gif": "GIF", ".jfif": "JPEG",
+         ".bmp": "BMP", ".Jpg": "JPEG", ".webp": "WEBP", ".pgm": "PPM"}.items()
+    ):  # fmt: skip
+        save(tmp_path / f"{k}{suffix}", 10 * k, kind)
+    source = folder(tmp_path)
+    assert source.remarks == ()
+    found = read(source)[:, :, 0, 0].astype(int)
+    assert np.abs(found - 10 * np.arange(9)[:, None]).max() <= 2
+    for name in ("notes.txt", "labels.csv", "a.json", "Thumbs.db"):
+        (tmp_path / name).write_text("")
+    assert len(folder(tmp_path)) == 9
+    says = "4 files left out, no images by their names: Thumbs.db, a.json, labels.csv, ..."
+    assert folder(tmp_path).remarks == (f"{tmp_path}: {says}",)
+    (tmp_path / "photo.HEIC").write_bytes(b"")
+    with pytest.raises(InputError, match=r"photo\.HEIC: images ending in \.heic are not read; "):
+        folder(tmp_path)
+
+
+def test_a_class_without_images_would_move_the_labels(tmp_path: Path) -> None:
+    save(tmp_path / "cat" / "a.png")
+    save(tmp_path / "dog" / "a.png")
+    (tmp_path / "cow").mkdir()
+    with pytest.raises(InputError, match="cow: no images in it, and every folder beside it is a"):
+        folder(tmp_path)
+    save(tmp_path / "a.png")  # no classes any more
+    assert folder(tmp_path).labels is None
+    with pytest.raises(InputError, match="images beside the folders; all in one named by class"):
+        torchvision("ImageFolder", tmp_path)
+    (tmp_path / "cow").rmdir()
+    (tmp_path / "images.png").mkdir()  # a folder, whatever its name
+    assert len(folder(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.full(8, 2**63 + 5, np.uint64), f"label {2**63 + 5} found; classes numbered from 0"),
+        (np.where(np.arange(8) % 2, 7, 2_000_000_000), "label 2000000000 found; classes numbered"),
+        (np.arange(8) - 1, "label -1 found; labels from 0 needed"),
+        (np.arange(8) / 2, "dtype float64; integer labels needed"),
+        (np.full(8, np.nan), "dtype float64; integer labels needed"),
+        (np.arange(8) > 3, "dtype bool; integer labels needed"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else f"{value.dtype}",
+)
+def test_labels_that_are_no_classes_in_every_source(
+    labels: NDArray, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = noise(8, (32, 32, 3))
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    np.savez(tmp_path / "a.npz", images, labels)
+    table = pa.table({"image": [encode(image, "PNG") for image in images], "label": labels})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"labels\.npy: {says}"):
+        npy(tmp_path)
+    with pytest.raises(InputError, match=rf"a\.npz: arr_1: {says}"):
+        npz(tmp_path / "a.npz")
+    with pytest.raises(InputError, match=rf"a\.parquet: column label: {says}"):
+        parquet(tmp_path / "a.parquet", "image", "label")
+    if labels.dtype.kind in "iu":  # targets of another kind are none of classes
+        write_cifar10(tmp_path / "root", noise(18, (3, 32, 32)), np.resize(labels, 18), monkeypatch)
+        with pytest.raises(InputError, match=f"CIFAR10: targets: {says}"):
+            torchvision("CIFAR10", tmp_path / "root")
+
+
+def test_many_identities_are_classes_of_a_large_set(tmp_path: Path) -> None:
+    """Above 65,536 as long as there are as many images, in shards of fewer."""
+    content = encode(noise(1, (2, 2))[0], "PNG")
+    for shard in range(2):
+        labels = np.arange(40_000) + 40_000 * shard
+        table = pa.table({"image": [content] * 40_000, "label": labels})
+        pq.write_table(table, tmp_path / f"{shard}.parquet")
+    source = parquet(tmp_path, "image", "label")
+    assert source.labels is not None
+    assert source.labels.max() == 79_999
+
+
 @pytest.mark.parametrize(
     ("images", "says"),
     [
@@ -314,6 +453,6 @@ def test_data_sets_of_torchvision_that_cannot_serve(tmp_path: Path) -> None:
         torchvision("MNIST", tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"torchvision's MNIST cannot be read .Dataset not found"):
         torchvision("MNIST", tmp_path)
-    with pytest.raises(InputError, match="torchvision's ImageFolder cannot be read"):
+    with pytest.raises(InputError, match="no images in it; files ending in"):
         torchvision("ImageFolder", tmp_path)
     assert list(tmp_path.iterdir()) == []  # nothing was downloaded

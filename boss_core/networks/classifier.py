@@ -107,11 +107,20 @@ def _wide_resnet(config: ClassifierConfig) -> nn.Sequential:
 
 
 def _pool(x: Tensor, side: int) -> Tensor:
-    """The means of side x side parts of the image."""
-    if x.shape[-2] % side or x.shape[-1] % side:
-        return F.adaptive_avg_pool2d(x, side)
-    # The same, for which torch has a gradient on GPUs that is the same in every run.
-    return x.unflatten(-1, (side, -1)).unflatten(-3, (side, -1)).mean(dim=(-3, -1))
+    """The means of side x side parts of the image, which overlap where it cannot be divided: as
+    torch's adaptive pooling, whose gradient on GPUs is not the same in every run."""
+    height, width = x.shape[-2:]
+    if height % side == 0 and width % side == 0:
+        return x.unflatten(-1, (side, -1)).unflatten(-3, (side, -1)).mean(dim=(-3, -1))
+    rows = [
+        torch.stack([x[..., high, wide].mean(dim=(-2, -1)) for wide in _parts(width, side)], -1)
+        for high in _parts(height, side)
+    ]
+    return torch.stack(rows, dim=-2)
+
+
+def _parts(length: int, side: int) -> list[slice]:
+    return [slice(k * length // side, -(-(k + 1) * length // side)) for k in range(side)]
 
 
 def save_classifier(path: Path, network: Classifier) -> None:

@@ -30,12 +30,17 @@ class UNetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: Side = Field(description="height and width in pixels")
+    image_size: Side = Field(description="height in pixels, and width where that is not given")
+    image_width: Side | None = Field(
+        default=None, description="width in pixels; None for square images"
+    )
     channels: int = Field(ge=1, le=4, description="image channels")
     base_channels: Width = Field(multiple_of=_GROUPS, description="width, first level")
     channel_multipliers: Levels = Field(description="width of each level")
     blocks: Blocks = Field(description="residual blocks a level")
-    attention_sizes: tuple[int, ...] = Field(description="image sizes with self-attention")
+    attention_sizes: tuple[int, ...] = Field(
+        description="image sizes with self-attention, of the longer side"
+    )
     classes: int | None = Field(
         default=None,
         ge=1,
@@ -45,13 +50,14 @@ class UNetConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A card without labels reads as cards did before there were any.
-        return {k: v for k, v in handler(self).items() if k != "classes" or v is not None}
+        # A card without labels, or of square images, reads as cards did before there were others.
+        later = "classes", "image_width"
+        return {k: v for k, v in handler(self).items() if k not in later or v is not None}
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        return self.channels, self.image_size, self.image_size
+        return self.channels, self.image_size, self.image_width or self.image_size
 
 
 class UNet(nn.Module):
@@ -64,13 +70,21 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         levels = len(config.channel_multipliers)
-        if config.image_size % 2 ** (levels - 1):
-            raise InputError(
-                f"image_size: {config.image_size} cannot be halved {levels - 1} times, as"
-                f" {levels} channel_multipliers ask"
-            )
+        for name, side in zip(("image_size", "image_width"), config.sample_shape[1:], strict=True):
+            if side % 2 ** (levels - 1):
+                raise InputError(
+                    f"{name}: {side} cannot be halved {levels - 1} times, as {levels}"
+                    " channel_multipliers ask"
+                )
         base = config.base_channels
         widths = [base * m for m in config.channel_multipliers]
+        pixels = config.image_size * config.sample_shape[2] // 4 ** (levels - 1)
+        if pixels * min([base, *widths][-2:]) == _GROUPS:
+            raise InputError(
+                f"channel_multipliers: {levels} levels of an image of {config.sample_shape[2]}x"
+                f"{config.image_size} end in one pixel of {_GROUPS} channels, each normalised to 0"
+                " by itself; fewer levels or more channels needed"
+            )
         embedding = 4 * base
         self.embed = nn.Sequential(
             nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
@@ -81,7 +95,7 @@ class UNet(nn.Module):
             return Stage(cin, cout, embedding, attend=size in config.attention_sizes)
 
         self.down = nn.ModuleList()
-        skips, width, size = [base], base, config.image_size
+        skips, width, size = [base], base, max(config.sample_shape[1:])
         for level, cout in enumerate(widths):
             for _ in range(config.blocks):
                 self.down.append(stage(width, cout, size))

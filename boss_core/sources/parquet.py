@@ -12,6 +12,7 @@ from PIL import Image
 
 from boss_core.data import ImageSource, StoredImage, check_labels
 from boss_core.errors import InputError
+from boss_core.sources.files import visible_files
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,16 +23,19 @@ _BUFFER = 1 << 20  # bytes read at a time
 
 
 def parquet(path: Path, image_column: str, label_column: str | None) -> ImageSource:
-    """The images of a Parquet file, or of all ``*.parquet`` files below a folder, sorted.
+    """The images of a Parquet file, or of all ``*.parquet`` files below a folder, sorted,
+    hidden ones left out.
 
     The image column holds encoded files (PNG, JPEG, ...), as bytes or as a struct with a field
     ``bytes``; the label column integers. ``label_column=None``: no labels. Raises InputError when
     a file is truncated, has no such column, or has it in another type.
     """
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in visible_files(path) if p.suffix.lower() == ".parquet")
     if not files:
         raise InputError(f"{path}: no .parquet files in it; at least one needed")
-    counts, labels, leaf = [], [], image_column
+    counts, labels, leaf = [], {}, image_column
     for file in files:
         with _opened(file) as table:
             counts.append(table.metadata.num_rows)
@@ -42,7 +46,11 @@ def parquet(path: Path, image_column: str, label_column: str | None) -> ImageSou
                 name = f"{file}: column {label_column}"
                 if column.null_count:
                     raise InputError(f"{name}: {column.null_count} empty; a label a row needed")
-                labels.append(check_labels(column.to_numpy(), counts[-1], name))
+                labels[name] = column.to_numpy()
+    found = [
+        check_labels(of_file, count, name, images=sum(counts))
+        for (name, of_file), count in zip(labels.items(), counts, strict=False)
+    ]
     if not sum(counts):
         raise InputError(f"{path}: no rows; at least one image needed")
 
@@ -62,7 +70,7 @@ def parquet(path: Path, image_column: str, label_column: str | None) -> ImageSou
                         yield StoredImage(f"{file}: row {row}", partial(_open, encoded))
                         row += 1
 
-    return ImageSource(sum(counts), np.concatenate(labels) if labels else None, images)
+    return ImageSource(sum(counts), np.concatenate(found) if found else None, images)
 
 
 def _open(encoded: bytes) -> Image.Image:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from boss_core.data import ImageSource, StoredImage, check_labels
 from boss_core.errors import InputError
+from boss_core.sources.folder import folder
 
 
 def torchvision(name: str, root: Path) -> ImageSource:
@@ -22,28 +23,45 @@ def torchvision(name: str, root: Path) -> ImageSource:
     an unknown class, one that takes more than a root, ``train`` and ``split``, and files that
     torchvision does not find or does not accept.
     """
+    from torchvision import datasets
+
     constructor = _find(name)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; the root of torchvision's {name} needed")
+    if constructor is datasets.ImageFolder:
+        return _image_folder(root)
     parts = _splits(constructor, name, root)
+    _check_classes(parts, root)
     counts = [len(part) for part in parts]
     if not sum(counts):
         raise InputError(f"{root}: no images of torchvision's {name} in it")
+    where = f"{root}: {name}: targets"
     targets = [_targets(part) for part in parts]
-    found = [labels for labels in targets if labels is not None]
-    labels = None
-    if len(found) == len(parts):
-        labels = check_labels(np.concatenate(found), sum(counts), f"{root}: {name}: targets")
+    found = [
+        check_labels(labels, len(labels), where, images=sum(counts))
+        for labels in targets
+        if labels is not None
+    ]
+    labels = np.concatenate(found) if len(found) == len(parts) else None
 
     def images() -> Iterator[StoredImage]:
         index = 0
         for part, count in zip(parts, counts, strict=True):
             for k in range(count):
                 where = f"{root}: {name}: image {index}"
-                yield StoredImage(where, partial(_image, _item(part, k, where)[0], where))
+                yield StoredImage(where, partial(_image, _item(part, k, where)[0]))
                 index += 1
 
     return ImageSource(sum(counts), labels, images)
+
+
+def _image_folder(root: Path) -> ImageSource:
+    """The same layout as that of a folder. torchvision's own takes hidden folders for classes,
+    makes 16-bit images white, and turns none as its EXIF orientation says."""
+    source = folder(root)
+    if source.labels is None:
+        raise InputError(f"{root}: images beside the folders; all in one named by class needed")
+    return source
 
 
 def _find(name: str) -> Any:
@@ -90,6 +108,14 @@ def _splits(constructor: Any, name: str, root: Path) -> list[Any]:
         raise InputError(f"{root}: torchvision's {name} cannot be read ({message})") from error
 
 
+def _check_classes(parts: list[Any], root: Path) -> None:
+    """A class for a hidden folder would move the labels of all others."""
+    for part in parts:
+        for name in getattr(part, "classes", None) or ():
+            if str(name).startswith("."):
+                raise InputError(f"{root}: {name} is taken for a class; no such folder needed")
+
+
 def _named_splits(constructor: Any, name: str, root: Path, common: dict[str, bool]) -> list[Any]:
     """The splits that do not overlap, by the names that torchvision's data sets give them."""
 
@@ -107,21 +133,21 @@ def _named_splits(constructor: Any, name: str, root: Path, common: dict[str, boo
     return [*train, *first("val", "valid"), *first("test")]
 
 
-def _targets(dataset: Any) -> NDArray[np.int64] | None:
+def _targets(dataset: Any) -> NDArray[np.integer] | None:
     """The labels of a data set: from its list of them, or else from the items, one by one."""
     for attribute in ("targets", "labels", "_labels"):
         found = getattr(dataset, attribute, None)
         if found is not None:
             array = np.asarray(found)
             if array.shape == (len(dataset),) and np.issubdtype(array.dtype, np.integer):
-                return array.astype(np.int64)
+                return array
     labels = []
     for index in range(len(dataset)):
         target = _item(dataset, index, f"{type(dataset).__name__}: image {index}")[1]
         if not isinstance(target, int | np.integer):
             return None
         labels.append(int(target))
-    return np.array(labels, np.int64)
+    return np.array(labels) if labels else np.empty(0, np.int64)
 
 
 def _item(dataset: Any, index: int, name: str) -> Any:
@@ -131,7 +157,7 @@ def _item(dataset: Any, index: int, name: str) -> Any:
         raise InputError(f"{name}: truncated or not an image ({error})") from error
 
 
-def _image(found: Any, name: str) -> Image.Image:
+def _image(found: Any) -> Image.Image:
     if not isinstance(found, Image.Image):
-        raise InputError(f"{name}: {type(found).__name__} found; a data set of images needed")
+        raise InputError(f"{type(found).__name__} found; a data set of images needed")
     return found

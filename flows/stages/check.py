@@ -1,33 +1,122 @@
-"""Check all parameters, and the inputs they name as far as that is quick, before any work."""
+"""Check all parameters, and the inputs they name as far as that is quick, before any work: what a
+stage would refuse, hours later maybe, is refused here."""
 
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
+from boss_core.data import ImageSource, Shape, image_shape
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows import paths
-from flows.config import Params
-from flows.runtime import run_stage
+from flows.config import NEAREST, Params
+from flows.runtime import check_device, run_stage
+
+# Images that are opened for their size and colour; `prepare`, which is next, opens the others.
+LOOKED_AT = 10_000
+CLASSES = 2**16  # that networks are made for
+SMALLEST = 4  # pixels: of a U-Net
+GROUPS = 8  # of channels that a U-Net normalises together
+LPIPS_SMALLEST = 16  # pixels: VGG-16 halves an image four times
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of the images. kinds: different labels, None where there are none. classes:
+    the numbers that these may have, as many as a network of the classes has weights for."""
+
+    count: int
+    kinds: int | None
+    classes: int
+    shape: Shape
 
 
 def check(params: Params) -> None:
     """InputError when the inputs that the parameters name cannot serve."""
-    images, labelled = _count_images(params)
-    training = images - max(1, round(images * params.data.test_fraction))
+    # DVC has all of these for dependencies, used or not.
+    watched = {
+        "data.path": Path(params.data.path),
+        "features.path": Path(params.features.path),
+        "teacher.path": Path(params.teacher.path),
+        "schedule.lpips": Path(params.schedule.lpips),
+    }
+    _check_no_outputs(watched)
+    found = _look_at_images(params)
+    _check_counts(params, found)
+    _check_labels(params, found)
+    _check_weights(params)
+    _check_shape(params, found)
+    _check_there(watched)
+    check_device(params)
+
+
+def _look_at_images(params: Params) -> Found:
+    if params.data.source == "digits":
+        size = params.data.image_size
+        return Found(1797, 10, 10, (1, size or 8, size or 8))
+    from flows.sources import open_source
+
+    source = open_source(params.data)
+    for remark in source.remarks:
+        print(f"check: {remark}", flush=True)
+    kinds, classes = None, 0
+    if source.labels is not None:
+        kinds, classes = len(np.unique(source.labels)), int(source.labels.max()) + 1
+    shape = image_shape(_first(source), params.data.image_size)
+    return Found(len(source), kinds, classes, shape)
+
+
+def _first(source: ImageSource) -> ImageSource:
+    """The images that are looked at."""
+    return replace(source, images=lambda: islice(source.images(), LOOKED_AT))
+
+
+def _check_counts(params: Params, found: Found) -> None:
+    test = max(1, round(found.count * params.data.test_fraction))
+    training = found.count - test
     if training < params.evaluate.reference_samples:
         raise InputError(
             f"params.yaml: evaluate.reference_samples: {params.evaluate.reference_samples}, but"
-            f" {training} of the {images} images are for training; at most that many needed"
+            f" {training} of the {found.count} images are for training; at most that many needed"
         )
-    if params.features.extractor == "classifier" and not labelled:
+    if test < NEAREST:
         raise InputError(
-            f"params.yaml: features.extractor: classifier needs labels, and the images in"
-            f" {params.data.path} ({params.data.source}) have none; inception needs none"
+            f"params.yaml: data.test_fraction: {params.data.test_fraction} of {found.count} images"
+            f" keeps {test} for testing; a share that keeps {NEAREST} or more, which the metrics"
+            " take, needed"
         )
-    if params.teacher.source == "train" and params.teacher.conditional and not labelled:
+
+
+def _check_labels(params: Params, found: Found) -> None:
+    where = f"{params.data.path} ({params.data.source})"
+    if params.features.extractor == "classifier":
+        if found.kinds is None:
+            raise InputError(
+                f"params.yaml: features.extractor: classifier needs labels, and the images in"
+                f" {where} have none; inception needs none"
+            )
+        if found.kinds < 2:
+            raise InputError(
+                f"params.yaml: features.extractor: classifier needs two classes or more, and the"
+                f" images in {where} are of one; inception needs none"
+            )
+    conditional = params.teacher.source == "train" and params.teacher.conditional
+    if found.classes > CLASSES and (conditional or params.features.extractor == "classifier"):
         raise InputError(
-            f"params.yaml: teacher.conditional: true needs labels, and the images in"
-            f" {params.data.path} are not in sub-folders named by class; false needs none"
+            f"params.yaml: data.path: the images in {where} are of {found.classes} classes, more"
+            f" than {CLASSES}; fewer, or features.extractor: inception and teacher.conditional:"
+            " false, needed"
         )
+    if conditional and found.kinds is None:
+        raise InputError(
+            f"params.yaml: teacher.conditional: true needs labels, and the images in {where} have"
+            " none; false needs none"
+        )
+
+
+def _check_weights(params: Params) -> None:
     if params.features.extractor == "inception":
         from boss_core.tensor_files import read_tensors
 
@@ -37,31 +126,87 @@ def check(params: Params) -> None:
         from boss_core.perceptual import weights_files
 
         weights_files(Path(params.schedule.lpips))
-    if params.teacher.source == "checkpoint":
-        from flows.stages.teacher import read_teacher
-
-        read_teacher(params.teacher)
-    elif params.teacher.config is not None:  # to train
-        from flows.stages.teacher import config_to_train
-
-        config_to_train(params.teacher)
-    _check_watched(params)
 
 
-def _check_watched(params: Params) -> None:
-    """DVC has all of these for dependencies, used or not."""
-    watched = {
-        "data.path": params.data.path,
-        "features.path": params.features.path,
-        "teacher.path": params.teacher.path,
-        "schedule.lpips": params.schedule.lpips,
-    }
+def _check_shape(params: Params, found: Found) -> None:
+    """Whether the networks take such images."""
+    _, height, width = found.shape
+    teacher = params.teacher
+    if teacher.source == "checkpoint":
+        from flows.stages.teacher import check_shape, read_teacher
+
+        check_shape(read_teacher(teacher).config.sample_shape, found.shape, teacher)
+    elif teacher.config is not None:
+        from flows.stages.teacher import check_shape, config_to_train
+
+        check_shape(config_to_train(teacher).sample_shape, found.shape, teacher)
+    else:
+        halvings = len(teacher.channel_multipliers) - 1
+        if min(height, width) < SMALLEST or height % 2**halvings or width % 2**halvings:
+            raise InputError(
+                f"params.yaml: teacher.channel_multipliers: {len(teacher.channel_multipliers)}"
+                f" levels halve images {halvings} times, and these are {width}x{height}; sides of"
+                f" {SMALLEST} or more that are multiples of {2**halvings}, by data.image_size, or"
+                " other levels needed"
+            )
+        widths = [1, *teacher.channel_multipliers][-2:]
+        if height * width == 4**halvings and teacher.base_channels * min(widths) == GROUPS:
+            raise InputError(
+                f"params.yaml: teacher.base_channels: {teacher.base_channels} with"
+                f" {len(teacher.channel_multipliers)} levels for images of {width}x{height}, of"
+                f" which the last is one pixel of {GROUPS} channels, each normalised to 0 by"
+                " itself; more channels or fewer levels needed"
+            )
+    if params.schedule.objective == "lpips" and min(height, width) < LPIPS_SMALLEST:
+        raise InputError(
+            f"params.yaml: schedule.objective: lpips with images of {width}x{height}; sides of"
+            f" {LPIPS_SMALLEST} or more, or another objective, needed"
+        )
+    features = params.features
+    share = features.training.batch_size // params.compute.processes
+    if (
+        features.extractor == "classifier"
+        and features.network == "resnet"
+        and max(height, width) <= SMALLEST
+        and share < 2
+    ):
+        raise InputError(
+            f"params.yaml: features.training.batch_size: {share} for a process with images of"
+            f" {width}x{height}, of which resnet's last layers keep a single pixel to normalise; 2"
+            " or more, or network small, needed"
+        )
+
+
+def _check_no_outputs(watched: dict[str, Path]) -> None:
     for name, path in watched.items():
-        if not Path(path).exists():
+        output = _output_at(path)
+        if output is not None:
+            raise InputError(
+                f"params.yaml: {name}: {path}: what the pipeline makes itself, in {output}, and so"
+                " made again with every run; a copy of it elsewhere, as in inputs/, needed"
+            )
+
+
+def _check_there(watched: dict[str, Path]) -> None:
+    for name, path in watched.items():
+        if not path.exists():
             raise InputError(
                 f"params.yaml: {name}: {path}: no such file or folder; one that is there needed,"
                 " as DVC watches it whether it is used or not"
             )
+
+
+def _output_at(path: Path) -> str | None:
+    """The folder of outputs that a path leads into, or that lies in it."""
+    for output in paths.OUTPUTS:
+        # As it is written, and where links lead.
+        for here, there in (
+            (path.absolute(), output.absolute()),
+            (path.resolve(), output.resolve()),
+        ):
+            if here == there or there in here.parents or here in there.parents:
+                return f"{output}/"
+    return None
 
 
 def inception_weights(folder: Path) -> Path:
@@ -73,16 +218,6 @@ def inception_weights(folder: Path) -> Path:
             " torch-fidelity, needed for features.extractor: inception"
         )
     return found[0]
-
-
-def _count_images(params: Params) -> tuple[int, bool]:
-    """How many images there are, and whether they have labels."""
-    if params.data.source == "digits":
-        return 1797, True
-    from flows.sources import open_source
-
-    source = open_source(params.data)
-    return len(source), source.labels is not None
 
 
 def main(params: Params) -> None:

@@ -22,6 +22,8 @@ _UNMAP_EVERY = 16 << 20  # bytes written
 def main(params: Params) -> None:
     source = open_source(params.data)
     size, labels = params.data.image_size, source.labels
+    for remark in source.remarks:
+        print(f"prepare: {remark}", flush=True)
     if source.shape is None:
         with progress("prepare: sizes", len(source), "images") as advance:
             shape = image_shape(source, size, advance)

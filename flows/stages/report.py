@@ -1,6 +1,8 @@
 """Table, plots and one self-contained HTML page, from the records of all budgets."""
 
 import base64
+import shutil
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 def main(params: Params) -> None:
     budgets = sorted(params.budgets)
+    remove_others(budgets)
     records = {k: read_json(paths.metrics(k)) for k in budgets}
     floor = read_json(paths.metrics("teacher"))
     features = read_json(paths.FEATURES / "card.json")
@@ -58,6 +61,29 @@ def main(params: Params) -> None:
     )
     write_bytes(paths.REPORT, html.encode())
     print(f"report: {paths.REPORT}")
+
+
+def remove_others(budgets: Collection[int]) -> None:
+    """Remove what an earlier run left of budgets that are not among these, as after a change of
+    ``budgets`` or ``dvc exp apply``: beside results of other parameters it would be taken for
+    one of them, and this stage, which depends on whole folders, would depend on the past.
+
+    DVC's cache still has it, and puts it back when the budget comes back."""
+    gone = set()
+    for of_budget in paths.OF_BUDGET:
+        pattern = of_budget("*")
+        for path in pattern.parent.glob(pattern.name):
+            before, after = pattern.name.split("*")
+            name = path.name.removeprefix(before).removesuffix(after)
+            if not name.isdecimal() or int(name) in budgets:
+                continue
+            gone.add(int(name))
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if gone:
+        names = ", ".join(map(str, sorted(gone)))
+        print(
+            f"report: removed outputs of budgets not in params.yaml, which DVC's cache has: {names}"
+        )
 
 
 def measured_schedules(

@@ -51,12 +51,7 @@ def main(params: Params) -> None:
     usage: Usage | None = None
     if params.teacher.source == "checkpoint":
         network = read_teacher(params.teacher)
-        shape = network.config.sample_shape
-        if data.images.shape[1:] != shape:
-            raise InputError(
-                f"{params.teacher.path}: a network for images {'x'.join(map(str, shape))}, but the"
-                f" data has {'x'.join(map(str, data.images.shape[1:]))}"
-            )
+        check_shape(network.config.sample_shape, data.images.shape[1:], params.teacher)
     else:
         classes = data_classes if params.teacher.conditional else None
         trained, kept, usage = _train(params, data, classes, device(params))
@@ -92,6 +87,17 @@ def read_teacher(teacher: Teacher) -> Network:
             )
         path = found[0]
     return load_rectified_flow(path, teacher.config)
+
+
+def check_shape(of_network: tuple[int, ...], of_data: tuple[int, ...], teacher: Teacher) -> None:
+    """InputError unless the network of the parameters is for images (C, H, W) as the data's."""
+    if tuple(of_network) != tuple(of_data):
+        name = "path" if teacher.source == "checkpoint" else "config"
+        found, needed = ("x".join(map(str, shape)) for shape in (of_network, of_data))
+        raise InputError(
+            f"params.yaml: teacher.{name}: {getattr(teacher, name)} is for images {found}, but the"
+            f" data has {needed}; the same needed"
+        )
 
 
 def _train(
@@ -169,20 +175,14 @@ def _new_network(teacher: Teacher, shape: tuple[int, ...], classes: int | None) 
     channels, height, width = shape
     if teacher.config is not None:
         config = config_to_train(teacher)
-        if config.sample_shape != tuple(shape):
-            raise InputError(
-                f"params.yaml: teacher.config: {teacher.config} is for images"
-                f" {'x'.join(map(str, config.sample_shape))}, but the data has"
-                f" {'x'.join(map(str, shape))}; the same needed"
-            )
+        check_shape(config.sample_shape, shape, teacher)
         network = NCSNpp(config)
         initialise(network)
         return network
-    if height != width:
-        raise InputError(f"data: images are {width}x{height}; the U-Net needs square images")
     return UNet(
         UNetConfig(
             image_size=height,
+            image_width=None if width == height else width,
             channels=channels,
             base_channels=teacher.base_channels,
             channel_multipliers=tuple(teacher.channel_multipliers),
