@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from boss_core.errors import InputError
@@ -131,10 +132,13 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise InputError(f"{path}: {kind}; a Rectified Flow checkpoint (one .pth file) needed")
     try:
         # Only what is used is read: most of a file is the state of the optimiser.
-        with torch.serialization.safe_globals(_numbers()):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            with torch.serialization.safe_globals(_numbers()):
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )
     except MemoryError:
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
