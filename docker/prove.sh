@@ -46,6 +46,8 @@ try boss check
 try prefect --version
 try mlflow --version
 try python -c 'import torch, torchvision, torch_fidelity; print(torch.__version__)'
+# The bare image, without a checkout and so without git: the flow, on a server of its own.
+try boss run --target prepare
 
 # A clone, mounted as compose.yaml mounts the checkout: stages with training, and nothing to redo.
 rm -rf "$work/checkout"

@@ -323,3 +323,20 @@ def test_mlflow_answers_to_its_name_in_the_network_and_to_no_other(stack: Stack)
     assert found["experiment"]["name"] == "Default"
     with pytest.raises(urllib.error.HTTPError, match="403"):
         stack.ask("5000", path, Host=f"elsewhere.example:{port}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("buildah") or not shutil.which("debootstrap"),
+    reason="root, buildah and debootstrap are needed to build the image here",
+)
+def test_the_image_builds_and_works(tmp_path: Path) -> None:
+    """Minutes, and 12 GB of disk: base, packages, the bare image, and stages in a mounted clone."""
+    done = subprocess.run(
+        [DOCKER / "prove.sh"], env=os.environ | {"TMPDIR": str(tmp_path)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "+ boss check" in done.stdout
+    assert "1 Ran" in done.stdout or "2 Ran" in done.stdout  # check and prepare in the bare image
+    assert "up to date" in done.stdout
