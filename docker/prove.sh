@@ -28,8 +28,16 @@ if ! b inspect --type image base >/dev/null 2>&1; then
   b commit --quiet "$container" base >/dev/null
 fi
 
+# A machine that goes out through a proxy of its own knows that one's certificate; pip looks for none.
+trusted=()
+bundle=/etc/ssl/certs/ca-certificates.crt
+if [ -f $bundle ]; then
+  printf '[global]\ncert = %s\n' $bundle >"$work/pip.conf"
+  trusted=(--volume "$bundle:$bundle:ro" --volume "$work/pip.conf:/etc/pip.conf:ro")
+fi
+
 SECONDS=0
-b build --isolation chroot --layers --ignorefile docker/Dockerfile.dockerignore \
+b build "${trusted[@]}" --isolation chroot --layers --ignorefile docker/Dockerfile.dockerignore \
   --build-arg BASE=localhost/base --file docker/Dockerfile --tag boss "$@" . >"$work/build.log" 2>&1 ||
   { tail -n 40 "$work/build.log" >&2; exit 1; }
 echo "built in $SECONDS s: $(b images --format '{{.Size}}' boss)"

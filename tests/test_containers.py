@@ -46,6 +46,12 @@ def test_image_does_not_run_as_root() -> None:
     assert "UID=1000" in instructions("ARG")
 
 
+def test_images_of_others_are_pinned_by_their_digest() -> None:
+    (base,) = [line for line in instructions("ARG") if line.startswith("BASE=")]
+    images = [base.removeprefix("BASE="), SERVICES["postgres"]["image"]]
+    assert all(re.fullmatch(r"[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in images)
+
+
 def test_nothing_in_the_image_reports_home() -> None:
     (variables,) = [line for line in instructions("ENV") if line.startswith("PATH=")]
     found = dict(pair.split("=", 1) for pair in variables.split())
