@@ -662,6 +662,24 @@ def test_samples_at_a_time_by_the_memory_that_is_free(
     assert memory.search_batch(shape, grid, torch.device("cpu")) == batch
 
 
+def test_files_that_a_container_has_read_count_as_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    meminfo, cpu = tmp_path / "meminfo", torch.device("cpu")
+    meminfo.write_text("MemTotal:       65536000 kB\nMemAvailable:   16777216 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_bytes(cpu) == 16 << 30  # no container
+    (tmp_path / "memory.max").write_text(f"{8 << 30}\n")
+    (tmp_path / "memory.current").write_text(f"{7 << 30}\n")
+    assert memory.free_bytes(cpu) == 1 << 30
+    stat = f"anon {2 << 30}\nfile {5 << 30}\nactive_file {1 << 30}\ninactive_file {4 << 30}\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert memory.free_bytes(cpu) == 5 << 30
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(cpu) == 16 << 30
+
+
 def test_a_search_takes_its_batch_for_all_that_it_does(boss, monkeypatch) -> None:
     sizes: set[int] = set()
     sys.modules.pop("sized", None)
