@@ -94,13 +94,13 @@ def test_schedules_are_those_of_the_library(boss) -> None:
 def test_a_search_goes_on_where_it_stopped(boss) -> None:
     options = ["--grid", 10, "--batch-size", 6, "--budget", 3]
     # The third batch is cut off; two are kept.
-    code, *_ = boss("schedule", *flow("stopped", stop=25), *options, "--samples", 24)
+    code, *_ = boss("schedule", *flow("stopped", stop=27), *options, "--samples", 24)
     assert code == 130
     code, out, _ = boss("schedule", *flow("stopped"), *options, "--samples", 24)
     assert code == 0
     assert "12 trajectories are in cost.npz already" in out
     assert "12 trajectories of 10 steps: 120 evaluations" in out
-    assert sys.modules["stopped"].calls == 20
+    assert sys.modules["stopped"].calls == 2 + 20  # two for `check_repeats`
     first = np.load("schedules/cost.npz")["cost"]
     boss("schedule", *flow("whole"), *options, "--samples", 24, "--out", "whole")
     np.testing.assert_allclose(first, np.load("whole/cost.npz")["cost"], rtol=1e-6)
@@ -111,7 +111,7 @@ def test_a_search_goes_on_where_it_stopped(boss) -> None:
     assert sys.modules["again"].calls == 0
     assert Path("schedules/5.json").exists()
     boss("schedule", *flow("more"), *options, "--samples", 30)
-    assert sys.modules["more"].calls == 10
+    assert sys.modules["more"].calls == 2 + 10
 
 
 def test_a_schedule_is_written_as_soon_as_it_is_found(boss) -> None:
@@ -678,6 +678,28 @@ def test_files_that_a_container_has_read_count_as_free(
     assert memory.free_bytes(cpu) == 5 << 30
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_bytes(cpu) == 16 << 30
+
+
+def test_a_function_around_a_network_in_training_mode_is_refused(boss) -> None:
+    sys.modules.pop("dropped", None)
+    Path("dropped.py").write_text(
+        "import torch\nnet = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.1))\n"
+        "def velocity(x, t):\n    return net(x)\n"
+    )
+    network = ["--velocity", "dropped:velocity", "--shape", "3"]
+    code, _, err = boss("schedule", *network, "--samples", 8, "--budget", 2)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "random, or in training mode (dropout, batch norm; eval() ends it)" in err
+    assert not Path("schedules/cost.npz").exists()
+    network = ["--velocity", "dropped:velocity", "--shape", "1x8x8"]
+    Path("dropped.py").write_text(
+        "import torch\ndef velocity(x, t):\n    return torch.randn_like(x)\n"
+    )
+    sys.modules.pop("dropped", None)
+    code, _, err = boss("sample", *network, "--sigmas", "1,0.5", "-n", 2)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "random, or in training mode" in err
+    assert not Path("samples.png").exists()
 
 
 def test_a_search_takes_its_batch_for_all_that_it_does(boss, monkeypatch) -> None:
