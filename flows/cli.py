@@ -473,8 +473,11 @@ def export(
     mu: float | None = typer.Option(None, help="With --scheduler: mu of dynamic shifting."),
 ) -> None:
     """Write a schedule for the sampler of another tool: a snippet to paste, or JSON."""
+    from boss_core.errors import InputError
     from flows.exports import export_notes, export_schedule, scheduler_lines
 
+    if mu is not None and scheduler is None:
+        raise InputError("--mu: without --scheduler, which it is of; both needed, or neither")
     if out is not None:
         from flows.teachers import check_place  # imports torch, which a text needs not
 

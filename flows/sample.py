@@ -69,7 +69,14 @@ def sample_grid(
         )
     with replacing(out) as temporary:
         image_grid(images, columns=math.ceil(math.sqrt(number))).save(temporary, format="PNG")
-    print(f"{out}: {number} images, {steps.nfe} network evaluations each")
+    print(
+        f"{out}: {_counted(number, 'image')}, {_counted(steps.nfe, 'network evaluation')}"
+        f"{' each' if number > 1 else ''}"
+    )
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def choose_schedule(teacher: Teacher, path: Path | None, sigmas: str | None = None) -> Schedule:
