@@ -206,7 +206,9 @@ class Evaluate(Settings):
 
 class Tracking(Settings):
     uri: str | None = Field(description="MLflow tracking URI; null for sqlite in the project")
-    grid_intensity: float = Field(ge=0, description="of the electricity used, g CO2 a kWh")
+    grid_intensity: float = Field(
+        ge=0, allow_inf_nan=False, description="of the electricity used, g CO2 a kWh"
+    )
 
 
 class Params(Settings):
