@@ -596,7 +596,7 @@ def test_published_noise_levels_are_sampled_as_they_are(boss) -> None:
     for text in (",".join(map(str, PUBLISHED)), " ".join(map(str, PUBLISHED)) + ", 0"):
         code, out, err = boss("sample", "--checkpoint", "net", "--sigmas", text, "-n", 1)
         assert (code, err) == (0, "")
-        assert "8 network evaluations each" in out
+        assert "1 image, 8 network evaluations\n" in out
         with Image.open("samples.png") as picture:
             found = np.asarray(picture)[::4, ::4]
         images = sample_images(
