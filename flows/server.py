@@ -54,8 +54,8 @@ def start() -> str:
         host, port = parts.hostname, 80 if parts.port is None else parts.port
     except ValueError as error:  # no number, or none of a port
         raise InputError(f"PREFECT_API_URL: {url} ({error}); as {DEFAULT_URL} needed") from error
-    here = parts.scheme == "http" and host in LOOPBACK and port != 0
-    if not here or parts.path.rstrip("/") != "/api":
+    plain = parts.scheme == "http" and parts.path.rstrip("/") == "/api" and port != 0
+    if not plain or host not in LOOPBACK:
         raise InputError(
             f"PREFECT_API_URL: {url}; a server of this machine's own starts at an address as"
             f" {DEFAULT_URL} only"
