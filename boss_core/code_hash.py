@@ -9,7 +9,7 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import _lru_cache_wrapper, partial
 from io import BytesIO
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -23,7 +23,9 @@ from boss_core.weights import is_plain
 
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
 _OURS = Path(__file__).resolve().parent
-_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_SCALARS = (
+    bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device,
+)  # fmt: skip
 
 
 def code_hash(velocity: Any, module: ModuleType, attribute: str) -> str | None:
@@ -122,10 +124,14 @@ class _Held:
                 self.each([(str(key), held) for key, held in value.items()])
             case list() | tuple():
                 self.each([(str(i), held) for i, held in enumerate(value)])
+            case set() | frozenset():  # in an order that is the same in every process
+                self.each([("in", v) for v in sorted(value, key=repr) if isinstance(v, _SCALARS)])
             case ModuleType() if str(_file(value)) in self.files:
                 self.each([(k, v) for k, v in vars(value).items() if not k.startswith("__")])
+            case _lru_cache_wrapper():
+                self.add(value.__wrapped__)
             case _ if not isinstance(value, type) and self._is_users(type(value)):
-                self.each(list(getattr(value, "__dict__", {}).items()))
+                self.each(list(_attributes(value)))
 
     def each(self, items: list[tuple[str, Any]]) -> None:
         for name, value in items:
@@ -160,6 +166,16 @@ class _Held:
     def _is_users(self, value: Any) -> bool:
         module = sys.modules.get(getattr(value, "__module__", None) or "")
         return module is not None and str(_file(module)) in self.files
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, in its dictionary and in slots."""
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name, getattr(value, name)
 
 
 def _names(code: CodeType) -> Iterator[str]:

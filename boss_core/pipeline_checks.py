@@ -164,7 +164,8 @@ def refuse_unused(
 ) -> None:
     """InputError for guidance of a call that the velocity does not depend on: on a walk of 4 steps
     it is the same, bit for bit, with another ``guidance_scale`` (or ``true_cfg_scale``, ...), or
-    without the negative prompt. The call can be made as if it had not been."""
+    without the negative prompt. Scales up to 1 ask for no guidance, which is what they get where
+    they are ignored. The call can be made as if it had not been."""
     grid = uniform(4)
     again = Repeat(call)
 
@@ -181,7 +182,7 @@ def refuse_unused(
     wanted = torch.empty(0)
     for name, value in call.items():
         changed = dict(call)
-        if _is_guidance(name, value):
+        if _is_guidance(name, value) and value > 1.0:
             changed[name] = value + 1.0
         elif name == "negative_prompt" and value is not None and any(value):
             del changed[name]

@@ -89,12 +89,13 @@ def sample_images(
             noise = torch.cat([part.result() for part in drawn])
             if following is not None:
                 drawn = draw(following)
-            noise = (noise.pin_memory() if on_cuda else noise).to(device, non_blocking=True)
+            noise = (noise.pin_memory() if on_cuda else noise).to(device, non_blocking=on_cuda)
             of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
             x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
             # NaN has no pixel value: it would become any.
-            pixels = to_uint8(x).to("cpu", non_blocking=True)
-            finite = x.isfinite().all().to("cpu", non_blocking=True)
+            # Waited for below on CUDA only: elsewhere (mps) memory would be read too early.
+            pixels = to_uint8(x).to("cpu", non_blocking=on_cuda)
+            finite = x.isfinite().all().to("cpu", non_blocking=on_cuda)
             copied = torch.cuda.current_stream(device).record_event() if on_cuda else None
             if before is not None:
                 keep(*before)

@@ -2,10 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -42,10 +42,11 @@ class Schedule(BaseModel):
         1: image to image, from a state (1 - t) noise + t image. Nothing here searches or samples
         such steps; solvers and exports take them.
     indices: the same as indices of the search grid, so that states and costs are looked up by
-        index and never by comparing floats.
+        index and never by comparing floats. Left out for times that no search found: 0 to K, these
+        times being their own grid.
     solver: the fixed-step solver that these steps are for (`boss_core.solvers.SOLVERS`).
-    objective: what the steps minimise (``l2_squared``), or the name of a fixed grid
-        (``uniform``).
+    objective: what the steps minimise (``l2_squared``), the name of a fixed grid (``uniform``),
+        or ``given`` for steps that came without either.
     predicted_error: the sum of the costs of the steps (eq. 5), or None when unknown.
     standard_error: of ``predicted_error``, from the spread between groups of trajectories.
     knot_stability: for each of the timesteps, the share of bootstrap resamples of the trajectories
@@ -61,9 +62,9 @@ class Schedule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timesteps: tuple[float, ...]
-    indices: tuple[int, ...]
+    indices: tuple[int, ...] = Field(default_factory=lambda data: _own_grid(data))
     solver: Literal["euler", "ab2", "heun"] = "euler"
-    objective: str
+    objective: str = "given"
     predicted_error: float | None = None
     standard_error: float | None = None
     knot_stability: tuple[float, ...] | None = None
@@ -139,7 +140,7 @@ def interval(error: float | None, standard_error: float | None, groups: int) -> 
 
 def from_sigmas(sigmas: Sequence[float], name: str = "sigmas") -> Schedule:
     """Euler steps at noise levels as samplers of others publish them: decreasing, from 1 or below,
-    down to 0, which is added where the list ends before it. Its objective is ``sigmas``.
+    down to 0, which is added where the list ends before it.
 
     InputError that starts with ``name`` for any other list.
     """
@@ -153,8 +154,12 @@ def from_sigmas(sigmas: Sequence[float], name: str = "sigmas") -> Schedule:
             f"{name}: {shown or 'none'}{', ...' if len(levels) > 8 else ''}; noise levels that"
             " fall, from 1 or below to 0 or above it, needed"
         )
-    times = tuple(_complement(level) for level in levels)
-    return Schedule(timesteps=times, indices=tuple(range(len(times))), objective="sigmas")
+    return Schedule(timesteps=tuple(_complement(level) for level in levels))
+
+
+def _own_grid(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """The indices of times that no search found; none where the times are no list of numbers."""
+    return tuple(range(len(fields.get("timesteps", ()))))
 
 
 def _complement(value: float) -> float:

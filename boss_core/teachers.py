@@ -55,6 +55,12 @@ def load_teacher(
     Raises InputError naming the file that is missing or wrong.
     """
     if checkpoint.is_dir():
+        if config is not None or not use_ema:
+            option = "config" if config is not None else "use_ema=False (--raw-weights)"
+            raise InputError(
+                f"{checkpoint}: a folder, whose card has all of it, with {option}; neither, or the"
+                " .pth file that it is for, needed"
+            )
         network, card = load_checkpoint(checkpoint)
         return Teacher(
             network,

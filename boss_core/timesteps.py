@@ -82,11 +82,12 @@ GRIDS: dict[str, Callable[[int], Times]] = {
 
 
 def nearest_indices(grid: ArrayLike, timesteps: ArrayLike) -> tuple[int, ...]:
-    """The indices of the grid points nearest to the given timesteps (ties to the earlier).
+    """The indices of the grid points nearest to the given timesteps (ties to the earlier), which
+    may begin after 0, as for steps from an image with some noise.
 
     ``InputError`` when two timesteps share a grid point: the grid is then too coarse.
     """
-    points, times = validate_timesteps(grid), validate_timesteps(timesteps)
+    points, times = validate_timesteps(grid), validate_timesteps(timesteps, from_noise=False)
     indices = np.abs(points[None, :] - times[:, None]).argmin(axis=1)
     if len(np.unique(indices)) < len(indices):
         raise InputError(

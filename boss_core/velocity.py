@@ -12,6 +12,9 @@ from boss_core.errors import InputError
 
 # Seeds are below this: numpy's generators take no larger ones beside an index, torch's none.
 SEEDS = 2**63
+# How far two evaluations at the same states may be apart, relative to them: more than rounding to
+# bfloat16 inside a network makes, and less than dropout does.
+_SAME = 0.01
 
 
 class VelocityField(Protocol):
@@ -123,6 +126,27 @@ def checked_velocity(velocity: VelocityField) -> VelocityField:
         return v
 
     return checked
+
+
+@torch.no_grad()
+def check_repeats(velocity: VelocityField, x: Tensor) -> None:
+    """InputError unless the velocity at states ``x`` (B, ...) and t = 1/2 is of each state and
+    the time alone: the same, within 1 %, when half of the states are others.
+
+    A network behind a function may still be in training mode, where dropout makes every
+    evaluation another and batch normalisation mixes the samples. Two evaluations of the batch.
+    """
+    times, kept = torch.full((len(x),), 0.5, device=x.device), (len(x) + 1) // 2
+    others = x.clone()
+    others[kept:] *= 3.0
+    before, after = (evaluate(velocity, states, times)[:kept] for states in (x, others))
+    apart = float((after - before).norm() / before.norm().clamp_min(1e-30))
+    if apart > _SAME:
+        raise InputError(
+            f"velocity: {apart:.0%} apart at the same states and times with other samples beside"
+            " them: random, or in training mode (dropout, batch norm; eval() ends it); one of"
+            " state and time alone needed"
+        )
 
 
 def check_finite(v: Tensor, t: Tensor) -> None:

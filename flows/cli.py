@@ -279,8 +279,8 @@ def schedule(
         help="Another argument of its call, as true_cfg_scale=4, negative_prompt=blurred,"
         " num_frames=33 or image=photo.png; repeat for more.",
     ),
-    dtype: str = typer.Option(
-        "bfloat16", rich_help_panel=DIFFUSERS, help="float32, bfloat16 or float16."
+    dtype: str | None = typer.Option(
+        None, rich_help_panel=DIFFUSERS, help="float32, bfloat16 (when left out) or float16."
     ),
     spacing: str = typer.Option("uniform", help=f"Fine grid: {', '.join(SPACINGS)}."),
     reference: str = typer.Option(
@@ -356,8 +356,15 @@ def schedule(
         steps_of_others,
         write_schedules,
     )
-    from flows.teachers import choose_device, choose_teacher, parse_shape
+    from flows.teachers import choose_device, choose_teacher, parse_shape, refuse_options
 
+    if pipeline is None:
+        of_pipeline = {"--prompts": prompts, "--guidance": guidance, "--size": size}
+        refuse_options("--pipeline", of_pipeline | {"--call": call, "--dtype": dtype})
+    else:
+        refuse_options("--checkpoint", {"--config": config, "--raw-weights": raw_weights})
+        refuse_options("--velocity", {"--shape": shape})
+    dtype = dtype or "bfloat16"
     others = steps_of_others(compare)
     check_grid(grid)
     check_request(budget, grid, spacing, solver, objective, reference)
@@ -448,9 +455,10 @@ def sample(
     """Sample images on the steps of a schedule, with its solver, and write them as one picture."""
     from boss_core.teachers import calling
     from flows.sample import choose_schedule, sample_grid
-    from flows.teachers import check_place, choose_device, choose_teacher
+    from flows.teachers import check_place, check_png, choose_device, choose_teacher
 
     check_place("--out", out, folder=False)
+    check_png("--out", out)
     on = choose_device(device)
     teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
     steps = choose_schedule(teacher, schedule, sigmas)
@@ -473,8 +481,11 @@ def export(
     mu: float | None = typer.Option(None, help="With --scheduler: mu of dynamic shifting."),
 ) -> None:
     """Write a schedule for the sampler of another tool: a snippet to paste, or JSON."""
+    from boss_core.errors import InputError
     from flows.exports import export_notes, export_schedule, scheduler_lines
 
+    if mu is not None and scheduler is None:
+        raise InputError("--mu: without --scheduler, which it is of; both needed, or neither")
     if out is not None:
         from flows.teachers import check_place  # imports torch, which a text needs not
 

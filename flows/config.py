@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from boss_core.errors import InputError
 from boss_core.settings import ComputeSettings, Settings, TrainingSettings
@@ -40,6 +40,7 @@ Method = Literal[
 
 
 Value = TypeVar("Value", int, Method)
+Built = TypeVar("Built", bound=BaseModel)
 
 
 def _distinct(values: list[Value], what: str) -> list[Value]:
@@ -205,7 +206,9 @@ class Evaluate(Settings):
 
 class Tracking(Settings):
     uri: str | None = Field(description="MLflow tracking URI; null for sqlite in the project")
-    grid_intensity: float = Field(ge=0, description="of the electricity used, g CO2 a kWh")
+    grid_intensity: float = Field(
+        ge=0, allow_inf_nan=False, description="of the electricity used, g CO2 a kWh"
+    )
 
 
 class Params(Settings):
@@ -287,6 +290,22 @@ def load_params(path: Path = PARAMS) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: {_describe(error)}") from error
+
+
+def network_settings(kind: type[Built], block: str, **values: Any) -> Built:
+    """The settings of a network by a block of the parameters and the data; InputError where there
+    is none of that kind, for a stage that runs without `boss check` before it."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        found = f"{where}: {shown(first['input'])} found; " if where else ""
+        raise InputError(
+            f"{PARAMS}: {block}: no {kind.__name__.removesuffix('Config')} of these parameters for"
+            f" this data: {found}{message[0].lower()}{message[1:]}"
+        ) from error
 
 
 def _describe(error: ValidationError) -> str:

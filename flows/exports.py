@@ -11,6 +11,7 @@ from boss_core.errors import InputError
 from boss_core.schedules import Schedule
 
 PIPELINE = "model_index.json"
+FLOW = "flow_prediction"
 # Given sigmas, they still tell their network the times of steps of their own.
 _OWN_TIMES = ("CogView4", "GlmImage")
 
@@ -48,8 +49,15 @@ def read_schedule(path: Path) -> Schedule:
     if path.is_dir():
         # They import torch, which a JSON file does not need.
         from boss_core.adapters import read_adapter_card
-        from boss_core.checkpoints import ADAPTER, read_card
+        from boss_core.checkpoints import ADAPTER, CARD, read_card
 
+        if not (path / CARD).is_file():
+            there = sorted(path.glob("*.json"))
+            example = f", as {there[0]}," if there else ""
+            raise InputError(
+                f"{path}: a folder without {CARD}; a student's, or the JSON of a schedule{example}"
+                " needed"
+            )
         read = read_adapter_card if (path / ADAPTER).is_file() else read_card
         schedule = read(path).schedule
         if schedule is None:
@@ -78,6 +86,8 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{file}: not the configuration of a scheduler ({error})") from error
     pipeline, takes_sigmas = _pipeline_call(file.parent.parent / PIPELINE, diffusers)
+    if mu is not None and not made.config.get("use_dynamic_shifting"):
+        raise InputError(f"--mu: {mu:g}, but {file} has no use_dynamic_shifting; none needed")
     try:
         found = exports.check_scheduler(made, read_schedule(path), mu=mu)
     except InputError as error:
@@ -85,6 +95,10 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
         yield f"{file}: {error}"
         if made.config.get("use_dynamic_shifting") and mu is None:
             yield f"  --mu: {shift_by_tokens(made.config)}"
+        predicts = made.config.get("prediction_type", FLOW)
+        if predicts != FLOW:
+            yield f"  its network predicts {predicts}, no velocity of a flow: no steps for it"
+            return
         yield "  the scheduler of the snippet takes its place and needs nothing of it"
         if not takes_sigmas:
             yield f"  {pipeline}: its call has no use for sigmas; --to diffusers-fixed is for it"

@@ -54,9 +54,20 @@ def check_inputs() -> None:
 def verify(root: Path, *, remove: bool) -> int:
     """Read every output and its copy in DVC's cache, and print those that are not what their stage
     made; their number. remove: take these away, so that the next run makes them anew."""
+    if not (root / LOCK).is_file():
+        raise InputError(
+            f"{LOCK}: not there, so that no outputs are known; the folder of a project that has"
+            " run needed"
+        )
+    try:
+        outputs = list(recorded(root))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{LOCK}: cut short or altered, so that no outputs are known; `boss repro` mends it"
+        ) from error
     files = [
         (found, path)
-        for found in recorded(root)
+        for found in outputs
         for path in dict.fromkeys((root / found.path, found.cached))
     ]
     bad = set()

@@ -15,15 +15,18 @@ ACTIVATIONS = 2000
 # More at a time brings a CPU nothing, whatever memory it has.
 CPU_BYTES = 2 << 30
 
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
 
 def free_bytes(device: torch.device) -> int:
     """The memory that can be had on a device now; on a CPU within the limit of a container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [_line("/proc/meminfo", "MemAvailable")]
-    limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    found = [_line(MEMINFO, "MemAvailable:", 1024)]
+    limit, used = (_number(CGROUP / f"memory.{name}") for name in ("max", "current"))
     if limit is not None and used is not None:
-        found.append(limit - used)
+        # Files that were read lately count as used, and make room when asked to.
+        found.append(limit - used + (_line(CGROUP / "memory.stat", "inactive_file", 1) or 0))
     return max(0, min((size for size in found if size is not None), default=4 << 30))
 
 
@@ -41,18 +44,18 @@ def search_batch(
     return 1 << (most.bit_length() - 1)
 
 
-def _number(path: str) -> int | None:
+def _number(path: Path) -> int | None:
     try:
-        text = Path(path).read_text().strip()
+        text = path.read_text().strip()
     except OSError:
         return None
     return int(text) if text.isdecimal() else None
 
 
-def _line(path: str, name: str) -> int | None:
+def _line(path: Path, name: str, unit: int) -> int | None:
     """Of a file of lines like ``MemAvailable:  123 kB``, in bytes."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)
+    return next((unit * int(line.split()[1]) for line in lines if line.split()[:1] == [name]), None)

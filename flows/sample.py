@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from boss_core.checkpoints import Network
 from boss_core.errors import InputError
 from boss_core.files import replacing
 from boss_core.sampling import sample_images
 from boss_core.schedules import Schedule, from_sigmas
 from boss_core.teachers import Teacher
-from boss_core.velocity import sample_labels
+from boss_core.velocity import check_repeats, sample_labels, sample_noise
 from flows.exports import read_schedule
 from flows.grids import image_grid
 from flows.memory import free_bytes
@@ -50,6 +51,9 @@ def sample_grid(
             labels = torch.full_like(labels, label)
     if isinstance(teacher.velocity, torch.nn.Module):
         teacher.velocity.to(device)
+    if not isinstance(teacher.velocity, Network):
+        first = sample_noise(range(min(number, batch_size)), teacher.shape, seed)
+        check_repeats(teacher.velocity, first.to(device))
     with progress("sample", number, "images") as advance:
         images = sample_images(
             teacher.velocity,
@@ -65,7 +69,14 @@ def sample_grid(
         )
     with replacing(out) as temporary:
         image_grid(images, columns=math.ceil(math.sqrt(number))).save(temporary, format="PNG")
-    print(f"{out}: {number} images, {steps.nfe} network evaluations each")
+    print(
+        f"{out}: {_counted(number, 'image')}, {_counted(steps.nfe, 'network evaluation')}"
+        f"{' each' if number > 1 else ''}"
+    )
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def choose_schedule(teacher: Teacher, path: Path | None, sigmas: str | None = None) -> Schedule:

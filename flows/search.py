@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from boss_core import timesteps
+from boss_core.checkpoints import Network
 from boss_core.cost import GROUPS, CostMatrix, CostSum, add_trajectories, rollout_bytes
 from boss_core.errors import InputError
 from boss_core.files import replacing, write_bytes
@@ -35,7 +36,7 @@ from boss_core.teachers import Teacher
 from boss_core.timesteps import Times
 from boss_core.two_step import LARGEST_GRID
 from boss_core.uncertainty import predicted_error
-from boss_core.velocity import sample_labels, sample_noise
+from boss_core.velocity import check_repeats, sample_labels, sample_noise
 from flows.chosen import Chosen, chosen_steps, distance_named, knot_stability, uniform_indices
 from flows.config import ScheduleSearch
 from flows.exports import read_schedule
@@ -179,6 +180,9 @@ def search_costs(
     announce(total, len(rows), batch_size, held, unchecked=search.teacher_hash is None)
     if isinstance(teacher.velocity, torch.nn.Module):
         teacher.velocity.to(device)
+    if rows and not isinstance(teacher.velocity, Network):
+        first = range(rows.start, rows.start + batch_size)
+        check_repeats(teacher.velocity, sample_noise(first, teacher.shape, search.seed).to(device))
     with (
         Keeper(folder, search, total) as keeper,
         progress("cost", len(rows) * search.grid, "sample steps") as advance,

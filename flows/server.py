@@ -51,10 +51,11 @@ def start() -> str:
     url = prefect_url() or DEFAULT_URL
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 80
+        host, port = parts.hostname, 80 if parts.port is None else parts.port
     except ValueError as error:  # no number, or none of a port
         raise InputError(f"PREFECT_API_URL: {url} ({error}); as {DEFAULT_URL} needed") from error
-    if parts.scheme != "http" or host not in LOOPBACK or parts.path.rstrip("/") != "/api":
+    plain = parts.scheme == "http" and parts.path.rstrip("/") == "/api" and port != 0
+    if not plain or host not in LOOPBACK:
         raise InputError(
             f"PREFECT_API_URL: {url}; a server of this machine's own starts at an address as"
             f" {DEFAULT_URL} only"

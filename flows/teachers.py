@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,11 +22,26 @@ def choose_teacher(
     if (checkpoint is None) == (velocity is None):
         raise InputError("--checkpoint, --velocity or --pipeline needed, and one of them only")
     if checkpoint is not None:
-        return load_teacher(checkpoint, config, use_ema=not raw_weights)
+        teacher = load_teacher(checkpoint, config, use_ema=not raw_weights)
+        if shape is not None and parse_shape(shape) != teacher.shape:
+            own = "x".join(map(str, teacher.shape))
+            raise InputError(
+                f"--shape: {shape}, but {checkpoint} is for {own}; that, or none, needed"
+            )
+        return teacher
+    refuse_options("--checkpoint", {"--config": config, "--raw-weights": raw_weights})
     assert velocity is not None
     if shape is None:
         raise InputError("--shape: missing; the shape of a sample, as 3x32x32, needed")
     return import_velocity(velocity, parse_shape(shape))
+
+
+def refuse_options(of: str, given: Mapping[str, object]) -> None:
+    """InputError for the first option that was given, where all are of another kind of network:
+    it would be left out without a word."""
+    for option, value in given.items():
+        if value is not None and value is not False and value != []:
+            raise InputError(f"{option}: without {of}, which it is of; both, or neither, needed")
 
 
 def parse_shape(text: str, length: int | None = None) -> tuple[int, ...]:
@@ -80,3 +96,12 @@ def check_place(option: str, path: Path, *, folder: bool) -> None:
         raise InputError(f"{option}: {path}: {place} is a file; a folder needed")
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{option}: {path}: {place} cannot be written to; another place needed")
+
+
+def check_png(option: str, path: Path) -> None:
+    """InputError for a name that says another kind of picture than the PNG that is written."""
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
+    if kind != "PNG":
+        raise InputError(f"{option}: {path}: a PNG is written; a name ending in .png needed")

@@ -100,6 +100,17 @@ def test_images_that_are_not_square_go_through_the_whole_pipeline(project) -> No
     assert (card["config"]["image_size"], card["config"]["image_width"]) == (8, 12)
 
 
+def test_attention_at_no_level_is_said(project, capsys: pytest.CaptureFixture[str]) -> None:
+    photographs = {"data.source": "folder", "data.path": "inputs/photographs"}
+    for sizes, says in (
+        ([6, 12], ""),
+        ([16, 6, 8], "check: teacher.attention_sizes: 8, 16 of none of the levels, 12, 6 pixels: "),
+    ):
+        write_parameters(Path("params.yaml"), photographs | {"teacher.attention_sizes": sizes})
+        check.check(load_params())
+        assert capsys.readouterr().out.partition("no attention")[0] == says
+
+
 def test_a_teacher_whose_paths_are_straight_costs_nothing(project) -> None:
     """The last layer of a new network is 0: every cost is, and the report shows it."""
     teacher = {"teacher.source": "checkpoint", "teacher.path": "inputs/grey_teacher"}

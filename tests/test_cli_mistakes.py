@@ -90,7 +90,7 @@ WRONG = [
     *(("schedule", SCHEDULE, "--compare", t) for t in LEVELS),
     *(("sample", SAMPLE, "--checkpoint", path) for path in [*PATHS]),
     *(("sample", SAMPLE, "--schedule", path) for path in [*PATHS]),
-    *(("sample", SAMPLE, "--out", path) for path in ("folder", "net", "file/a.png")),
+    *(("sample", SAMPLE, "--out", path) for path in ("folder", "net", "file/a.png", "a.jpg")),
     *(("sample", SAMPLE, "-n", n) for n in [*NUMBERS, "100000000000"]),
     *(("sample", SAMPLE, "--label", n) for n in NUMBERS),
     *(("sample", SAMPLE, "--seed", n) for n in [*NUMBERS[:1], *NUMBERS[2:]]),
@@ -109,6 +109,38 @@ def test_every_mistake_is_a_line(folder, command: str, option: str) -> None:
     for of, right, name, value in WRONG:
         if (of, name) == (command, option):
             refused(folder, command, {**right, name: value})
+
+
+VELOCITY = {"--velocity": "math:hypot", "--shape": "2", "--budget": "2"}
+PIPELINE = {"--pipeline": "net", "--prompts": "file", "--budget": "2"}
+
+
+@pytest.mark.parametrize(
+    ("network", "option", "value", "says"),
+    [
+        (SCHEDULE, "--prompts", "file", "--prompts: without --pipeline, which it is of"),
+        (SCHEDULE, "--guidance", "4", "--guidance: without --pipeline"),
+        (SCHEDULE, "--guidance", "0", "--guidance: without --pipeline"),
+        (SCHEDULE, "--size", "8x8", "--size: without --pipeline"),
+        (SCHEDULE, "--call", "a=1", "--call: without --pipeline"),
+        (SCHEDULE, "--dtype", "float16", "--dtype: without --pipeline"),
+        (SCHEDULE, "--shape", "3x8x8", "--shape: 3x8x8, but net is for 1x8x8; that, or none"),
+        (SCHEDULE, "--config", "cifar10", "net: a folder, whose card has all of it, with config"),
+        (SCHEDULE, "--raw-weights", None, "net: a folder, whose card has all of it, with use_ema"),
+        (VELOCITY, "--config", "cifar10", "--config: without --checkpoint"),
+        (VELOCITY, "--raw-weights", None, "--raw-weights: without --checkpoint"),
+        (VELOCITY, "--guidance", "4", "--guidance: without --pipeline"),
+        (PIPELINE, "--config", "cifar10", "--config: without --checkpoint"),
+        (PIPELINE, "--shape", "3x8x8", "--shape: without --velocity"),
+    ],
+)
+def test_options_of_another_kind_of_network_are_not_passed_over(
+    folder, network: dict[str, str], option: str, value: str | None, says: str
+) -> None:
+    arguments = [part for pair in (network | {option: value}).items() for part in pair if part]
+    code, _, err = folder("schedule", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {says}")
 
 
 def test_weights_in_place_of_a_pickle_and_the_other_way_round(folder) -> None:

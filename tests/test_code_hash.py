@@ -16,7 +16,9 @@ from tests.test_search import CONFIG
 
 FILES = {
     "mine.py": """
+import dataclasses
 import functools
+import numpy as np
 import torch
 from parts.layers import Net
 import scale
@@ -43,6 +45,19 @@ class Called:
         return self.guidance * late.late(x)
 
 called = Called()
+
+@dataclasses.dataclass(slots=True)
+class Kept:
+    power: torch.Tensor
+
+kept, marked, single = Kept(torch.tensor(2.0)), {0.25, 0.5}, np.float32(0.5)
+
+@functools.lru_cache
+def looked_up(name):
+    return net.strength
+
+def through(x, t):
+    return looked_up("a") * x ** kept.power * sum(marked) * single
 class WithoutArguments:
     def __call__(self):
         pass
@@ -111,6 +126,10 @@ def test_code_that_has_changed_has_another_hash(folder, attribute: str, change: 
         ("bound", "net.a.data[1] = 0"),
         ("weak", "weak.__closure__[0].cell_contents.fill_(2)"),
         ("called", "called.guidance = 4.0"),
+        ("through", "net.strength = 2.0"),
+        ("through", "kept.power.fill_(3)"),
+        ("through", "marked.add(0.75)"),
+        ("through", "single = np.float32(0.75)"),
     ],
 )
 def test_weights_and_settings_that_have_changed_have_another_hash(
@@ -129,12 +148,12 @@ def test_two_functions_of_one_file_are_two_searches(folder) -> None:
 
 
 def test_another_process_finds_the_same_hash(folder) -> None:
+    names = ("net", "velocity", "called", "weak", "through")
     code = (
         "from boss_core.teachers import import_velocity as v\n"
-        "print(*(v(f'mine:{a}', (2,)).hash for a in ('net', 'velocity', 'called', 'weak')))"
+        f"print(*(v(f'mine:{{a}}', (2,)).hash for a in {names}))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = ("net", "velocity", "called", "weak")
     assert shown.stdout.split() == [fresh(f"mine:{a}") for a in names]
 
 

@@ -143,6 +143,7 @@ def test_without_a_server(flowed, tmp_path: Path) -> None:
         ("http://192.0.2.1:4200/api", "a server of this machine's own"),
         ("https://127.0.0.1:4200/api", "a server of this machine's own"),
         ("http://127.0.0.1:99999/api", "Port out of range"),
+        ("http://127.0.0.1:0/api", "starts at an address as"),
         (None, "is in use by something else"),
     ],
 )

@@ -14,6 +14,7 @@ from scipy.integrate import quad
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
 
 from diffusers import (
+    DDIMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -545,6 +546,7 @@ SHIFTED = FlowMatchEulerDiscreteScheduler(shift=5.0)
         (UNIPC, "WanPipeline", "WanPipeline: its call has no use for sigmas; --to diffusers-fixed"),
         (FLUX, None, "so 1.15 at 4096 image tokens"),
         (FLUX, "FluxPipeline", "so 1.15 at 4096 image tokens"),
+        (DDIMScheduler(), None, "its network predicts epsilon, no velocity of a flow"),
         (SHIFTED, None, "a pipeline whose call takes no sigmas, as Wan's: --to diffusers-fixed"),
         (SHIFTED, "WanPipeline", "WanPipeline's call has no use for sigmas; --to diffusers-fixed"),
         (SHIFTED, "StableDiffusion3Pipeline", "to keep it, pass sigmas=["),
@@ -563,6 +565,23 @@ def test_every_scheduler_gets_a_snippet_and_an_answer(
     assert says in notes
     # Nobody is told to pass what a call rejects.
     assert ("pass sigmas=" in notes) == (scheduler is SHIFTED and pipeline != "WanPipeline")
+
+
+def test_mu_and_folders_that_are_not_for_it_are_refused(boss: Any, tmp_path: Path) -> None:
+    search = tmp_path / "schedules"
+    search.mkdir()
+    (search / "6.json").write_text(STEPS.to_json())
+    folder = scheduler_folder(SHIFTED, tmp_path / "folder", None)
+    export = ("export", search / "6.json", "--to", "diffusers", "--mu", "1.15")
+    for arguments, says in (
+        (export, "error: --mu: without --scheduler, "),
+        ((*export, "--scheduler", folder), "error: --mu: 1.15, but "),
+        (("export", search, "--to", "json"), f"as {search / '6.json'}, needed"),
+        (("export", folder, "--to", "json"), f"error: {folder}: a folder without card.json; "),
+    ):
+        code, text, err = boss(*arguments)
+        assert (code, text, err.count("\n")) == (2, "", 1)
+        assert says in err
 
 
 def test_mu_at_a_number_of_tokens_is_diffusers_own() -> None:

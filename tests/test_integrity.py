@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from boss_core.errors import InputError
 from flows.integrity import recorded, verify
 from tests.project import Project
 
@@ -52,6 +53,26 @@ def test_a_flipped_bit_in_any_file_is_found(
     for path in listings:
         flip(path)
     assert verify(project.folder, remove=False) == len(listings)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "dvc.lock: not there"),
+        (b"", "dvc.lock: cut short or altered"),
+        (b"schema: '2.0'\nsta", "dvc.lock: cut short or altered"),
+        (b"schema: '2.0'\nstages: [", "dvc.lock: cut short or altered"),
+        (b"schema: '2.0'\nstages:\n  check:\n    outs:\n    - path: x\n", "dvc.lock: cut short"),
+        (b"\xff\xfe", "dvc.lock: cut short or altered"),
+    ],
+)
+def test_where_no_outputs_are_known_nothing_is_said_to_be_whole(
+    tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (tmp_path / "dvc.lock").write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        verify(tmp_path, remove=True)
 
 
 def test_an_altered_file_is_not_read_and_comes_back(finished: Project, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from boss_core.errors import InputError
-from flows.config import load_params
+from boss_core.networks.classifier import ClassifierConfig
+from boss_core.networks.unet import UNetConfig
+from flows.config import load_params, network_settings
 from flows.request import check_overrides
 from tests.conftest import ROOT
 
@@ -161,3 +163,17 @@ def test_the_command_says_it_in_one_line_too(boss, tmp_path: Path) -> None:
         assert code == 2
         assert errors.startswith("error: params.yaml: ")
         assert errors.count("\n") == 1
+
+
+def test_a_network_that_there_is_not_is_a_line_to_a_stage_without_check() -> None:
+    wanted = {"channels": 1, "classes": None, "base_channels": 8, "blocks": 1}
+    wanted |= {"attention_sizes": (), "channel_multipliers": (1, 2)}
+    assert network_settings(UNetConfig, "teacher", image_size=8, **wanted).sample_shape == (1, 8, 8)
+    with pytest.raises(InputError) as caught:
+        network_settings(UNetConfig, "teacher", image_size=2, **wanted)
+    assert str(caught.value) == (
+        "params.yaml: teacher: no UNet of these parameters for this data: image_size: 2 found;"
+        " input should be greater than or equal to 4"
+    )
+    with pytest.raises(InputError, match=r"features: no Classifier .* for this data: classes: 1 f"):
+        network_settings(ClassifierConfig, "features", channels=1, classes=1, width=8, features=8)

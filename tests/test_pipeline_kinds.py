@@ -340,3 +340,12 @@ def test_guidance_that_the_pipeline_ignores_is_refused(given: dict[str, float]) 
     with pytest.raises(InputError, match=f"calls: {name}=4.0, but the velocity of this Qwen"):
         search(pipeline, prompts | given)
     assert search(pipeline, with_negative | {"true_cfg_scale": 4.0}).nfe_per_step == 2.0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_no_guidance_may_be_asked_for(scale: float) -> None:
+    """As distilled models do, whose pipelines would take a default of theirs otherwise."""
+    assert search(tiny.sd3(), tiny.sd3_prompts(range(2), scale)).nfe_per_step == 1.0
+    prompts = {k: v for k, v in tiny.qwen_image_prompts(range(2)).items() if "negative" not in k}
+    prompts["true_cfg_scale"] = scale
+    assert search(tiny.qwen_image(), prompts).nfe_per_step == 1.0

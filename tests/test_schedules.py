@@ -56,6 +56,16 @@ def test_what_is_not_a_schedule_is_refused(schedule: Schedule, change, says: str
         Schedule.from_json(text, "my.json")
 
 
+def test_times_alone_are_a_schedule() -> None:
+    steps = Schedule(timesteps=(0.4, 0.7, 1.0))
+    assert (steps.indices, steps.objective, steps.nfe) == ((0, 1, 2), "given", 2)
+    assert steps == from_sigmas((0.6, 0.3)) == Schedule.from_json('{"timesteps": [0.4, 0.7, 1]}')
+    assert Schedule.from_json(steps.to_json()) == steps
+    for wrong in ({}, {"timesteps": "soon"}, {"timesteps": 3}, {"timesteps": [0.0, "x"]}):
+        with pytest.raises(InputError, match=r"my.json: timesteps[.01]*: "):
+            Schedule.from_json(json.dumps(wrong), "my.json")
+
+
 def test_evaluations_of_each_solver() -> None:
     times = {"timesteps": (0.0, 0.5, 1.0), "indices": (0, 1, 2), "objective": "uniform"}
     assert [Schedule(**times, solver=s).nfe for s in ("euler", "ab2", "heun")] == [2, 2, 4]

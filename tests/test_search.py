@@ -94,13 +94,13 @@ def test_schedules_are_those_of_the_library(boss) -> None:
 def test_a_search_goes_on_where_it_stopped(boss) -> None:
     options = ["--grid", 10, "--batch-size", 6, "--budget", 3]
     # The third batch is cut off; two are kept.
-    code, *_ = boss("schedule", *flow("stopped", stop=25), *options, "--samples", 24)
+    code, *_ = boss("schedule", *flow("stopped", stop=27), *options, "--samples", 24)
     assert code == 130
     code, out, _ = boss("schedule", *flow("stopped"), *options, "--samples", 24)
     assert code == 0
     assert "12 trajectories are in cost.npz already" in out
     assert "12 trajectories of 10 steps: 120 evaluations" in out
-    assert sys.modules["stopped"].calls == 20
+    assert sys.modules["stopped"].calls == 2 + 20  # two for `check_repeats`
     first = np.load("schedules/cost.npz")["cost"]
     boss("schedule", *flow("whole"), *options, "--samples", 24, "--out", "whole")
     np.testing.assert_allclose(first, np.load("whole/cost.npz")["cost"], rtol=1e-6)
@@ -111,7 +111,7 @@ def test_a_search_goes_on_where_it_stopped(boss) -> None:
     assert sys.modules["again"].calls == 0
     assert Path("schedules/5.json").exists()
     boss("schedule", *flow("more"), *options, "--samples", 30)
-    assert sys.modules["more"].calls == 10
+    assert sys.modules["more"].calls == 2 + 10
 
 
 def test_a_schedule_is_written_as_soon_as_it_is_found(boss) -> None:
@@ -596,7 +596,7 @@ def test_published_noise_levels_are_sampled_as_they_are(boss) -> None:
     for text in (",".join(map(str, PUBLISHED)), " ".join(map(str, PUBLISHED)) + ", 0"):
         code, out, err = boss("sample", "--checkpoint", "net", "--sigmas", text, "-n", 1)
         assert (code, err) == (0, "")
-        assert "8 network evaluations each" in out
+        assert "1 image, 8 network evaluations\n" in out
         with Image.open("samples.png") as picture:
             found = np.asarray(picture)[::4, ::4]
         images = sample_images(
@@ -660,6 +660,46 @@ def test_samples_at_a_time_by_the_memory_that_is_free(
 ) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: gib << 30)
     assert memory.search_batch(shape, grid, torch.device("cpu")) == batch
+
+
+def test_files_that_a_container_has_read_count_as_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    meminfo, cpu = tmp_path / "meminfo", torch.device("cpu")
+    meminfo.write_text("MemTotal:       65536000 kB\nMemAvailable:   16777216 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_bytes(cpu) == 16 << 30  # no container
+    (tmp_path / "memory.max").write_text(f"{8 << 30}\n")
+    (tmp_path / "memory.current").write_text(f"{7 << 30}\n")
+    assert memory.free_bytes(cpu) == 1 << 30
+    stat = f"anon {2 << 30}\nfile {5 << 30}\nactive_file {1 << 30}\ninactive_file {4 << 30}\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert memory.free_bytes(cpu) == 5 << 30
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(cpu) == 16 << 30
+
+
+def test_a_function_around_a_network_in_training_mode_is_refused(boss) -> None:
+    sys.modules.pop("dropped", None)
+    Path("dropped.py").write_text(
+        "import torch\nnet = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.1))\n"
+        "def velocity(x, t):\n    return net(x)\n"
+    )
+    network = ["--velocity", "dropped:velocity", "--shape", "3"]
+    code, _, err = boss("schedule", *network, "--samples", 8, "--budget", 2)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "random, or in training mode (dropout, batch norm; eval() ends it)" in err
+    assert not Path("schedules/cost.npz").exists()
+    network = ["--velocity", "dropped:velocity", "--shape", "1x8x8"]
+    Path("dropped.py").write_text(
+        "import torch\ndef velocity(x, t):\n    return torch.randn_like(x)\n"
+    )
+    sys.modules.pop("dropped", None)
+    code, _, err = boss("sample", *network, "--sigmas", "1,0.5", "-n", 2)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "random, or in training mode" in err
+    assert not Path("samples.png").exists()
 
 
 def test_a_search_takes_its_batch_for_all_that_it_does(boss, monkeypatch) -> None:

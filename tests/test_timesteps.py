@@ -50,6 +50,12 @@ def test_uniform_steps_fit_a_grid_they_do_not_divide(n: int) -> None:
     assert np.abs(np.array(indices) / 100 - uniform(n)).max() <= 0.005 + 1e-12
 
 
+def test_steps_from_an_image_with_some_noise_fit_a_grid() -> None:
+    assert nearest_indices(uniform(10), [0.42, 0.69, 1.0]) == (4, 7, 10)
+    with pytest.raises(ValueError, match=r"run from 0\.1 to 1\.0; 0 to 1 needed"):
+        nearest_indices(np.linspace(0.1, 1.0, 10), [0.42, 0.69, 1.0])
+
+
 def test_too_coarse_a_grid_is_an_error() -> None:
     with pytest.raises(ValueError, match="8 steps do not fit on a grid of 5"):
         nearest_indices(uniform(5), uniform(8))

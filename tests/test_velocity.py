@@ -12,6 +12,7 @@ from boss_core.pipelines import sample_generators
 from boss_core.solvers import SOLVERS, euler, rk45
 from boss_core.timesteps import quadratic, uniform
 from boss_core.velocity import (
+    check_repeats,
     checked_velocity,
     sample_labels,
     sample_noise,
@@ -105,3 +106,30 @@ def test_seeds_that_no_generator_takes_are_refused(seed) -> None:
 def test_the_search_refuses_another_dtype() -> None:
     with pytest.raises(InputError, match=r"returned torch\.bfloat16 for states of torch\.float32"):
         estimate_cost_matrix(lambda x, t: x.bfloat16(), torch.zeros(4, 3), uniform(4), batch_size=4)
+
+
+def test_a_velocity_is_of_each_state_and_the_time_alone() -> None:
+    torch.manual_seed(0)
+    dropped = nn.Sequential(Mlp().layers[:2], nn.Dropout(0.05), nn.Linear(32, 2))
+    normed = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.SiLU(), nn.Linear(32, 2))
+
+    def velocity(layers: nn.Module):
+        return lambda x, t: layers(torch.cat([x, t[:, None], t[:, None]], dim=1))
+
+    x = sample_noise(range(9), (2,), seed=0)
+    for layers in (dropped, normed):
+        with pytest.raises(InputError, match=r"velocity: \d+% apart at the same states and times"):
+            check_repeats(velocity(layers), x)
+        check_repeats(velocity(layers.eval()), x)
+    with pytest.raises(InputError, match="random, or in training mode"):
+        check_repeats(lambda x, t: x + 0.1 * torch.randn_like(x), x[:1])
+    narrow = Mlp().bfloat16()
+    for right in (
+        Mlp(),
+        lambda x, t: torch.zeros_like(x),
+        lambda x, t: narrow(x.bfloat16(), t.bfloat16()).float(),
+        lambda x, t: x.mul_(2),
+        lambda x, t: partial(Mlp(), label=0.5)(x, t),
+    ):
+        for count in (1, 2, 9):
+            check_repeats(right, x[:count])

@@ -157,6 +157,13 @@ def _check_shape(params: Params, found: Found) -> None:
                 f" which the last is one pixel of {GROUPS} channels, each normalised to 0 by"
                 " itself; more channels or fewer levels needed"
             )
+        sides = [max(height, width) >> k for k in range(halvings + 1)]
+        if others := sorted(set(teacher.attention_sizes) - set(sides)):
+            print(
+                f"check: teacher.attention_sizes: {', '.join(map(str, others))} of none of the"
+                f" levels, {', '.join(map(str, sides))} pixels: no attention there",
+                flush=True,
+            )
     if params.schedule.objective == "lpips" and min(height, width) < LPIPS_SMALLEST:
         raise InputError(
             f"params.yaml: schedule.objective: lpips with images of {width}x{height}; sides of"

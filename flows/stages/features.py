@@ -24,7 +24,7 @@ from boss_core.resident import Rows
 from boss_core.resume import Checkpoints
 from boss_core.training import train
 from flows import paths
-from flows.config import Params
+from flows.config import Params, network_settings
 from flows.energy import Usage, measured
 from flows.records import read_images, read_json, write_json
 from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
@@ -91,7 +91,9 @@ def _train_classifier(
     shape = read_json(paths.DATA / "card.json")
     torch.manual_seed(params.seed)
     network = Classifier(
-        ClassifierConfig(
+        network_settings(
+            ClassifierConfig,
+            "features",
             channels=shape["shape"][0],
             classes=shape["classes"],
             width=params.features.width,

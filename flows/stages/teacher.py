@@ -32,7 +32,7 @@ from boss_core.resume import Checkpoints
 from boss_core.training import Row, Trained, train
 from boss_core.velocity import sample_noise, with_labels
 from flows import paths
-from flows.config import Params, Teacher
+from flows.config import Params, Teacher, network_settings
 from flows.energy import Usage, measured
 from flows.labels import write_label_counts
 from flows.records import Images, read_images, read_json
@@ -180,7 +180,9 @@ def _new_network(teacher: Teacher, shape: tuple[int, ...], classes: int | None) 
         initialise(network)
         return network
     return UNet(
-        UNetConfig(
+        network_settings(
+            UNetConfig,
+            "teacher",
             image_size=height,
             image_width=None if width == height else width,
             channels=channels,
