@@ -101,12 +101,28 @@ def _client(uri: str) -> "MlflowClient":
     return mlflow.MlflowClient(uri)
 
 
+def _try_to_connect(uri: str) -> None:
+    """One attempt at a database of another kind: MLflow would make ten, which take minutes."""
+    from mlflow.store.db_types import DATABASE_ENGINES
+
+    if uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
+        from sqlalchemy import create_engine
+
+        engine = create_engine(uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+
+
 def _project(uri: str, params: Params, budget: int) -> str:
     database = _sqlite_file(uri)
     # One writer at a time: several on a fresh database crash in its migration, and two budgets
     # that end together would each make the parent.
     with FileLock(f"{database or _project_folder() / 'mlflow.db'}.lock"):
         _prepare(database)
+        if database is None:
+            _try_to_connect(uri)
         client = _client(uri)
         record = read_json(paths.metrics(budget))
         experiment = _experiment(client, str(read_json(paths.DATA / "card.json")["source"]), uri)
