@@ -76,8 +76,9 @@ def not_stored(root: Path, left: Mapping[str, list[Path]]) -> str:
     cache = cache_folder(root).resolve()
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
     what = ", ".join(str(path) for paths in left.values() for path in paths)
+    free = _readable(disk_usage(there).free)
     return (
-        f"{cache}: DVC could not store {what} in its cache ({_readable(disk_usage(there).free)} free"
+        f"{cache}: DVC could not store {what} in its cache ({free} free"
         f" on its disk); free some, `dvc commit --force {' '.join(left)}` keeps what was made, then"
         " run again"
     )

@@ -11,7 +11,7 @@ from dvc.exceptions import DvcException
 from boss_core.errors import InputError
 from flows.config import PARAMS, load_params
 from flows.stages.check import check
-from flows.workspace import override, read_stages
+from flows.workspace import check_experiment, override, read_stages
 
 
 def check_request(
@@ -26,6 +26,7 @@ def check_request(
             f"{root.resolve()}: may not be written to; a folder for the results needed"
         )
     if overrides:
+        check_experiment(root, name)
         check_overrides(root, overrides)
         return
     if name is not None:
