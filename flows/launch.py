@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from boss_core.errors import InputError
 from flows.recovery import remove_cut_short
-from flows.request import check_request
+from flows.request import check_folder, check_request
 from flows.scm import settle_git
 from flows.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
@@ -39,6 +39,7 @@ def launch(
     """Run the flow in this process; InputError when it fails.
 
     What can be refused is refused before a server is started."""
+    check_folder(Path())
     remove_cut_short(Path())
     settle_git(Path())
     check_request(Path(), overrides, targets, name)

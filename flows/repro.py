@@ -8,6 +8,7 @@ from flows import paths
 from flows.config import load_params
 from flows.integrity import not_stored, unstored
 from flows.recovery import remove_cut_short
+from flows.request import check_folder
 from flows.scm import settle_git
 from flows.stages.check import check
 from flows.workspace import dvc_command, dvc_environment, restore
@@ -15,6 +16,7 @@ from flows.workspace import dvc_command, dvc_environment, restore
 
 def repro() -> int:
     """Bring every output up to date; the exit code: 0, or 2 when a stage failed."""
+    check_folder(Path())
     check(load_params())
     remove_cut_short(Path())
     settle_git(Path())

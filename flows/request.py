@@ -21,10 +21,7 @@ def check_request(
 
     With overrides, targets are left to the copy that is run: which budgets there are, its
     parameters say."""
-    if not os.access(root, os.W_OK):
-        raise InputError(
-            f"{root.resolve()}: may not be written to; a folder for the results needed"
-        )
+    check_folder(root)
     if overrides:
         check_experiment(root, name)
         check_overrides(root, overrides)
@@ -37,6 +34,14 @@ def check_request(
     check(load_params(root / PARAMS))
     if targets:
         read_stages(root, targets)
+
+
+def check_folder(root: Path) -> None:
+    """InputError where nothing can be written into the project's folder."""
+    if not os.access(root, os.W_OK):
+        raise InputError(
+            f"{root.resolve()}: may not be written to; a folder for the results needed"
+        )
 
 
 def check_overrides(root: Path, overrides: Sequence[str]) -> None:
