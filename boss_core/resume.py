@@ -6,6 +6,7 @@ and the fingerprint of the run. A run only ever goes on from a checkpoint of its
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,20 +65,25 @@ class Checkpoints:
         self, step: int, fingerprint: str, state: Mapping[str, Tensor], curve: Sequence[Any]
     ) -> None:
         """Write the state after ``step`` steps, whole or not at all, and drop all but the last
-        two of this run."""
+        two of this run. Where it cannot be written, as to a full disk, a line says so, and those
+        before it stay."""
         tensors = {
             name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in state.items()
         }
         own = [path for path in self._found() if _fingerprint(path) == fingerprint]
         path = self.folder / f"{step:09d}.safetensors"
-        with replacing(path) as temporary:
-            metadata = {"fingerprint": fingerprint, "curve": json.dumps(curve)}
-            save_file(tensors, temporary, metadata)
-        kept = [path, *(other for other in own if other != path)][:_KEPT]
-        for other in self.folder.iterdir():
-            if other not in kept:
-                other.unlink()
+        try:
+            with replacing(path) as temporary:
+                metadata = {"fingerprint": fingerprint, "curve": json.dumps(curve)}
+                save_file(tensors, temporary, metadata)
+            kept = [path, *(other for other in own if other != path)][:_KEPT]
+            for other in self.folder.iterdir():
+                if other not in kept:
+                    other.unlink()
+        except (SafetensorError, OSError) as error:  # the first is the library's for a full disk
+            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+            self.say(f"{path}: no checkpoint ({why}); the training goes on without it")
 
     def load(
         self, fingerprint: str, state: Mapping[str, Tensor]

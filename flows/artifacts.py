@@ -47,7 +47,8 @@ def track(folder: Path, environment: Mapping[str, str]) -> Any:
     for line in done.stdout.splitlines():
         get_run_logger().info(line)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1].removeprefix("error: ")
+        said = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
+        reason = said[-1].removeprefix("error: ")
         if task_run.run_count > RETRIES:
             return Failed(message=reason)  # raised, it would be shown as a mistake of ours
         raise TrackingLostError(reason)

@@ -23,10 +23,12 @@ def reported() -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 reason += "; a place that may be read and written needed"
             _exit(f"{os.fspath(error.filename)}: {reason}")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _full_disk(error):
             raise
         _exit(f"{error.filename or 'output'}: no space left on the disk; free some and run again")
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
+        if _full_disk(error):
+            _exit("output: no space left on the disk; free some and run again")
         if not _lacks_memory(error):
             raise
         message = " ".join(str(error).split())[:160]
@@ -36,8 +38,19 @@ def reported() -> Iterator[None]:
 # What is wrong with a path that a user named.
 _PLACES = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO,
 }  # fmt: skip
+
+
+def _full_disk(error: Exception) -> bool:
+    """Libraries that write by themselves have errors of their own for it: safetensors, torch and
+    numpy."""
+    said = " ".join(map(str, error.args))  # an OSError with a file name shows no more than that
+    return (
+        "(os error 28)" in said
+        or "PytorchStreamWriter failed writing" in said
+        or (isinstance(error, OSError) and " requested and " in said and said.endswith(" written"))
+    )
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import yaml
@@ -22,9 +23,10 @@ LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
 
 @dataclass(frozen=True)
 class Recorded:
-    """One file of an output: where it lies, its MD5 (DVC's own hash), and where DVC's cache has
-    it."""
+    """One file of an output: the stage that made it, where it lies, its MD5 (DVC's own hash), and
+    where DVC's cache has it."""
 
+    stage: str
     path: Path
     md5: str
     cached: Path
@@ -44,11 +46,63 @@ def check_inputs() -> None:
     except (yaml.YAMLError, KeyError, TypeError):  # a stage beside this one is writing it right now
         return
     for found in files:
-        if any(found.path.is_relative_to(dep) for dep in read) and altered(found.path, found.md5):
+        if not any(found.path.is_relative_to(dep) for dep in read):
+            continue
+        if altered(found.path, found.md5):
             raise InputError(
                 f"{found.path}: not what its stage made: altered since, here or in DVC's cache;"
                 " `boss verify --remove` takes away what is, and the next run makes it anew"
             )
+        if not found.cached.exists() and _given_up(Path(), found):
+            raise InputError(not_stored(Path(), {found.stage: [found.path]}))
+
+
+def unstored(root: Path, stage: str | None = None, *, ended: bool) -> dict[str, list[Path]]:
+    """The outputs in place that DVC's cache has not, by the stages that made them, or of one stage.
+
+    After a `dvc repro` that ended well there is one only where it could not be written: DVC says
+    so, goes on, and ends as if all were well. ended: it did; else only those that it tried to."""
+    found: dict[str, list[Path]] = {}
+    for entry in recorded(root):
+        if stage not in (None, entry.stage) or entry.cached.exists():
+            continue
+        if (root / entry.path).exists() and (ended or _given_up(root, entry)):
+            found.setdefault(entry.stage, []).append(entry.path)
+    return found
+
+
+def not_stored(root: Path, left: Mapping[str, list[Path]]) -> str:
+    """What to say of the outputs that DVC could not store: see `unstored`."""
+    cache = cache_folder(root).resolve()
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    what = ", ".join(str(path) for paths in left.values() for path in paths)
+    free = _readable(disk_usage(there).free)
+    return (
+        f"{cache}: DVC could not store {what} in its cache ({free} free"
+        f" on its disk); free some, `dvc commit --force {' '.join(left)}` keeps what was made, then"
+        " run again"
+    )
+
+
+def _given_up(root: Path, entry: Recorded) -> bool:
+    """Whether DVC began to store an output and did not come to its end: what it had written lies
+    beside where it belongs. Without that it was not asked to, as by ``dvc repro --no-commit``."""
+    path, cache = root / entry.path, cache_folder(root)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as content:
+                cached = _cached(cache, hashlib.file_digest(content, _md5).hexdigest())
+            if not cached.exists() and any(cached.parent.glob(".*.tmp")):
+                return True
+    return any(entry.cached.parent.glob(".*.tmp"))
+
+
+def _readable(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
 
 
 def verify(root: Path, *, remove: bool) -> int:
@@ -97,19 +151,19 @@ def recorded(root: Path) -> Iterator[Recorded]:
         return
     stages = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     cache = cache_folder(root)
-    for stage in stages.values():
-        for out in stage.get("outs", []):
+    for stage, entry in stages.items():
+        for out in entry.get("outs", []):
             path, md5 = Path(out["path"]), out["md5"]
             if not md5.endswith(".dir"):
-                yield Recorded(path, md5, _cached(cache, md5))
+                yield Recorded(stage, path, md5, _cached(cache, md5))
                 continue
             listing = _cached(cache, md5)
             # Its own name is of its content: altered, it names nothing to go by.
             if not altered(listing, md5.removesuffix(".dir")) and listing.exists():
-                for entry in json.loads(listing.read_bytes()):
-                    inside = Path(entry["relpath"])
-                    yield Recorded(path / inside, entry["md5"], _cached(cache, entry["md5"]))
-            yield Recorded(path, md5.removesuffix(".dir"), listing)
+                for file in json.loads(listing.read_bytes()):
+                    inside = path / file["relpath"]
+                    yield Recorded(stage, inside, file["md5"], _cached(cache, file["md5"]))
+            yield Recorded(stage, path, md5.removesuffix(".dir"), listing)
 
 
 def altered(path: Path, md5: str) -> bool:

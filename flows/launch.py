@@ -3,19 +3,25 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from boss_core.errors import InputError
 from flows.recovery import remove_cut_short
-from flows.request import check_request
+from flows.request import check_folder, check_request
 from flows.scm import settle_git
 from flows.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
-from flows.workspace import dvc_environment
+from flows.workspace import dvc_environment, stages_running
 
 DEFAULT_POOL = "local"  # made when it is not there; any other may be a typing error
+
+# A server that answers nothing while no stage runs is lost after so many seconds. Prefect's client
+# alone would wait a minute for each answer, six times, at each of several calls.
+LOST = 30.0
 
 PREFECT_ENVIRONMENT = TELEMETRY_OFF | {
     # A busy machine takes longer than the default to start a server for one run.
@@ -33,6 +39,7 @@ def launch(
     """Run the flow in this process; InputError when it fails.
 
     What can be refused is refused before a server is started."""
+    check_folder(Path())
     remove_cut_short(Path())
     settle_git(Path())
     check_request(Path(), overrides, targets, name)
@@ -41,8 +48,14 @@ def launch(
 
     from flows.pipeline import pipeline
 
+    url = prefect_url()
+    ended: list[int] = []  # the exit code, once it is known
+    if url is not None:  # else a temporary one, which is ended as this process ends
+        threading.Thread(target=_end_when_lost, args=(url, ended), daemon=True).start()
+    # Prefect's page, too, shows the run by its name.
+    named: Any = pipeline.with_options(flow_run_name=name) if name else pipeline
     try:
-        state: Any = pipeline(
+        state: Any = named(
             overrides=list(overrides),
             targets=list(targets),
             workers=workers,
@@ -51,13 +64,10 @@ def launch(
             return_state=True,
         )
     except httpx.TransportError as error:
-        lost = f"Prefect's server was lost; every finished stage is kept, run again ({error})"
-        if prefect_url() is None:  # a temporary one, which is ended as this process ends
-            raise InputError(lost) from error
-        print(f"error: {lost}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)  # Prefect would try for minutes to send the rest of its events
+        if url is None:
+            raise InputError(_lost(str(error) or type(error).__name__)) from error
+        _end_at_once(f"error: {_lost(str(error) or type(error).__name__)}", 2)
+    ended.append(0 if state.is_completed() else 2)
     if state.is_cancelled() or state.name == "Cancelling":
         raise InputError(
             "cancelled on Prefect's page, which ends the run of a deployment; one from a shell"
@@ -65,6 +75,36 @@ def launch(
         )
     if not state.is_completed():
         raise InputError(state.message or f"the flow ended as {state.name}")
+
+
+def _lost(why: str) -> str:
+    return f"Prefect's server was lost; every finished stage is kept, run again ({why})"
+
+
+def _end_when_lost(url: str, ended: list[int]) -> None:
+    """End this process when the server has not answered for a while, as one that is frozen. Not
+    while a stage runs: that needs no server, which may be there again when it ends.
+
+    ended: has the exit code once the run is over, when only Prefect's own reports are waiting."""
+    since = time.monotonic()
+    while True:
+        time.sleep(LOST / 10)
+        if stages_running() or answers(url):
+            since = time.monotonic()
+        elif time.monotonic() - since > LOST:
+            why = f"{url}: no answer for {LOST:g} s"
+            if ended:
+                lacks = "warning: Prefect's server may lack the end of this run, which is over"
+                _end_at_once(f"{lacks} ({why})", ended[0])
+            _end_at_once(f"error: {_lost(why)}", 2)
+
+
+def _end_at_once(message: str, code: int) -> NoReturn:
+    """Prefect would try for minutes to send the rest of its events."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def deploy(pool: str) -> None:

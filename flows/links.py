@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,7 +43,10 @@ def record_hash(budget: int, folder: Path = Path()) -> str:
 def note_link(uri: str, record: str, experiment_id: str, run_id: str) -> None:
     run = f"/#/experiments/{experiment_id}/runs/{run_id}"
     known = _read(Path()) | {f"{without_password(uri)} {record}": run}
-    write_bytes(LINKS, json.dumps(known, indent=1).encode())
+    try:
+        write_bytes(LINKS, json.dumps(known, indent=1).encode())
+    except OSError as error:  # the run is logged all the same
+        print(f"warning: {LINKS}: {error.strerror}; the flow's page lacks a link", file=sys.stderr)
 
 
 def read_links(uri: str, budgets: Iterable[int], folder: Path = Path()) -> dict[int, str]:
@@ -74,6 +78,6 @@ def _anonymous(url: str) -> str:
 def _read(folder: Path) -> dict[str, str]:
     try:
         found = json.loads((folder / LINKS).read_text())
-    except (FileNotFoundError, ValueError):  # cut short, it is no more than links to be made again
+    except (OSError, ValueError):  # cut short, it is no more than links to be made again
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from flows import paths
 from flows.config import load_params
+from flows.integrity import not_stored, unstored
 from flows.recovery import remove_cut_short
+from flows.request import check_folder
 from flows.scm import settle_git
 from flows.stages.check import check
 from flows.workspace import dvc_command, dvc_environment, restore
@@ -14,6 +16,7 @@ from flows.workspace import dvc_command, dvc_environment, restore
 
 def repro() -> int:
     """Bring every output up to date; the exit code: 0, or 2 when a stage failed."""
+    check_folder(Path())
     check(load_params())
     remove_cut_short(Path())
     settle_git(Path())
@@ -21,6 +24,7 @@ def repro() -> int:
         code = subprocess.run(dvc_command("repro"), env=dvc_environment()).returncode
     except KeyboardInterrupt:
         code = 130
+    left = unstored(Path(), ended=not code)
     if code:
         restore(Path())
         print(
@@ -28,8 +32,9 @@ def repro() -> int:
             " outputs of the last good run are back in place",
             file=sys.stderr,
         )
-        return 2
-    return 0
+    if left:
+        print(f"error: {not_stored(Path(), left)}", file=sys.stderr)
+    return 2 if code or left else 0
 
 
 def closing_lines() -> str:

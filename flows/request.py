@@ -11,7 +11,7 @@ from dvc.exceptions import DvcException
 from boss_core.errors import InputError
 from flows.config import PARAMS, load_params
 from flows.stages.check import check
-from flows.workspace import override, read_stages
+from flows.workspace import check_experiment, override, read_stages
 
 
 def check_request(
@@ -21,11 +21,9 @@ def check_request(
 
     With overrides, targets are left to the copy that is run: which budgets there are, its
     parameters say."""
-    if not os.access(root, os.W_OK):
-        raise InputError(
-            f"{root.resolve()}: may not be written to; a folder for the results needed"
-        )
+    check_folder(root)
     if overrides:
+        check_experiment(root, name)
         check_overrides(root, overrides)
         return
     if name is not None:
@@ -36,6 +34,14 @@ def check_request(
     check(load_params(root / PARAMS))
     if targets:
         read_stages(root, targets)
+
+
+def check_folder(root: Path) -> None:
+    """InputError where nothing can be written into the project's folder."""
+    if not os.access(root, os.W_OK):
+        raise InputError(
+            f"{root.resolve()}: may not be written to; a folder for the results needed"
+        )
 
 
 def check_overrides(root: Path, overrides: Sequence[str]) -> None:

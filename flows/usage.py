@@ -4,6 +4,7 @@ No output of the stages, as no two runs take the same: DVC neither keeps nor res
 carries the hash of the result that it belongs to, and is not read beside another one.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 def write_usage(stage: str, taken: "Mapping[str, Usage | None]") -> None:
     """Write what the parts of a stage took, once its result is stored; None: was not measured
-    whole, as of a training that went on from a checkpoint."""
+    whole, as of a training that went on from a checkpoint. Where it cannot be written, a line on
+    stderr says so: no result hangs on it."""
     result = sha256(_result(stage))
     records = {
         name: {key: found for key, found in asdict(usage).items() if found is not None}
@@ -28,7 +30,13 @@ def write_usage(stage: str, taken: "Mapping[str, Usage | None]") -> None:
         for name, usage in taken.items()
         if usage is not None
     }
-    write_json(paths.usage(stage), records)
+    try:
+        write_json(paths.usage(stage), records)
+    except OSError as error:
+        print(
+            f"warning: {paths.usage(stage)}: {error.strerror}; what {stage} took is not recorded",
+            file=sys.stderr,
+        )
 
 
 def read_usage(stage: str, folder: Path = Path()) -> dict[str, Json]:

@@ -23,6 +23,7 @@ from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows.config import known_parameters
 from flows.guard import guarded
+from flows.integrity import not_stored, unstored
 from flows.scm import require_commit
 from flows.strict_yaml import shown
 from flows.telemetry import TELEMETRY_OFF
@@ -139,6 +140,15 @@ def _address(name: str, root: Path) -> str:
     return os.path.relpath(name, root) if name.endswith(".dvc") else name
 
 
+# The stages that run, of whichever runner of this process.
+_RUNNING: set["subprocess.Popen[str]"] = set()
+
+
+def stages_running() -> bool:
+    """Whether this process runs a stage at the moment."""
+    return bool(_RUNNING)
+
+
 class Runner:
     """Runs single stages of one workspace as child processes, which `stop` ends."""
 
@@ -175,6 +185,7 @@ class Runner:
             start_new_session=True,  # so that the stage's own process is ended with it
         ) as child:
             self._children.add(child)
+            _RUNNING.add(child)
             overdue = threading.Event()
 
             def end_overdue(child: subprocess.Popen[str] = child) -> None:
@@ -205,9 +216,12 @@ class Runner:
                 timer.cancel()
                 _end(child)
                 self._children.discard(child)
+                _RUNNING.discard(child)
         if overdue.is_set():
             raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
         if code == 0:
+            if left := unstored(self.root, stage, ended=True):
+                raise StageError(f"{stage}: {not_stored(self.root, left)}")
             return outcome
         if busy and outcome == Outcome.CACHED:
             raise WorkspaceBusyError(
@@ -260,6 +274,22 @@ def exclusive(root: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_experiment(root: Path, name: str | None) -> None:
+    """InputError where no experiment can be made, or none of this name (None: of any)."""
+    if name is not None and (
+        not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".lock"))
+    ):
+        raise InputError(
+            f"--name: {name!r}; letters, digits, dots, dashes and underscores needed, and a letter"
+            " or a digit first"
+        )
+    require_commit(root)
+    commit = _git(root, "rev-parse", "HEAD").stdout.strip()
+    known = f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"  # where DVC has those of a commit
+    if name and not _git(root, "show-ref", "--verify", "--quiet", known, check=False).returncode:
+        raise InputError(f"--name: {name!r} is an experiment already; another name needed")
+
+
 @contextlib.contextmanager
 def isolated_copy(
     root: Path, name: str, overrides: Sequence[str], targets: Sequence[str] = ()
@@ -271,14 +301,7 @@ def isolated_copy(
     with ``targets``, of theirs and of what they need only. Neither the workspace nor its
     params.yaml is touched.
     """
-    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".lock")):
-        raise InputError(
-            f"--name: {name!r}; letters, digits, dots, dashes and underscores needed, and a letter"
-            " or a digit first"
-        )
-    require_commit(root)
-    if name in dvc(root, "exp", "list", "--name-only").stdout.split():
-        raise InputError(f"--name: {name!r} is an experiment already; another name needed")
+    check_experiment(root, name)
     copy = root / COPIES / name
     copy.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(copy.parent)
@@ -301,7 +324,9 @@ def isolated_copy(
         local = root / ".dvc" / "config.local"
         if local.exists():
             shutil.copy(local, copy / ".dvc" / "config.local")
-        dvc(copy, "cache", "dir", "--local", str((root / cache).resolve()))
+        # From there, as DVC writes no path into its settings that is not ASCII.
+        shared = os.path.relpath((root / cache).resolve(), copy.resolve())
+        dvc(copy, "cache", "dir", "--local", shared)
         # What is in the cache saves a run of its stage; what is not will be made.
         dvc(copy, "checkout", "--quiet", "--allow-missing", check=False)
         yield copy
@@ -337,7 +362,8 @@ def _forget(folder: Path, stages: set[str]) -> None:
 
 def override(params: Path, overrides: Sequence[str]) -> None:
     """Change parameters as ``dvc exp run -S`` does: ``budgets=[4,6]``, ``data.path=x``; but one
-    value each, where that would queue an experiment for each of several: ``seed=range(1,4)``."""
+    value each, where that would queue an experiment for each of several: ``seed=range(1,4)``; and
+    any text, quoted or not, where that takes few signs beside letters: ``data.path=Bühne (1)``."""
     from dvc.exceptions import InvalidArgumentError
     from dvc.utils.hydra import apply_overrides, to_hydra_overrides
     from hydra.errors import HydraException
@@ -353,7 +379,13 @@ def override(params: Path, overrides: Sequence[str]) -> None:
         if not equals:
             raise InputError(f"--set: {change!r}; NAME=VALUE needed, as in budgets=[4,6]")
         try:
-            if any(parsed.is_sweep_override() for parsed in to_hydra_overrides([change])):
+            change = _parsable(change)
+            (parsed,) = to_hydra_overrides([change])
+            if _names_nothing(parsed.value()):
+                raise InputError(
+                    f"--set: {key}: {shown(value)} changes nothing; {key}.NAME=VALUE needed"
+                )
+            if parsed.is_sweep_override():
                 raise InputError(
                     f"--set: {key}: {shown(value)} is a sweep over several values; one value, and a"
                     " run for each, needed"
@@ -367,6 +399,28 @@ def override(params: Path, overrides: Sequence[str]) -> None:
                 or f"{shown(value)}; a value as YAML has it needed, as in [4,6]"
             )
             raise InputError(f"--set: {key}: {why}") from error
+
+
+def _parsable(change: str) -> str:
+    """The same with its value in quotes, if Hydra takes that text in no other way."""
+    from dvc.utils.hydra import to_hydra_overrides
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    key, _, value = change.partition("=")
+    try:
+        to_hydra_overrides([change])
+    except HydraException:
+        if value[:1] not in ("'", '"', "[", "{", "$"):
+            return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return change
+
+
+def _names_nothing(value: object) -> bool:
+    """Whether it has an empty block in it, which is merged into the one that is there."""
+    if isinstance(value, dict):
+        return not value or any(map(_names_nothing, value.values()))
+    return False
 
 
 def dvc_command(*arguments: str) -> list[str]:

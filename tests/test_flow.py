@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -196,6 +197,14 @@ def wait_for_line(process: "subprocess.Popen[str]", text: str) -> None:
     raise AssertionError(f"{text!r} not in\n{''.join(seen)}")
 
 
+def wait_until_ended(folder: Path, seconds: float = 15) -> None:
+    """Until no process works in the folder; fails where one goes on."""
+    end = time.monotonic() + seconds
+    while found := running_in(folder):
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_flow_ended_half_way_loses_no_finished_stage(
     flowed, tmp_path: Path, prefect_server, how: signal.Signals
@@ -204,20 +213,34 @@ def test_a_flow_ended_half_way_loses_no_finished_stage(
     project.set({"cost.samples": 25, "trajectories.samples": 20_000})
     process = project.start("boss", "run", env=prefect_server)
     wait_for_line(process, "> python -m flows.stages.trajectories")
-    process.send_signal(how)
+    if how == signal.SIGKILL:  # of all that the shell knows of, the flow and what is in its group
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
     process.communicate(timeout=300)
-    if how != signal.SIGKILL:  # whoever can still act ends what it started
-        time.sleep(1)
-        assert not running_in(project.folder)
+    wait_until_ended(project.folder)
     if how == signal.SIGINT:
         assert (project.folder / "trajectories" / "states.npy").exists()  # of the last good run
-    for pid in running_in(project.folder):
-        os.kill(pid, signal.SIGKILL)
     project.set({"trajectories.samples": 60})
     shown = run(project, prefect_server, "--target", "schedule")
     found = states(prefect_server, shown)
     assert found["cost"] == "Cached"
     assert found["schedule"] == "Cached"
+
+
+def test_a_killed_run_in_a_copy_leaves_nothing_running(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    change = ("--set", "trajectories.samples=20_000", "--target", "trajectories", "--name", "kept")
+    process = project.start("boss", "run", *change, env=prefect_server)
+    wait_for_line(process, "> python -m flows.stages.trajectories")
+    copy = project.folder / ".dvc" / "tmp" / "boss-copies" / "kept"
+    assert running_in(copy)
+    process.kill()  # it alone
+    process.communicate(timeout=60)
+    wait_until_ended(copy)
+    wait_until_ended(project.folder)
 
 
 def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
@@ -492,6 +515,34 @@ def test_a_server_that_is_lost_half_way_costs_no_finished_stage(flowed, tmp_path
     assert process.returncode == 2, shown
     assert "error: Prefect's server was lost; every finished stage is kept, run again" in shown
     assert "cost" not in project.run("dvc", "status").stdout
+
+
+def test_a_server_that_freezes_holds_no_run(flowed, tmp_path: Path) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    served = tmp_path / "server"
+    served.mkdir()
+    command = (
+        "import sys; from flows import cli, launch; launch.LOST = 5.0;"
+        " sys.argv = ['boss', 'run', '--target', 'prepare']; cli.main()"
+    )
+    lost = "error: Prefect's server was lost; every finished stage is kept, run again"
+    over = "warning: Prefect's server may lack the end of this run, which is over"
+    with own_server(served) as server:
+        why = f"({server['PREFECT_API_URL']}: no answer for 5 s)"
+        for when, code, says in (("Beginning flow run", 2, lost), ("Completed('", 0, over)):
+            process = project.start(sys.executable, "-c", command, env=server)
+            wait_for_line(process, when)
+            frozen = running_in(served)
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                shown, _ = process.communicate(timeout=60)
+            finally:
+                for pid in frozen:
+                    os.kill(pid, signal.SIGCONT)
+            assert process.returncode == code, shown
+            found = [line for line in shown.splitlines() if line.startswith(("error", "warning"))]
+            assert found == [f"{says} {why}"]
 
 
 def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> None:

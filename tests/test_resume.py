@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.disks import OWN_MOUNTS, small_disk
 from tests.project import environment
 from tests.trainer import DEFAULTS, main
 
@@ -74,6 +75,25 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(folder: Path, to: Path) -> Path:
     shutil.copytree(folder, to, dirs_exist_ok=True)
     return to
+
+
+def test_a_full_disk_costs_the_checkpoints_alone(whole: Path, tmp_path: Path) -> None:
+    mount = small_disk(tmp_path / "checkpoints", "20k")
+    train = f"{sys.executable} -m tests.trainer {tmp_path}"
+    done = subprocess.run(
+        [*OWN_MOUNTS, f"{mount}; {train}; echo $?; ls -A {tmp_path}/checkpoints"],
+        cwd=ROOT, env=environment({"OMP_NUM_THREADS": "1"}), capture_output=True, text=True,
+    )  # fmt: skip
+    *said, code = done.stdout.splitlines()
+    assert code == "0", done.stderr
+    assert len(said) == 4  # after steps 10, 20, 30 and 40
+    assert all(
+        "0.safetensors: no checkpoint (" in line
+        and "No space left on device" in line
+        and "the training goes on without it" in line
+        for line in said
+    )
+    assert largest_difference(weights(whole), weights(tmp_path)) == 0
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(
