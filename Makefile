@@ -12,8 +12,9 @@ run: $(VENV)/installed
 flow: $(VENV)/installed
 	@boss run
 
+# Two processes, a file each at a time, with a core each.
 test: $(VENV)/installed
-	@python -m pytest -m "not slow and not ui"
+	@OMP_NUM_THREADS=1 python -m pytest -m "not slow and not ui" -n 2 --dist loadfile
 
 # Whole runs of the flow on real servers.
 test-slow: $(VENV)/installed

@@ -103,7 +103,7 @@ def _client(uri: str) -> "MlflowClient":
 
 def _try_to_connect(uri: str) -> None:
     """One attempt at a database of another kind: MLflow would make ten, which take minutes."""
-    from mlflow.store.db_types import DATABASE_ENGINES
+    from mlflow.store.db.db_types import DATABASE_ENGINES
 
     if uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
         from sqlalchemy import create_engine
