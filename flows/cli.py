@@ -82,6 +82,7 @@ def server() -> None:
     PREFECT_API_URL; comes back when it answers."""
     from flows.server import start
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what it has begun to start
     print(start())
 
 
