@@ -7,7 +7,8 @@ import configparser
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -43,7 +44,7 @@ def check_inputs() -> None:
     read = _dependencies(stage)
     try:
         files = list(recorded(Path()))
-    except (yaml.YAMLError, KeyError, TypeError):  # a stage beside this one is writing it right now
+    except (yaml.YAMLError, KeyError, TypeError):  # nothing to go by; DVC says so
         return
     for found in files:
         if not any(found.path.is_relative_to(dep) for dep in read):
@@ -57,17 +58,30 @@ def check_inputs() -> None:
             raise InputError(not_stored(Path(), {found.stage: [found.path]}))
 
 
-def unstored(root: Path, stage: str | None = None, *, ended: bool) -> dict[str, list[Path]]:
-    """The outputs in place that DVC's cache has not, by the stages that made them, or of one stage.
+def absent(root: Path, stage: str | None = None) -> list[Recorded]:
+    """The outputs in place, of one stage or of all, that DVC's cache has not: as after a disk was
+    full, or the cache was cleared."""
+    return [
+        entry
+        for entry in recorded(root)
+        if stage in (None, entry.stage) and not entry.cached.exists()
+        if (root / entry.path).exists()
+    ]
 
-    After a `dvc repro` that ended well there is one only where it could not be written: DVC says
-    so, goes on, and ends as if all were well. ended: it did; else only those that it tried to."""
+
+def unstored(
+    root: Path, stage: str | None = None, *, before: Collection[Recorded] | None = ()
+) -> dict[str, list[Path]]:
+    """The outputs that DVC could not write into its cache, by the stages that made them, or of one
+    stage: it says so, goes on, and ends as if all were well.
+
+    before: those that were `absent` before the run; None for all, of a run that failed. Of these
+    only what DVC began to store counts."""
     found: dict[str, list[Path]] = {}
-    for entry in recorded(root):
-        if stage not in (None, entry.stage) or entry.cached.exists():
+    for entry in absent(root, stage):
+        if (before is None or entry in before) and not _given_up(root, entry):
             continue
-        if (root / entry.path).exists() and (ended or _given_up(root, entry)):
-            found.setdefault(entry.stage, []).append(entry.path)
+        found.setdefault(entry.stage, []).append(entry.path)
     return found
 
 
@@ -145,13 +159,8 @@ def verify(root: Path, *, remove: bool) -> int:
 
 def recorded(root: Path) -> Iterator[Recorded]:
     """Every file of every output that dvc.lock names."""
-    try:
-        text = (root / LOCK).read_text()
-    except FileNotFoundError:
-        return
-    stages = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     cache = cache_folder(root)
-    for stage, entry in stages.items():
+    for stage, entry in _locked(root).items():
         for out in entry.get("outs", []):
             path, md5 = Path(out["path"]), out["md5"]
             if not md5.endswith(".dir"):
@@ -164,6 +173,24 @@ def recorded(root: Path) -> Iterator[Recorded]:
                     inside = path / file["relpath"]
                     yield Recorded(stage, inside, file["md5"], _cached(cache, file["md5"]))
             yield Recorded(stage, path, md5.removesuffix(".dir"), listing)
+
+
+def _locked(root: Path) -> Mapping[str, Any]:
+    """The stages of dvc.lock. A stage that ends beside this reader writes it in one go, but in
+    place: what is cut short is looked at again, and raises (as YAML does, KeyError or TypeError)
+    where it stays so."""
+    for tries in range(9, -1, -1):
+        try:
+            text = (root / LOCK).read_text()
+            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            return yaml.load(text, Loader=loader)["stages"]
+        except FileNotFoundError:
+            return {}
+        except (yaml.YAMLError, KeyError, TypeError):
+            if not tries:
+                raise
+            time.sleep(0.1)
+    raise AssertionError
 
 
 def altered(path: Path, md5: str) -> bool:

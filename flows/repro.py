@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows import paths
 from flows.config import load_params
-from flows.integrity import not_stored, unstored
+from flows.integrity import absent, not_stored, unstored
 from flows.recovery import remove_cut_short
 from flows.request import check_folder
 from flows.scm import settle_git
@@ -20,11 +20,12 @@ def repro() -> int:
     check(load_params())
     remove_cut_short(Path())
     settle_git(Path())
+    before = absent(Path())
     try:
         code = subprocess.run(dvc_command("repro"), env=dvc_environment()).returncode
     except KeyboardInterrupt:
         code = 130
-    left = unstored(Path(), ended=not code)
+    left = unstored(Path(), before=None if code else before)
     if code:
         restore(Path())
         print(

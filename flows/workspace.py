@@ -23,7 +23,7 @@ from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows.config import known_parameters
 from flows.guard import guarded
-from flows.integrity import not_stored, unstored
+from flows.integrity import absent, not_stored, unstored
 from flows.scm import require_commit
 from flows.strict_yaml import shown
 from flows.telemetry import TELEMETRY_OFF
@@ -173,6 +173,7 @@ class Runner:
         """
         command = guarded(dvc_command("--wait-for-lock", "repro", "--single-item", stage))
         outcome, last, error, busy = Outcome.CACHED, "", "", ""
+        before = absent(self.root, stage)
         with subprocess.Popen(
             command,
             cwd=self.root,
@@ -220,7 +221,7 @@ class Runner:
         if overdue.is_set():
             raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
         if code == 0:
-            if left := unstored(self.root, stage, ended=True):
+            if left := unstored(self.root, stage, before=before):
                 raise StageError(f"{stage}: {not_stored(self.root, left)}")
             return outcome
         if busy and outcome == Outcome.CACHED:

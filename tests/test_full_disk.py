@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from flows.errors import reported
-from flows.integrity import recorded, unstored
+from flows.integrity import absent, recorded, unstored
 from tests.disks import OWN_MOUNTS, small_disk
 from tests.project import Project
 
@@ -56,19 +56,22 @@ def test_the_flow_too(small_cache: tuple[Project, str], prefect_server) -> None:
 
 def test_what_is_not_in_the_cache(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
-    assert unstored(project.folder, ended=True) == {}
+    assert unstored(project.folder, before=()) == {}
     (report,) = [r for r in recorded(project.folder) if r.path.name == "report.html"]
     report.cached.unlink()
-    assert unstored(project.folder, ended=True) == {"report": [report.path]}
-    assert unstored(project.folder, "report", ended=True) == {"report": [report.path]}
-    assert unstored(project.folder, "prepare", ended=True) == {}
+    assert unstored(project.folder, before=()) == {"report": [report.path]}
+    assert unstored(project.folder, "report", before=()) == {"report": [report.path]}
+    assert unstored(project.folder, "prepare", before=()) == {}
     # Of a run that failed before: DVC was not asked to store it.
-    assert unstored(project.folder, ended=False) == {}
+    assert unstored(project.folder, before=None) == {}
     (report.cached.parent / ".x.tmp").touch()  # as DVC leaves it where it could not
-    assert unstored(project.folder, ended=False) == {"report": [report.path]}
+    assert unstored(project.folder, before=None) == {"report": [report.path]}
+    # A cache that was cleared is no disk that was full.
+    (report.cached.parent / ".x.tmp").unlink()
+    assert unstored(project.folder, before=absent(project.folder)) == {}
     # Recorded, but of a budget that is gone.
     (project.folder / report.path).unlink()
-    assert unstored(project.folder, ended=True) == {}
+    assert unstored(project.folder, before=()) == {}
 
 
 def test_notes_that_cannot_be_written_are_a_line(finished: Project, tmp_path: Path) -> None:
