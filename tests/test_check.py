@@ -88,7 +88,7 @@ def test_what_check_lets_through_ends_no_stage_with_an_error(project) -> None:
 
 @pytest.mark.slow
 def test_the_same_of_many_more(project) -> None:
-    draw_until(80, project, first=1000)
+    draw_until(15, project, first=1000)
 
 
 def test_images_that_are_not_square_go_through_the_whole_pipeline(project) -> None:
