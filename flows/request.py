@@ -23,8 +23,8 @@ def check_request(
     parameters say."""
     check_folder(root)
     if overrides:
-        check_experiment(root, name)
         check_overrides(root, overrides)
+        check_experiment(root, name)
         return
     if name is not None:
         raise InputError(

@@ -254,9 +254,9 @@ def unlabelled(folder: Path) -> dict:
     (folder / "images").mkdir(parents=True)
     for k, image in enumerate(digits()[0][:130]):
         Image.fromarray(image[0]).save(folder / "images" / f"{k:03}.png")
-    # The stages up to the trajectories never open it.
+    # The stages up to the trajectories use none of it.
     (folder / "inception").mkdir()
-    (folder / "inception" / "weights.pth").write_bytes(b"")
+    torch.save({"weight": torch.zeros(1)}, folder / "inception" / "weights.pth")
     return {
         "data.source": "folder",
         "data.path": str(folder / "images"),
