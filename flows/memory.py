@@ -1,7 +1,8 @@
 """How much memory a search may take, and so how many samples at a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,24 @@ ACTIVATIONS = 2000
 # More at a time brings a CPU nothing, whatever memory it has.
 CPU_BYTES = 2 << 30
 
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+MEMINFO, OWN_GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Of control groups: the folder of the memory's, and the names of what is read there."""
+
+    folder: str
+    limit: str
+    used: str
+    idle_files: str
+
+
+_UNIFIED = _Version("", "memory.max", "memory.current", "inactive_file")
+_LEGACY = _Version(
+    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -23,10 +41,11 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = [_line(MEMINFO, "MemAvailable:", 1024)]
-    limit, used = (_number(CGROUP / f"memory.{name}") for name in ("max", "current"))
-    if limit is not None and used is not None:
-        # Files that were read lately count as used, and make room when asked to.
-        found.append(limit - used + (_line(CGROUP / "memory.stat", "inactive_file", 1) or 0))
+    for group, version in _groups():
+        limit, used = _number(group / version.limit), _number(group / version.used)
+        if limit is not None and used is not None:
+            # Files that were read lately count as used, and make room when asked to.
+            found.append(limit - used + (_line(group / "memory.stat", version.idle_files, 1) or 0))
     return max(0, min((size for size in found if size is not None), default=4 << 30))
 
 
@@ -44,6 +63,19 @@ def search_batch(
     return 1 << (most.bit_length() - 1)
 
 
+def _groups() -> Iterator[tuple[Path, _Version]]:
+    """The control groups whose limits hold for this process: its own, as of a job of a batch
+    system, and those above it. A container sees its own limit at the top."""
+    for line in _lines(OWN_GROUPS) or ["0::/"]:
+        _, controllers, path = line.split(":", 2)
+        version = _UNIFIED if not controllers else _LEGACY
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        own = Path(path.lstrip("/"))
+        for folder in (own, *own.parents):
+            yield CGROUP / version.folder / folder, version
+
+
 def _number(path: Path) -> int | None:
     try:
         text = path.read_text().strip()
@@ -54,8 +86,12 @@ def _number(path: Path) -> int | None:
 
 def _line(path: Path, name: str, unit: int) -> int | None:
     """Of a file of lines like ``MemAvailable:  123 kB``, in bytes."""
+    found = (line.split() for line in _lines(path))
+    return next((unit * int(words[1]) for words in found if words[:1] == [name]), None)
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text().splitlines()
+        return path.read_text().splitlines()
     except OSError:
-        return None
-    return next((unit * int(line.split()[1]) for line in lines if line.split()[:1] == [name]), None)
+        return []

@@ -1,12 +1,14 @@
 """Git around a project: DVC works without it, experiments do not."""
 
 import configparser
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from boss_core.errors import InputError
+from boss_core.files import write_bytes
 
 LOCAL = Path(".dvc/config.local")
 
@@ -38,8 +40,9 @@ def settle_git(root: Path) -> None:
         )
     else:
         config.remove_option("core", "no_scm")
-    with path.open("w") as file:
-        config.write(file)
+    text = io.StringIO()
+    config.write(text)
+    write_bytes(path, text.getvalue().encode())
 
 
 def require_commit(root: Path) -> None:

@@ -680,6 +680,32 @@ def test_files_that_a_container_has_read_count_as_free(
     assert memory.free_bytes(cpu) == 16 << 30
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/slurm/job_7", "slurm/job_7", ("memory.max", "memory.current")),
+        ("0::/slurm/job_7/step_0", "slurm/job_7", ("memory.max", "memory.current")),  # of its job
+        (
+            "4:cpu,memory:/job_7",
+            "memory/job_7",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ),
+    ],
+)
+def test_the_limit_of_a_job_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, folder: str, names: tuple[str, str]
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable:   16777216 kB\n")
+    (tmp_path / "groups").write_text(f"1:name=systemd:/a\n{line}\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / folder).mkdir(parents=True)
+    for name, gib in zip(names, (8, 7), strict=True):
+        (tmp_path / folder / name).write_text(f"{gib << 30}\n")
+    assert memory.free_bytes(torch.device("cpu")) == 1 << 30
+
+
 def test_a_function_around_a_network_in_training_mode_is_refused(boss) -> None:
     sys.modules.pop("dropped", None)
     Path("dropped.py").write_text(
