@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.scheduler_times import network_times
 from boss_core.timesteps import Times
 
 # A tensor that a network is given is the state, or the state with a part replaced, when at least
@@ -278,12 +277,13 @@ def _numbers(value: Any) -> tuple[Any, ...]:
 def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
     """A scheduler in the place of a pipeline's own that takes the steps of a walk, whatever it is
     asked for. Copies that the pipeline makes of it take part in the same walk."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
         FlowMatchEulerDiscreteSchedulerOutput,
     )
 
-    class RecordingEulerScheduler(FlowMatchEulerDiscreteScheduler):
+    from boss_core.fixed_flow_scheduler import FixedFlowScheduler
+
+    class RecordingEulerScheduler(FixedFlowScheduler):
         """Euler steps in float32, and the velocities that they were made of."""
 
         track: Track
@@ -295,7 +295,7 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
             walk.tracks.append(twin.track)
             return twin
 
-        # Pipelines look for these names to learn what the scheduler accepts.
+        # Pipelines look for the names of the arguments to learn what the scheduler accepts.
         def set_timesteps(
             self,
             num_inference_steps: int | None = None,
@@ -309,18 +309,10 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
                 walk.tracks.append(self.track)
             self.track.again = self.track.steps > 0
             walk.inverted = bool(self.config.invert_sigmas)
-            levels = walk.times if walk.inverted else 1.0 - walk.times
-            self.num_inference_steps = walk.count
-            self.sigmas = torch.tensor(levels, dtype=torch.float32, device=device)
-            self.timesteps = network_times(
-                self.config, self.sigmas[:-1], sigmas=sigmas, timesteps=timesteps, mu=mu
-            )
-            self._step_index = None
-            self._begin_index = None
-
-        def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-            """As it is: Bria asks for it."""
-            return sample
+            try:
+                super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+            except ValueError as error:  # that class stands alone, without our errors
+                raise InputError(str(error)) from error
 
         def step(
             self,
@@ -338,10 +330,6 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
             self._step_index = self.track.steps
             return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
 
-    # One that it does not know, as UniPC's `use_flow_sigmas`, would stay visible and make some
-    # pipelines drop their sigmas.
-    known = {name for name in FlowMatchEulerDiscreteScheduler().config if name[0] != "_"}
-    kept = {name: value for name, value in scheduler.config.items() if name in known}
-    recorder = RecordingEulerScheduler(**kept)
+    recorder = RecordingEulerScheduler.like(scheduler, 1.0 - walk.times)
     recorder.track = Track()
     return recorder
