@@ -99,7 +99,7 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
         if predicts != FLOW:
             yield f"  its network predicts {predicts}, no velocity of a flow: no steps for it"
             return
-        yield "  the scheduler of the snippet takes its place and needs nothing of it"
+        yield "  the scheduler that --to diffusers prints takes its place and needs nothing of it"
         if not takes_sigmas:
             yield f"  {pipeline}: its call has no use for sigmas; --to diffusers-fixed is for it"
         return
@@ -112,7 +112,7 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
     yield f"{file}: changes these steps:"
     yield from (f"  {reason}" for reason in found.reasons)
     if found.sigmas_to_pass is None:
-        yield "  no sigmas come out as these; use the scheduler of the snippet instead"
+        yield "  no sigmas come out as these; use the scheduler that --to diffusers prints"
     else:
         passed = ", ".join(f"{sigma!r}" for sigma in found.sigmas_to_pass)
         yield f"  to keep it, pass sigmas=[{passed}]"
