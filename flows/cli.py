@@ -316,7 +316,7 @@ def schedule(
         None,
         min=1,
         help="Trajectories at a time, in all that is searched. Left out: up to 512, by the memory"
-        " that is free; 20 of a diffusers pipeline.",
+        " that is free; with --pipeline 20.",
     ),
     seed: int = SEED,
     device: str = DEVICE,
@@ -360,6 +360,8 @@ def schedule(
     from flows.teachers import choose_device, choose_teacher, parse_shape, refuse_options
 
     if pipeline is None:
+        if checkpoint is None and velocity is None:
+            raise InputError("--checkpoint, --velocity or --pipeline needed")
         of_pipeline = {"--prompts": prompts, "--guidance": guidance, "--size": size}
         refuse_options("--pipeline", of_pipeline | {"--call": call, "--dtype": dtype})
     else:
@@ -486,9 +488,9 @@ def export(
     from flows.exports import export_notes, export_schedule, scheduler_lines
 
     if mu is not None and scheduler is None:
-        raise InputError("--mu: without --scheduler, which it is of; both needed, or neither")
+        raise InputError("--mu: only goes with --scheduler; add that, or leave --mu out")
     if out is not None:
-        from flows.teachers import check_place  # imports torch, which a text needs not
+        from flows.teachers import check_place  # imports torch, which printing does not need
 
         check_place("--out", out, folder=False)
     text = export_schedule(schedule, to)

@@ -1,5 +1,6 @@
 """``boss schedule --pipeline``: the costs of a diffusers pipeline's steps."""
 
+import ast
 import hashlib
 import inspect
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from boss_core.cost import CostMatrix
 from boss_core.distances import sliced_wasserstein
@@ -34,6 +36,7 @@ from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.search import (
     COST,
+    MEASURED,
     TEST,
     Keeper,
     Search,
@@ -41,7 +44,6 @@ from flows.search import (
     read_costs,
 )
 
-MEASURED = "pipeline.json"  # beside the costs: what was found at the networks
 # Arguments of a pipeline's call that the search sets, or that are options by other names.
 _SET = ("prompt", "generator", "latents", "num_inference_steps", "sigmas", "timesteps",
         "output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt")  # fmt: skip
@@ -92,7 +94,8 @@ def call_arguments(
     guidance: float | None, size: tuple[int, ...] | None, given: Sequence[str]
 ) -> dict[str, Any]:
     """What ``--guidance``, ``--size`` and each ``--call NAME=VALUE`` say of the pipeline's call.
-    A value is JSON (numbers, true, lists), or else, and in a prompt, the text itself."""
+    A value is JSON or Python (numbers, true or True, null or None, lists), or else, and in a
+    prompt, the text itself."""
     found: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
     if size is not None:
         found |= dict(zip(("height", "width"), size, strict=True))
@@ -104,11 +107,19 @@ def call_arguments(
             raise InputError(f"--call: {name} is set by the search; leave it out")
         if name in found:
             raise InputError(f"--call: {name} is given twice; once needed")
-        try:
-            found[name] = value if "prompt" in name else json.loads(value)
-        except ValueError:
-            found[name] = value
+        found[name] = value if "prompt" in name else _value(value)
     return found
+
+
+def _value(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if found is None or isinstance(found, bool | int | float | str | list | dict):
+            return found
+    return text
 
 
 def conditions(prompts: Sequence[str], shared: Mapping[str, Any], dtype: str) -> str:
@@ -130,6 +141,11 @@ def _images(shared: Mapping[str, Any]) -> dict[str, Path]:
     for name, path in found.items():
         if not path.is_file():
             raise InputError(f"--call: {name}={path}: no such file; an image needed")
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"--call: {name}={path}: no image ({_line(error)})") from error
     return found
 
 
@@ -165,9 +181,11 @@ def pipeline_costs(
     rows = range(total.samples, max(samples, total.samples))
     announce(total, len(rows), min(batch_size, max(1, len(rows))))
     if len(prompts) < rows.stop:
+        most, count = -(-rows.stop // len(prompts)), len(prompts)
+        times = f"{most}" if rows.stop % count == 0 else f"up to {most}"
         print(
-            f"search: {len(prompts)} prompts for {rows.stop} trajectories: each is used for"
-            f" {-(-rows.stop // len(prompts))} of them, with other noise"
+            f"search: {count} prompt{'s' if count > 1 else ''} for {rows.stop} trajectories: each"
+            f" is used for {times} of them, with other noise"
         )
     arguments = pipeline_arguments(pipeline, shared)
     measured = _read_measured(folder, search)
@@ -264,8 +282,11 @@ def rounding_lines(
         line = f"rounding: {share:.1%} of the predicted error at K = {budget} is {dtype}'s"
         if objective == "l2_squared":
             best = optimal_steps(clean, [budget], solver=schedule.solver)[budget]
-            loss = without / best.cost - 1.0 if best.cost > 0 else float("nan")
-            line += f"; without it, these steps are {max(0.0, loss):.1%} from the best"
+            if best.cost > 0:
+                loss = max(0.0, without / best.cost - 1.0)
+                line += f"; without it, these steps are {loss:.1%} from the best"
+            else:
+                line += "; too little is left without it to tell which steps are the best"
         yield line
     if largest > 0.05:
         yield "rounding: --dtype float32 has none, and takes more time and memory"

@@ -94,7 +94,7 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
         # It cannot keep these steps, or nobody can say: neither matters to the snippets.
         yield f"{file}: {error}"
         if made.config.get("use_dynamic_shifting") and mu is None:
-            yield f"  --mu: {shift_by_tokens(made.config)}"
+            yield from (f"  --mu: {line}" for line in shift_by_tokens(made.config))
         predicts = made.config.get("prediction_type", FLOW)
         if predicts != FLOW:
             yield f"  its network predicts {predicts}, no velocity of a flow: no steps for it"
@@ -142,11 +142,14 @@ def _pipeline_call(index: Path, diffusers: Any) -> tuple[str | None, bool]:
     return name, "sigmas" in inspect.signature(call).parameters and not sets_times
 
 
-def shift_by_tokens(config: Any) -> str:
-    """How pipelines come by mu: a line through two numbers of image tokens."""
-    low, high = config["base_image_seq_len"], config["max_image_seq_len"]
+def shift_by_tokens(config: Any) -> Iterator[str]:
+    """How pipelines come by mu: a line through two numbers of image tokens, where a configuration
+    has them."""
+    low, high = config.get("base_image_seq_len"), config.get("max_image_seq_len")
+    if low is None or high is None or low == high:
+        return
     slope = (config["max_shift"] - config["base_shift"]) / (high - low)
-    return (
+    yield (
         f"most pipelines pass {config['base_shift']:g} + {slope:.6g} (tokens - {low}), so"
         f" {config['max_shift']:g} at {high} image tokens"
     )

@@ -45,6 +45,7 @@ from flows.progress import progress
 from flows.teachers import check_place, parse_sigmas
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
+MEASURED = "pipeline.json"  # beside the costs of a pipeline: what was found at its networks
 SOLVERS = ("euler", "ab2")
 SAMPLED = ("oss", "refine", "auto", "lpips")  # objectives that evaluate the network again
 # The first samples of the noise that steps are compared on: no cost matrix gets that far.
@@ -113,7 +114,8 @@ def check_folder(
     other costs than those in it, or would take the place of a schedule of another solver,
     objective or network. ``replace``: they may."""
     check_place("--out", folder, folder=True)
-    for name in (COST, HEAT_MAP, *(f"{budget}.json" for budget in budgets)):
+    of_search = (COST,) if search.conditions is None else (COST, MEASURED)
+    for name in (*of_search, HEAT_MAP, *(f"{budget}.json" for budget in budgets)):
         check_place("--out", folder / name, folder=False)
     read_costs(folder, search, torch.device("cpu"))
     for budget in budgets:
@@ -122,7 +124,9 @@ def check_folder(
             continue
         there = read_schedule(path)
         objective = there.objective if there.held_out is None else "auto"
-        cure = "another --out (a copy of cost.npz there saves the search), or --replace, needed"
+        copied = " and ".join(of_search)
+        cure = f"another --out (with a copy of {copied} there, to save the search), or --replace,"
+        cure += " needed"
         if (there.solver, objective) != (wanted.solver, wanted.objective):
             raise InputError(
                 f"{path}: for {there.solver} by {objective}, and these steps would be for"

@@ -20,7 +20,7 @@ def choose_teacher(
 ) -> Teacher:
     """The teacher that is named by a checkpoint or as a callable, never by both."""
     if (checkpoint is None) == (velocity is None):
-        raise InputError("--checkpoint, --velocity or --pipeline needed, and one of them only")
+        raise InputError("--checkpoint or --velocity needed, and one of them only")
     if checkpoint is not None:
         teacher = load_teacher(checkpoint, config, use_ema=not raw_weights)
         if shape is not None and parse_shape(shape) != teacher.shape:
@@ -41,7 +41,7 @@ def refuse_options(of: str, given: Mapping[str, object]) -> None:
     it would be left out without a word."""
     for option, value in given.items():
         if value is not None and value is not False and value != []:
-            raise InputError(f"{option}: without {of}, which it is of; both, or neither, needed")
+            raise InputError(f"{option}: only goes with {of}; add that, or leave {option} out")
 
 
 def parse_shape(text: str, length: int | None = None) -> tuple[int, ...]:

@@ -537,6 +537,12 @@ def scheduler_folder(scheduler: Any, folder: Path, pipeline: str | None = None) 
 UNIPC = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
 FLUX = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 SHIFTED = FlowMatchEulerDiscreteScheduler(shift=5.0)
+DYNAMIC_UNIPC = UniPCMultistepScheduler(
+    prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True
+)
+ONE_LENGTH = FlowMatchEulerDiscreteScheduler(
+    use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=256
+)
 
 
 @pytest.mark.parametrize(
@@ -546,6 +552,8 @@ SHIFTED = FlowMatchEulerDiscreteScheduler(shift=5.0)
         (UNIPC, "WanPipeline", "WanPipeline: its call has no use for sigmas; --to diffusers-fixed"),
         (FLUX, None, "so 1.15 at 4096 image tokens"),
         (FLUX, "FluxPipeline", "so 1.15 at 4096 image tokens"),
+        (DYNAMIC_UNIPC, None, "UniPCMultistepScheduler takes sigmas but corrects each step"),
+        (ONE_LENGTH, None, "mu: not given for a scheduler with use_dynamic_shifting"),
         (DDIMScheduler(), None, "its network predicts epsilon, no velocity of a flow"),
         (SHIFTED, None, "a pipeline whose call takes no sigmas, as Wan's: --to diffusers-fixed"),
         (SHIFTED, "WanPipeline", "WanPipeline's call has no use for sigmas; --to diffusers-fixed"),
@@ -574,7 +582,7 @@ def test_mu_and_folders_that_are_not_for_it_are_refused(boss: Any, tmp_path: Pat
     folder = scheduler_folder(SHIFTED, tmp_path / "folder", None)
     export = ("export", search / "6.json", "--to", "diffusers", "--mu", "1.15")
     for arguments, says in (
-        (export, "error: --mu: without --scheduler, "),
+        (export, "error: --mu: only goes with --scheduler"),
         ((*export, "--scheduler", folder), "error: --mu: 1.15, but "),
         (("export", search, "--to", "json"), f"as {search / '6.json'}, needed"),
         (("export", folder, "--to", "json"), f"error: {folder}: a folder without card.json; "),
@@ -586,7 +594,9 @@ def test_mu_and_folders_that_are_not_for_it_are_refused(boss: Any, tmp_path: Pat
 
 def test_mu_at_a_number_of_tokens_is_diffusers_own() -> None:
     config = FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=0.9).config
-    said = re.search(r"pass ([\d.]+) \+ ([\d.e-]+) \(tokens - (\d+)\)", shift_by_tokens(config))
+    said = re.search(
+        r"pass ([\d.]+) \+ ([\d.e-]+) \(tokens - (\d+)\)", next(shift_by_tokens(config))
+    )
     assert said
     base, slope, low = (float(number) for number in said.groups())
     for tokens in (256, 1024, 6032):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 
+from boss_core.errors import InputError
 from boss_core.pipelines import (
     estimate_pipeline_cost,
     prompt_calls,
@@ -80,7 +81,7 @@ def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
         "schedule", *OPTIONS, "--dtype", "bfloat16", "--samples", 3, "--budget", 2, *given
     )
     assert code == 0
-    assert "2 prompts for 3 trajectories: each is used for 2 of them" in out
+    assert "2 prompts for 3 trajectories: each is used for up to 2 of them" in out
     line = next(line for line in out.splitlines() if line.startswith("rounding: "))
     assert " of the predicted error at K = 2 is bfloat16's; without it, these steps are " in line
 
@@ -100,11 +101,32 @@ def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
 
 
 def test_values_of_call_are_json_or_text() -> None:
-    given = ["a=4", "b=0.5", "c=null", "d=[1, 2]", "e=a=b", "negative_prompt=4", "f=true"]
+    given = [
+        "a=4",
+        "b=0.5",
+        "c=null",
+        "d=[1, 2]",
+        "e=a=b",
+        "negative_prompt=4",
+        "f=true",
+        "g=False",
+        "h=None",
+        "i=.5",
+        "j=(1",
+        "k={1}",
+    ]
     assert call_arguments(3.0, (16, 8), given) == {
         "guidance_scale": 3.0, "height": 16, "width": 8, "a": 4, "b": 0.5, "c": None,
         "d": [1, 2], "e": "a=b", "negative_prompt": "4", "f": True,
+        "g": False, "h": None, "i": 0.5, "j": "(1", "k": "{1}",
     }  # fmt: skip
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("no image")
+    with pytest.raises(InputError, match=r"--call: image=.*notes\.png: no image"):
+        conditions(["a"], {"image": str(path)}, "float32")
 
 
 def test_an_image_is_read_and_its_bytes_are_a_condition(tmp_path: Path) -> None:
