@@ -34,24 +34,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from boss_core.adapters import add_adapter
-from boss_core.bellman import optimal_paths
-from boss_core.cost import CostSum, estimate_cost_matrix
-from boss_core.draws import Loss, Share, device_generator, step_generator
-from boss_core.losses import flow_matching_loss
+from boss_core.bellman.recursion import optimal_paths
+from boss_core.checkpoints.lora import add_adapter
+from boss_core.checkpoints.rectified_flow import PUBLISHED
+from boss_core.costs.matrix import CostSum, estimate_cost_matrix
+from boss_core.evaluation.sampling import sample_images
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
+from boss_core.ode.schedule import Schedule
+from boss_core.ode.solvers import euler
+from boss_core.ode.timesteps import uniform
 from boss_core.pixels import from_uint8
-from boss_core.processes import own_share
-from boss_core.rectified_flow import PUBLISHED
-from boss_core.resident import Rows
-from boss_core.sampling import sample_images
-from boss_core.schedules import Schedule
-from boss_core.settings import TrainingSettings
-from boss_core.solvers import euler
-from boss_core.straighten import Segments
-from boss_core.timesteps import uniform
-from boss_core.training import Trained, train
-from flows.energy import Usage, measured
+from boss_core.straightening.loss import flow_matching_loss
+from boss_core.straightening.segments import Segments
+from boss_core.training.device_rows import Rows
+from boss_core.training.distributed import own_share
+from boss_core.training.loop import Trained, train
+from boss_core.training.randomness import Loss, Share, device_generator, step_generator
+from boss_core.training.settings import TrainingSettings
+from flows.measure.energy import Usage, measured
 
 PARTS = ("training", "finetuning", "search", "sampling")
 SHAPE = (3, 32, 32)

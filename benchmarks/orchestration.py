@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flows.workspace import dvc_command, dvc_environment, override
-from tests.servers import prefect_server
+from flows.workspace.dvc_runner import dvc_command, dvc_environment, override
+from tests.helpers.servers import prefect_server
 
 ROOT = Path(__file__).parents[1]
 REPEATS = 3
@@ -42,7 +42,7 @@ def main() -> None:
         folder = Path(name)
         os.environ["PREFECT_HOME"] = str(folder / "prefect")
         plain, flow = clone(folder / "repro", chosen.set), clone(folder / "flow", chosen.set)
-        boss = [sys.executable, "-m", "flows.cli", "run", "--workers", str(chosen.workers)]
+        boss = [sys.executable, "-m", "flows.cli.app", "run", "--workers", str(chosen.workers)]
         server_folder = folder / "server"
         server_folder.mkdir()
         seconds = {"dvc repro": timed(dvc_command("repro"), plain)}

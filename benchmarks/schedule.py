@@ -20,10 +20,10 @@ from rich.table import Table
 BARE = """
 import sys, time
 from pathlib import Path
-from boss_core.solvers import euler
-from boss_core.teachers import load_teacher
-from boss_core.timesteps import uniform
-from boss_core.velocity import sample_noise
+from boss_core.ode.solvers import euler
+from boss_core.checkpoints.load import load_teacher
+from boss_core.ode.timesteps import uniform
+from boss_core.ode.velocity import sample_noise
 checkpoint, config, samples, batch, grid = sys.argv[1:]
 teacher = load_teacher(Path(checkpoint), config or None)
 start = time.perf_counter()
@@ -46,7 +46,7 @@ def main() -> None:
     chosen = parser.parse_args()
     sizes = [str(chosen.samples), str(chosen.batch_size), str(chosen.grid)]
     bare = [sys.executable, "-c", BARE, chosen.checkpoint, chosen.config, *sizes]
-    search = [sys.executable, "-m", "flows.cli", "schedule", "--checkpoint", chosen.checkpoint]
+    search = [sys.executable, "-m", "flows.cli.app", "schedule", "--checkpoint", chosen.checkpoint]
     search += ["--config", chosen.config] if chosen.config else []
     search += ["--samples", sizes[0], "--batch-size", sizes[1], "--grid", sizes[2]]
     search += ["--budget", "4", "--budget", "8", "--device", "cpu"]

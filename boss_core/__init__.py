@@ -1,7 +1,4 @@
 """Bellman Optimal Stepsize Straightening (arXiv 2312.16414) for any velocity network.
 
 The convention everywhere: noise at t = 0, data at t = 1, velocity ``v(x, t) = dx/dt``.
-
-Nothing is re-exported here, so that ``import boss_core`` stays cheap: import the module
-that you need (``boss_core.cost``, ``boss_core.bellman``, ``boss_core.solvers``, ...).
 """

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from boss_core.errors import InputError
-from boss_core.settings import ComputeSettings, Settings, TrainingSettings
+from boss_core.training.settings import ComputeSettings, Settings, TrainingSettings
 from flows.strict_yaml import read_mapping, shown
 
 PARAMS = Path("params.yaml")
@@ -18,7 +18,7 @@ TIMEOUT = 24 * 3600.0  # seconds for one stage
 # Precision and recall measure the distance of an image to its third nearest neighbour.
 NEAREST = 4  # images, itself included
 
-# `boss_core.two_step.LARGEST_GRID`: a cost is kept for every three points of the grid.
+# `boss_core.costs.ab2.LARGEST_GRID`: a cost is kept for every three points of the grid.
 AB2_GRID = 300
 
 # No network or picture is wider, and nothing counts further: a slip of the finger that would end
@@ -28,7 +28,7 @@ MOST = 10**9
 
 Budget = Annotated[int, Field(ge=1)]
 Multiplier = Annotated[int, Field(ge=1, le=64)]
-# Columns of the table that have a student of their own: `flows.variants`.
+# Columns of the table that have a student of their own: `flows.records.variants`.
 Method = Literal[
     "straightened_uniform",
     "boss",

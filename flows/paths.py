@@ -41,7 +41,7 @@ def samples(name: int | str) -> Path:
 
 
 def usage(stage: str) -> Path:
-    """What the parts of a stage took, see `flows.usage`: no output of the stage."""
+    """What the parts of a stage took, see `flows.measure.usage`: no output of the stage."""
     return Path(f"results/usage/{stage}.json")
 
 

@@ -1,1 +1,0 @@
-"""Network architectures that give a velocity."""

@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boss_core.denoiser import velocity_from_denoiser
 from boss_core.errors import InputError
 from boss_core.networks.sizes import (
     LARGEST,
@@ -31,6 +30,7 @@ from boss_core.networks.sizes import (
     Side,
     Width,
 )
+from boss_core.ode.denoiser import velocity_from_denoiser
 from boss_core.weights import check_weights, skeleton
 
 # What the published constructors assume where the settings of a network say nothing.
@@ -107,8 +107,8 @@ class EDM(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The velocity ``v(x, t)`` (see `boss_core.denoiser`): x (B, C, H, W), t (B,) in [0, 1],
-        labels (B,) int64 where the network is conditional."""
+        """The velocity ``v(x, t)`` (see `boss_core.ode.denoiser`): x (B, C, H, W), t (B,) in
+        [0, 1], labels (B,) int64 where the network is conditional."""
         velocity = velocity_from_denoiser(
             partial(self.denoise, labels=labels),
             sigma_min=self.config.sigma_min,

@@ -1,1 +1,0 @@
-"""The stages of dvc.yaml: one module each, run as ``python -m flows.stages.NAME``."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from boss_core.data import ImageSource, Shape, image_shape
+from boss_core.data.images import ImageSource, Shape, image_shape
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows import paths
 from flows.config import NEAREST, Params
-from flows.runtime import check_device, run_stage
+from flows.stages.runner import check_device, run_stage
 
 # Images that are opened for their size and colour; `prepare`, which is next, opens the others.
 LOOKED_AT = 10_000
@@ -56,7 +56,7 @@ def _look_at_images(params: Params) -> Found:
     if params.data.source == "digits":
         size = params.data.image_size
         return Found(1797, 10, 10, (1, size or 8, size or 8))
-    from flows.sources import open_source
+    from flows.records.sources import open_source
 
     source = open_source(params.data)
     for remark in source.remarks:
@@ -123,7 +123,7 @@ def _check_weights(params: Params) -> None:
         weights = inception_weights(Path(params.features.path))
         read_tensors(weights, "the Inception weights of torch-fidelity")
     if params.schedule.objective == "lpips":
-        from boss_core.perceptual import weights_files
+        from boss_core.search.lpips import weights_files
 
         weights_files(Path(params.schedule.lpips))
 

@@ -2,20 +2,20 @@
 
 import numpy as np
 
-from boss_core.checkpoints import load_checkpoint
-from boss_core.cost import CostSum, add_trajectories, rollout_bytes
-from boss_core.timesteps import uniform
-from boss_core.uncertainty import settled
-from boss_core.velocity import CountedVelocity, sample_noise
+from boss_core.bellman.bootstrap import settled
+from boss_core.checkpoints.folder import load_checkpoint
+from boss_core.costs.matrix import CostSum, add_trajectories, rollout_bytes
+from boss_core.ode.timesteps import uniform
+from boss_core.ode.velocity import CountedVelocity, sample_noise
 from flows import paths
 from flows.config import Params
-from flows.costs import write_cost_matrix
-from flows.energy import measured
-from flows.labels import draw_labels
+from flows.measure.energy import measured
+from flows.measure.usage import write_usage
 from flows.progress import progress
-from flows.runtime import device, run_stage
-from flows.seeds import COST
-from flows.usage import write_usage
+from flows.records.cost_file import write_cost_matrix
+from flows.records.labels import draw_labels
+from flows.records.seeds import COST
+from flows.stages.runner import device, run_stage
 
 # `cost.samples: auto` stops when the paper's steps of these budgets stay where they are. Not those
 # of params.yaml: one measurement serves all budgets, and new ones would make it run again.

@@ -3,18 +3,18 @@
 import sys
 from pathlib import Path
 
-from boss_core.adapters import AdapterCard, load_adapter
-from boss_core.checkpoints import Card, Network, load_checkpoint
+from boss_core.checkpoints.folder import Card, Network, load_checkpoint
+from boss_core.checkpoints.lora import AdapterCard, load_adapter
 from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
-from flows.energy import Usage
-from flows.evaluation import Evaluation
-from flows.records import write_json
-from flows.runtime import device, run_stage
-from flows.tracking import track_budget
-from flows.usage import write_usage
-from flows.variants import Variant, chosen_solver, read_schedules, students, variants
+from flows.measure.energy import Usage
+from flows.measure.usage import write_usage
+from flows.records.json_files import write_json
+from flows.records.variants import Variant, chosen_solver, read_schedules, students, variants
+from flows.stages.evaluation import Evaluation
+from flows.stages.runner import device, run_stage
+from flows.tracking.runs import track_budget
 
 
 def main(params: Params, budget: int) -> None:

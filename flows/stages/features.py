@@ -9,27 +9,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from boss_core.augmentation import augmented
-from boss_core.draws import Share, device_generator, step_generator
 from boss_core.errors import InputError
+from boss_core.evaluation.frechet import Extractor, evaluate_images
 from boss_core.files import replacing
-from boss_core.frechet import Extractor, evaluate_images
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
     accuracy,
     save_classifier,
 )
-from boss_core.resident import Rows
-from boss_core.resume import Checkpoints
-from boss_core.training import train
+from boss_core.training.augmentation import augmented
+from boss_core.training.device_rows import Rows
+from boss_core.training.loop import train
+from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.resume import Checkpoints
 from flows import paths
 from flows.config import Params, network_settings
-from flows.energy import Usage, measured
-from flows.records import read_images, read_json, write_json
-from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
+from flows.measure.energy import Usage, measured
+from flows.measure.usage import write_usage
+from flows.records.json_files import read_images, read_json, write_json
 from flows.stages.check import inception_weights
-from flows.usage import write_usage
+from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
 
 SCALE_IMAGES = 1024  # enough for a mean
 

@@ -7,21 +7,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from boss_core.adapters import adapter_tensors, add_adapter, save_adapter
-from boss_core.checkpoints import Network, load_checkpoint, save_checkpoint
+from boss_core.checkpoints.folder import Network, load_checkpoint, save_checkpoint
+from boss_core.checkpoints.lora import adapter_tensors, add_adapter, save_adapter
 from boss_core.files import write_bytes
-from boss_core.reflow import Pairs
-from boss_core.resident import Rows
-from boss_core.resume import Checkpoints
-from boss_core.straighten import Segments
-from boss_core.training import Row, Trained, train
+from boss_core.straightening.reflow import Pairs
+from boss_core.straightening.segments import Segments
+from boss_core.training.device_rows import Rows
+from boss_core.training.loop import Row, Trained, train
+from boss_core.training.resume import Checkpoints
 from flows import paths
 from flows.config import Params
-from flows.energy import Usage, measured
-from flows.records import read_json
-from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
-from flows.usage import write_usage
-from flows.variants import Loss, read_schedules, students
+from flows.measure.energy import Usage, measured
+from flows.measure.usage import write_usage
+from flows.records.json_files import read_json
+from flows.records.variants import Loss, read_schedules, students
+from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
 
 Steps = tuple[tuple[int, ...], str]  # grid indices and solver
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from boss_core.checkpoints import load_checkpoint
-from boss_core.timesteps import uniform
+from boss_core.checkpoints.folder import load_checkpoint
+from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import Params
-from flows.evaluation import Evaluation
-from flows.records import write_json
-from flows.runtime import device, run_stage
-from flows.usage import write_usage
+from flows.measure.usage import write_usage
+from flows.records.json_files import write_json
+from flows.stages.evaluation import Evaluation
+from flows.stages.runner import device, run_stage
 
 
 def main(params: Params) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from boss_core.data import ImageSource, Shape, image_shape, read_images
+from boss_core.data.images import ImageSource, Shape, image_shape, read_images
 from boss_core.files import new_array, replacing_folder
 from flows import paths
 from flows.config import Params
 from flows.progress import progress
-from flows.records import write_json
-from flows.runtime import run_stage
-from flows.sources import open_source, source_name
+from flows.records.json_files import write_json
+from flows.records.sources import open_source, source_name
+from flows.stages.runner import run_stage
 
 _UNMAP_EVERY = 16 << 20  # bytes written
 

@@ -10,13 +10,14 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from boss_core.files import write_bytes
-from boss_core.schedules import Schedule
-from flows import paths, plots
+from boss_core.ode.schedule import Schedule
+from flows import paths
 from flows.config import Params
-from flows.grids import write_grid
-from flows.records import Json, frechet_name, read_images, read_json
-from flows.runtime import run_stage
-from flows.variants import Variant, read_schedules, recorded
+from flows.records.json_files import Json, frechet_name, read_images, read_json
+from flows.records.variants import Variant, read_schedules, recorded
+from flows.report import plots
+from flows.report.image_grid import write_grid
+from flows.stages.runner import run_stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ def main(params: Params) -> None:
     write_bytes(paths.FRECHET, table.to_csv(index=False).encode())
 
     page = Environment(
-        loader=PackageLoader("flows", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("flows.report", "."), autoescape=True, undefined=StrictUndefined
     ).get_template("report.html.j2")
     html = page.render(
         card=read_json(paths.DATA / "card.json"),

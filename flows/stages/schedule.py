@@ -9,26 +9,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from boss_core import timesteps
-from boss_core.bellman import optimal_paths, path_cost
-from boss_core.checkpoints import Network, load_checkpoint
-from boss_core.cost import CostMatrix
+from boss_core.bellman.bootstrap import Stability, bootstrap, predicted_error
+from boss_core.bellman.objectives import OBJECTIVES, group_step_costs
+from boss_core.bellman.recursion import optimal_paths, path_cost
+from boss_core.checkpoints.folder import Network, load_checkpoint
+from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
-from boss_core.objectives import OBJECTIVES, group_step_costs
-from boss_core.schedules import HeldOut, Schedule
-from boss_core.uncertainty import Stability, bootstrap, predicted_error
-from boss_core.velocity import sample_noise
+from boss_core.ode import timesteps
+from boss_core.ode.schedule import HeldOut, Schedule
+from boss_core.ode.velocity import sample_noise
 from flows import paths
-from flows.chosen import Chosen, chosen_steps, distance_named, knot_stability
 from flows.config import Params, ScheduleSearch
-from flows.costs import read_cost_matrix
-from flows.energy import Usage, measured
-from flows.labels import draw_labels
-from flows.records import write_json
-from flows.runtime import device, run_stage
-from flows.seeds import CHOOSE
-from flows.usage import write_usage
+from flows.measure.energy import Usage, measured
+from flows.measure.usage import write_usage
+from flows.records.cost_file import read_cost_matrix
+from flows.records.json_files import write_json
+from flows.records.labels import draw_labels
+from flows.records.seeds import CHOOSE
+from flows.search.chosen import Chosen, chosen_steps, distance_named, knot_stability
+from flows.stages.runner import device, run_stage
 
 # The predicted-error curve goes this far, so that a user sees which budget is worth paying for.
 CURVE_BUDGETS = 20

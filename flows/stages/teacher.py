@@ -12,32 +12,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from boss_core.checkpoints import (
+from boss_core.checkpoints.folder import (
     Network,
     load_checkpoint,
     load_rectified_flow,
     save_checkpoint,
 )
-from boss_core.draws import Share, device_generator, step_generator
+from boss_core.checkpoints.rectified_flow import read_config
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
-from boss_core.losses import flow_matching_loss
-from boss_core.networks.initial import initialise
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
+from boss_core.networks.ncsnpp_init import initialise
 from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.ode.velocity import sample_noise, with_labels
 from boss_core.pixels import from_uint8
-from boss_core.rectified_flow import read_config
-from boss_core.resident import Rows
-from boss_core.resume import Checkpoints
-from boss_core.training import Row, Trained, train
-from boss_core.velocity import sample_noise, with_labels
+from boss_core.straightening.loss import flow_matching_loss
+from boss_core.training.device_rows import Rows
+from boss_core.training.loop import Row, Trained, train
+from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.resume import Checkpoints
 from flows import paths
 from flows.config import Params, Teacher, network_settings
-from flows.energy import Usage, measured
-from flows.labels import write_label_counts
-from flows.records import Images, read_images, read_json
-from flows.runtime import checkpoints, device, is_main, run_stage, training_progress
-from flows.usage import write_usage
+from flows.measure.energy import Usage, measured
+from flows.measure.usage import write_usage
+from flows.records.json_files import Images, read_images, read_json
+from flows.records.labels import write_label_counts
+from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 

@@ -2,20 +2,20 @@
 
 import numpy as np
 
-from boss_core.checkpoints import load_checkpoint
+from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.files import new_array, replacing_folder
-from boss_core.straighten import knot_states
-from boss_core.timesteps import uniform, union
+from boss_core.ode.timesteps import uniform, union
+from boss_core.straightening.segments import knot_states
 from flows import paths
 from flows.config import Params
-from flows.energy import measured
-from flows.labels import draw_labels
+from flows.measure.energy import measured
+from flows.measure.usage import write_usage
 from flows.progress import progress
-from flows.records import write_json
-from flows.runtime import device, run_stage
-from flows.seeds import TRAJECTORIES
-from flows.usage import write_usage
-from flows.variants import needed_knots, read_schedules, students
+from flows.records.json_files import write_json
+from flows.records.labels import draw_labels
+from flows.records.seeds import TRAJECTORIES
+from flows.records.variants import needed_knots, read_schedules, students
+from flows.stages.runner import device, run_stage
 
 
 def main(params: Params) -> None:

@@ -1,0 +1,234 @@
+"""What a callable of the user's own computes, as a hash: its source, that of the modules beside it
+which it imports, and the weights and settings that it holds.
+
+A search is known again by it: costs of other code are not gone on from.
+"""
+
+import ast
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import _lru_cache_wrapper, partial
+from io import BytesIO
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from boss_core.weights import is_plain
+
+_INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
+_OURS = Path(__file__).resolve().parents[1]  # all of this library
+_SCALARS = (
+    bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device,
+)  # fmt: skip
+
+
+def code_hash(velocity: Any, module: ModuleType, attribute: str) -> str | None:
+    """The SHA-256 of what a callable depends on; None where its module has no source.
+
+    module: where it was imported from. attribute: its name there.
+
+    Source: the module's file and, of what it imports, also inside functions, all that lies in the
+    same folder or is no installed package. Weights and settings: modules, tensors, arrays, numbers
+    and texts that the callable reaches through closures, defaults, attributes, and the global
+    names that it uses. Not seen: files that it reads at each call, and what it imports by a
+    computed name.
+    """
+    files = source_files(module)
+    if not files:
+        return None
+    digest = hashlib.sha256(attribute.encode())
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    _Held(digest, {str(path) for path in files}).add(velocity)
+    return digest.hexdigest()
+
+
+def source_files(module: ModuleType) -> list[Path]:
+    """The Python files behind a module: its own first, then those of the user's that it imports,
+    in the order in which they come. Empty where the module has no source."""
+    first = _file(module)
+    if first is None:
+        return []
+    depth = len(module.__name__.split(".")) + (first.name == "__init__.py")
+    root = first.parents[depth - 1]
+    installed = _is_installed(first)
+    top = module.__name__.split(".")[0]
+    found, waiting = [first], [(module.__name__, first)]
+    while waiting:
+        name, path = waiting.pop(0)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for imported in _imports(path, package):
+            if installed and imported.split(".")[0] != top:
+                continue
+            other = _find(imported, root)
+            if other is None or other in found or other.is_relative_to(_OURS):
+                continue
+            if installed or not _is_installed(other):
+                found.append(other)
+                waiting.append((imported, other))
+    return found
+
+
+def content(name: str, value: Any) -> Iterator[bytes]:
+    """The bytes of a named tensor or array: its dtype, shape and numbers; of anything else, as of
+    tensors that are no plain numbers in memory, what torch would store."""
+    yield name.encode()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        yield f"{value.dtype} {value.shape}".encode()
+        yield value.tobytes()
+    elif type(value) in (Tensor, nn.Parameter, nn.Buffer) and is_plain(value):
+        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    else:
+        stored = BytesIO()
+        torch.save(value, stored)
+        yield stored.getvalue()
+
+
+class _Held:
+    """Feeds a digest with what a value holds. files: of the user's source; values of other code
+    are taken as they are named there."""
+
+    def __init__(self, digest: Any, files: set[str]) -> None:
+        self.digest, self.files = digest, files
+        self.seen: dict[int, Any] = {}  # keeps what was seen alive, so that no id comes again
+
+    def add(self, value: Any, *, name: str = "") -> None:
+        if isinstance(value, _SCALARS):
+            self.digest.update(f"{name}={value!r};".encode())
+            return
+        if id(value) in self.seen:
+            return
+        self.seen[id(value)] = value
+        match value:
+            case nn.Module():
+                self._module(value)
+            case Tensor() | np.ndarray():
+                for part in content(name, value):
+                    self.digest.update(part)
+            case partial():
+                self.each([("func", value.func), ("args", value.args)])
+                self.add(value.keywords)
+            case MethodType():
+                self.each([("self", value.__self__), ("func", value.__func__)])
+            case FunctionType():
+                self._function(value)
+            case Mapping():
+                self.each([(str(key), held) for key, held in value.items()])
+            case list() | tuple():
+                self.each([(str(i), held) for i, held in enumerate(value)])
+            case set() | frozenset():  # in an order that is the same in every process
+                self.each([("in", v) for v in sorted(value, key=repr) if isinstance(v, _SCALARS)])
+            case ModuleType() if str(_file(value)) in self.files:
+                self.each([(k, v) for k, v in vars(value).items() if not k.startswith("__")])
+            case _lru_cache_wrapper():
+                self.add(value.__wrapped__)
+            case _ if not isinstance(value, type) and self._is_users(type(value)):
+                self.each(list(_attributes(value)))
+
+    def each(self, items: list[tuple[str, Any]]) -> None:
+        for name, value in items:
+            self.add(value, name=name)
+
+    def _module(self, network: nn.Module) -> None:
+        for name, tensor in [*network.state_dict().items(), *network.named_buffers()]:
+            for part in content(name.replace("_orig_mod.", ""), tensor):
+                self.digest.update(part)
+        for layer in network.modules():
+            # Whether it trains is no setting: `import_velocity` changes that.
+            settings = {k: v for k, v in vars(layer).items() if k[0] != "_" and k != "training"}
+            self.each([(k, v) for k, v in settings.items() if not isinstance(v, nn.Module)])
+            # Networks that bring their own code: exported, scripted and traced ones.
+            if isinstance(code := getattr(layer, "code", None), str):
+                self.digest.update(code.encode())
+            if isinstance(layer, torch.jit.ScriptModule) and code is not None:
+                self.add(dict(layer.code_with_constants[1].const_mapping))
+
+    def _function(self, function: FunctionType) -> None:
+        self.each([("defaults", function.__defaults__), ("keywords", function.__kwdefaults__)])
+        for cell in function.__closure__ or ():
+            try:
+                self.add(cell.cell_contents, name="cell")
+            except ValueError:  # of a name that has no value yet
+                continue
+        if not self._is_users(function):  # the closure of a decorator leads to what is
+            return
+        names = dict.fromkeys(_names(function.__code__))
+        self.each([(n, function.__globals__[n]) for n in names if n in function.__globals__])
+
+    def _is_users(self, value: Any) -> bool:
+        module = sys.modules.get(getattr(value, "__module__", None) or "")
+        return module is not None and str(_file(module)) in self.files
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, in its dictionary and in slots."""
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name, getattr(value, name)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names in a function and in those inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """The full names of all modules that a file may import."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # one that is imported in some case only
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _prefixes(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
+            yield from _prefixes(base)
+            yield from (f"{base}.{alias.name}" for alias in node.names if base)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0])
+
+
+def _find(name: str, root: Path) -> Path | None:
+    """The file of a module: below the root, or where it was imported from."""
+    place = root.joinpath(*name.split("."))
+    for path in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+        if path.is_file():
+            return path.resolve()
+    module = sys.modules.get(name)
+    return None if module is None else _file(module)
+
+
+def _file(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    path = None if file is None else Path(file).resolve()
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
+
+
+def is_users_file(name: str) -> bool:
+    """Whether a file is neither Python's, an installed package's nor this library's."""
+    path = Path(name).resolve()
+    return not _is_installed(path) and not path.is_relative_to(_OURS) and path.is_file()
+
+
+def _is_installed(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in _INSTALLED)

@@ -1,0 +1,428 @@
+"""The cost of every possible Euler step (paper, eq. 5), from one matrix product.
+
+On a grid t_0 < ... < t_n a fine Euler rollout has states x_m and velocities v_m. One Euler step
+from i to j instead of the fine ones errs by
+
+    e_ij = x_j - x_i - (t_j - t_i) v_i = sum over l in (i, j) of (t_j - t_l) d_l,
+    d_l = v_l - v_{l-1},
+
+so the cost c_ij = mean ||e_ij||^2 is a quadratic form in the Gram matrix of the velocity
+*increments* d_l alone. Writing it in increments, rather than in velocities, subtracts what all
+velocities share before anything is squared: costs next to the diagonal come out as accurate as
+the largest, though they may be many orders of magnitude smaller.
+
+On a path of another solver (`boss_core.costs.references`) each increment brings along the residual
+of the fine step to its point, r_l = x_l - x_{l-1} - (t_l - t_{l-1}) v_{l-1}, 0 for Euler:
+
+    e_ij = sum over l in (i, j] of (t_j - t_l) d_l + r_l,
+
+and the Gram matrix is that of r_0, d_0, r_1, d_1, ..., r_n, d_n.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from boss_core.costs.references import check_reference, roll_out_path
+from boss_core.errors import InputError
+from boss_core.ode.solvers import euler
+from boss_core.ode.timesteps import Times, validate_timesteps
+from boss_core.ode.velocity import (
+    Velocity,
+    VelocityField,
+    check_labels,
+    with_labels,
+)
+
+# Increments are widened to float64 this many bytes at a time, in a buffer that is used again:
+# small enough for a CPU's cache, large enough that a matrix product runs at full rate.
+_BLOCK_BYTES = 4 << 20
+# The Gram matrix is symmetric; on a CPU this many rows at a time are multiplied with those from
+# there on only, which saves a third of the work.
+_BLOCK_ROWS = 33
+# On a GPU the increments of all samples are widened together, this many bytes at a time: the
+# product of one sample is too small for it.
+_DEVICE_BYTES = 256 << 20
+# Gram matrices of samples that become costs together.
+_GRAM_BYTES = 4 << 20
+
+
+# Samples fall into this many groups, whose spread tells how sure a sum of costs is.
+GROUPS = 20
+
+
+@dataclass(frozen=True)
+class CostMatrix:
+    """The cost of an Euler step between any two points of a grid.
+
+    cost: (n+1, n+1) float64; entry (i, j), i < j, is the squared L2 error (summed over the
+        elements of a sample, mean over samples) of one step from t_i to t_j; 0 elsewhere, and
+        exactly 0 for j = i + 1 where the reference path is Euler's.
+    timesteps: (n+1,) float64, from 0 to 1.
+    standard_error: (n+1, n+1) float64, of each mean; NaN when there is one sample only.
+    samples: the number of trajectories behind the mean.
+    group_gram: (G, n+1, n+1) float64, the mean Gram matrix of the velocity increments d_1 to
+        d_{n-1}, on and above the diagonal, over each of G disjoint groups of trajectories:
+        trajectory m is in group m modulo G, and G = min(samples, GROUPS). Costs are linear in it.
+        (G, 2n+2, 2n+2) for other reference paths, with the residual r_l before each d_l.
+    group_norm: (G, n+1, n+1) float64, the mean over each group of the norm of the error of a
+        step, the square root of each trajectory's cost; 0 where the cost is.
+    """
+
+    cost: NDArray[np.float64]
+    timesteps: Times
+    standard_error: NDArray[np.float64]
+    samples: int
+    group_gram: NDArray[np.float64]
+    group_norm: NDArray[np.float64]
+
+    @property
+    def group_sizes(self) -> NDArray[np.int64]:
+        """(G,): the number of trajectories in each group."""
+        return group_sizes(self.samples)
+
+    @cached_property
+    def group_cost(self) -> NDArray[np.float64]:
+        """(G, n+1, n+1): the cost over each group, from its Gram matrix."""
+        gram = torch.from_numpy(self.group_gram.copy())
+        return _cost_from_gram(gram, _weights(self.timesteps, gram.shape[-1])).numpy()
+
+    @cached_property
+    def gram(self) -> NDArray[np.float64]:
+        """As one of `group_gram`, both halves: the mean Gram matrix over all trajectories."""
+        upper = np.tensordot(self.group_sizes, self.group_gram, axes=1) / self.samples
+        return np.triu(upper) + np.triu(upper, k=1).T
+
+    @cached_property
+    def norm(self) -> NDArray[np.float64]:
+        """(n+1, n+1): the mean norm of the error of a step over all trajectories."""
+        return np.tensordot(self.group_sizes, self.group_norm, axes=1) / self.samples
+
+
+class CostSum:
+    """Costs summed over trajectories that come batch by batch, from anywhere: `add` their
+    velocities, then ask for the `result`. Memory does not grow with the number of them.
+
+    reference: the solver of the trajectories, one of `boss_core.costs.references.REFERENCES`.
+    """
+
+    def __init__(
+        self,
+        timesteps: ArrayLike,
+        device: torch.device | str = "cpu",
+        *,
+        reference: str = "euler",
+    ) -> None:
+        check_reference(reference)
+        self.timesteps = validate_timesteps(timesteps)
+        self.reference = reference
+        self.samples = 0
+        nodes = len(self.timesteps)
+        rows = nodes if reference == "euler" else 2 * nodes
+        self.grams = torch.zeros(GROUPS, rows, rows, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(nodes, nodes, dtype=torch.float64, device=device)
+        self.squares = torch.zeros_like(self.sums)
+        self.norms = self.sums.repeat(GROUPS, 1, 1)
+        self._weights = _weights(self.timesteps, rows).to(device)
+
+    def add(self, velocities: Tensor, residuals: Tensor | None = None) -> None:
+        """velocities: (n, B, elements), those of B trajectories at all grid points but the last,
+        on the device given. residuals: (n, B, elements), r_1 to r_n, unless they are Euler's.
+
+        InputError, and nothing added, when they are not finite, or residuals are missing."""
+        if (residuals is None) != (self.reference == "euler"):
+            found = "none" if residuals is None else "some"
+            raise InputError(
+                f"residuals: {found} for a sum over {self.reference} trajectories; those of the"
+                " same reference needed"
+            )
+        per_group = max(1, _GRAM_BYTES // self.grams[0].nbytes)
+        grams, sums, squares = self.grams.clone(), self.sums.clone(), self.squares.clone()
+        norms = self.norms.clone()
+        samples = self.samples
+        for first in range(0, velocities.shape[1], per_group):
+            these = slice(first, first + per_group)
+            part = velocities[:, these]
+            gram = _grams(part, None if residuals is None else residuals[:, these])
+            group = torch.arange(samples, samples + part.shape[1], device=gram.device) % GROUPS
+            grams.index_add_(0, group, gram)
+            cost = _cost_from_gram(gram, self._weights)
+            sums += cost.sum(dim=0)
+            norms.index_add_(0, group, cost.sqrt())
+            squares += cost.square_().sum(dim=0)
+            samples += part.shape[1]
+        if not sums.isfinite().all():  # the only synchronisation of a batch
+            finite = velocities.isfinite().flatten(1).all(dim=1)
+            if finite.all():
+                raise InputError(
+                    f"velocity: finite, but up to {float(velocities.abs().max()):g}: squared errors"
+                    " of steps overflow; a network with smaller outputs needed"
+                )
+            where = int(finite.int().argmin())
+            raise InputError(
+                f"velocity: not finite at t = {self.timesteps[where]:g} (step {where} of"
+                f" {len(self.timesteps) - 1}); a network with finite outputs needed"
+            )
+        self.grams, self.sums, self.squares, self.samples = grams, sums, squares, samples
+        self.norms = norms
+
+    def state(self) -> dict[str, NDArray]:
+        """All that `from_state` needs to go on, as arrays for an ``.npz`` file."""
+        return {
+            "timesteps": self.timesteps,
+            "reference": np.array(self.reference),
+            "samples": np.array(self.samples),
+            "grams": self.grams.cpu().numpy(),
+            "sums": self.sums.cpu().numpy(),
+            "squares": self.squares.cpu().numpy(),
+            "norms": self.norms.cpu().numpy(),
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, NDArray], device: torch.device | str = "cpu"
+    ) -> "CostSum":
+        """The sum that `state` described; where it names no reference, it is Euler's."""
+        reference = str(state["reference"]) if "reference" in state else "euler"
+        total = cls(state["timesteps"], device, reference=reference)
+        total.samples = int(state["samples"])
+        total.grams = torch.from_numpy(state["grams"]).to(device)
+        total.sums = torch.from_numpy(state["sums"]).to(device)
+        total.squares = torch.from_numpy(state["squares"]).to(device)
+        total.norms = torch.from_numpy(state["norms"]).to(device)
+        return total
+
+    def result(self) -> CostMatrix:
+        """The mean over all trajectories so far; at least one is needed."""
+        samples = self.samples
+        mean = self.sums / samples
+        variance = (self.squares / samples - mean**2).clamp_min(0.0)
+        error = (variance / (samples - 1)).sqrt() if samples > 1 else mean * torch.nan
+        sizes = group_sizes(samples)[:, None, None]
+        return CostMatrix(
+            mean.cpu().numpy(),
+            self.timesteps,
+            error.cpu().numpy(),
+            samples,
+            self.grams[: len(sizes)].cpu().numpy() / sizes,
+            self.norms[: len(sizes)].cpu().numpy() / sizes,
+        )
+
+
+def group_sizes(samples: int) -> NDArray[np.int64]:
+    """(G,): the number of trajectories in each group: trajectory m is in group m modulo G."""
+    groups = min(samples, GROUPS)
+    return np.array([len(range(group, samples, groups)) for group in range(groups)])
+
+
+def rollout_bytes(
+    steps: int,
+    sample_numel: int,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    reference: str = "euler",
+) -> int:
+    """The bytes that `estimate_cost_matrix` holds for one batch: the velocities at all grid
+    points but the last, in their own dtype; for other references than Euler's the residuals too,
+    and for RK45 all states in float64. The rest does not grow with the batch."""
+    each = steps * dtype.itemsize
+    if reference != "euler":
+        each += steps * max(4, dtype.itemsize)
+    if reference == "rk45":
+        each += (steps + 1) * 8
+    return batch_size * sample_numel * each
+
+
+def estimate_cost_matrix(
+    velocity: Velocity,
+    noise: Tensor,
+    timesteps: ArrayLike,
+    *,
+    batch_size: int,
+    labels: Tensor | None = None,
+    reference: str = "euler",
+    on_step: Callable[[int], None] | None = None,
+) -> CostMatrix:
+    """Roll out fine trajectories and return the cost of every step of their grid (eq. 5).
+
+    velocity: evaluated n times for each batch of noise, or more with another reference.
+    noise: (N, ...) start states at t = 0, on the device to compute on.
+    timesteps: n + 1 increasing times from 0 to 1; they need not be uniform.
+    batch_size: trajectories rolled out together; bounds the memory (see `rollout_bytes`).
+    labels: (N,) int64 on the device of the noise, when the velocity is conditional.
+    reference: the solver of the trajectories: ``euler`` (the paper), ``heun`` or ``rk45``
+        (`boss_core.costs.references.roll_out_path`).
+    on_step: called after each grid step of each batch with the number of trajectories in it.
+
+    Raises InputError when there is no noise, the batch size is below 1, there is not one label a
+    sample, the reference is not known, or the velocity is not finite or not of the shape and
+    dtype of its input.
+    """
+    found = CostSum(timesteps, noise.device, reference=reference)
+    add_trajectories(found, velocity, noise, batch_size=batch_size, labels=labels, on_step=on_step)
+    return found.result()
+
+
+def add_trajectories(
+    total: CostSum,
+    velocity: Velocity,
+    noise: Tensor,
+    *,
+    batch_size: int,
+    labels: Tensor | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> None:
+    """Roll out further trajectories, by the sum's reference, into a sum of costs; arguments and
+    errors are those of `estimate_cost_matrix`. A search that stopped goes on from its `CostSum`."""
+    if len(noise) < 1 or batch_size < 1:
+        raise InputError(
+            f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
+        )
+    check_labels(labels, len(noise))
+    held: Tensor | None = None
+    for start in range(0, len(noise), batch_size):
+        x = noise[start : start + batch_size]
+        of_batch = with_labels(
+            velocity, None if labels is None else labels[start : start + batch_size]
+        )
+        if total.reference == "euler":
+            held = _rollout_velocities(of_batch, x, total.timesteps, held, on_step)
+            total.add(held[:, : len(x)])
+        else:
+            total.add(
+                *roll_out_path(of_batch, x, total.timesteps, total.reference, on_step=on_step)
+            )
+
+
+def _rollout_velocities(
+    velocity: VelocityField,
+    x: Tensor,
+    times: Times,
+    held: Tensor | None,
+    on_step: Callable[[int], None] | None,
+) -> Tensor:
+    """The velocities of one batch at all grid points but the last: (n, B or more, elements),
+    in ``held``, the buffer of the batch before, where there is one."""
+
+    def keep(k: int, state: Tensor, v: Tensor | None) -> None:
+        nonlocal held
+        if v is None:
+            return
+        if held is None:
+            held = torch.empty(len(times) - 1, len(x), x[0].numel(), dtype=v.dtype, device=v.device)
+        held[k, : len(x)] = v.flatten(1)
+        if on_step is not None:
+            on_step(len(x))
+
+    euler(velocity, x, times, observer=keep)
+    assert held is not None  # a grid has at least one step
+    return held
+
+
+def _grams(velocities: Tensor, residuals: Tensor | None) -> Tensor:
+    """The Gram matrices of the increments d_1..d_{n-1} of each trajectory, in float64.
+
+    velocities: (n, B, elements). Returns (B, n + 1, n + 1), right on and above the diagonal; rows
+    and columns 0 and n are zero (no increment ends there), so that indices are those of the grid.
+
+    residuals: (n, B, elements), r_1..r_n. With them, (B, 2n + 2, 2n + 2): r_l is row 2l and d_l
+    row 2l + 1.
+    """
+    n, samples, elements = velocities.shape
+    vectors = 1 if residuals is None else 2  # of each grid point
+    count = vectors * n - 1  # all that are not zero
+    grams = torch.zeros(
+        samples,
+        vectors * (n + 1),
+        vectors * (n + 1),
+        dtype=torch.float64,
+        device=velocities.device,
+    )
+    if velocities.device.type != "cpu":
+        inner = slice(vectors, vectors + count)
+        _add_products(grams[:, inner, inner], velocities, residuals)
+        return grams
+    width = math.ceil(elements / math.ceil(8 * vectors * n * elements / _BLOCK_BYTES))
+
+    # Rows a power of two apart would share the same few cache sets: hence the eight more.
+    buffer = grams.new_empty(count, width + 8)
+    for sample in range(samples):
+        for start in range(0, elements, width):
+            columns = slice(start, start + width)
+            part = velocities[:, sample, columns]
+            if part.dtype.itemsize < 4:
+                part = part.float()
+            factors = buffer[:, : part.shape[1]]
+            # Neighbours within a factor of two, as on a fine grid, subtract without rounding.
+            torch.sub(part[1:], part[:-1], out=factors[vectors - 1 :: vectors])
+            if residuals is not None:
+                factors[::2] = residuals[:, sample, columns]
+            for row in range(0, count, _BLOCK_ROWS):
+                end = min(row + _BLOCK_ROWS, count)
+                block = slice(vectors + row, vectors + end)
+                product = grams[sample, block, vectors + row : vectors + count]
+                product.addmm_(factors[row:end], factors[row:].T)
+    return grams
+
+
+def _add_products(grams: Tensor, velocities: Tensor, residuals: Tensor | None) -> None:
+    """Adds to ``grams``, (B, count, count), those of all samples at once; see `_grams`."""
+    samples, count = grams.shape[:2]
+    vectors = 1 if residuals is None else 2
+    width = max(1, _DEVICE_BYTES // (8 * samples * count))
+    for start in range(0, velocities.shape[2], width):
+        part = velocities[..., start : start + width]
+        if part.dtype.itemsize < 4:
+            part = part.float()
+        factors = grams.new_empty(count, samples, part.shape[2])
+        torch.sub(part[1:], part[:-1], out=factors[vectors - 1 :: vectors])
+        if residuals is not None:
+            factors[::2] = residuals[..., start : start + width]
+        grams += torch.bmm(factors.transpose(0, 1), factors.permute(1, 2, 0))
+
+
+def step_weights(times: Times, rows: int) -> NDArray[np.float64]:
+    """(rows, n + 1): the weight of each row of a Gram matrix in the error of a step to j.
+
+    W_lj = t_j - t_l for increment l < j, and 1 for residual l <= j, where there are residuals:
+    for 2n + 2 rows instead of n + 1. 0 elsewhere.
+    """
+    increments = np.triu(times[None, :] - times[:, None], k=1)
+    if rows == len(times):
+        return increments
+    return np.stack([np.triu(np.ones_like(increments)), increments], axis=1).reshape(rows, -1)
+
+
+def costs_of_gram(gram: NDArray[np.float64], times: Times) -> NDArray[np.float64]:
+    """(n + 1, n + 1): the costs of all steps from a mean Gram matrix, as `CostMatrix.gram`."""
+    found = torch.from_numpy(gram[None].copy())
+    return _cost_from_gram(found, _weights(times, gram.shape[-1]))[0].numpy()
+
+
+def _weights(times: Times, rows: int) -> Tensor:
+    return torch.from_numpy(step_weights(times, rows))
+
+
+def _cost_from_gram(gram: Tensor, weights: Tensor) -> Tensor:
+    """All costs of eq. 5 from Gram matrices, (..., n + 1, n + 1) or twice that, overwritten.
+
+    c_ij = sum over l, m in (i, j] of W_lj W_mj G_lm: adding the increments one by one from j
+    down to i, each brings its own square and twice its product with those after it.
+    """
+    gram.triu_().mul_(2).diagonal(dim1=-2, dim2=-1).div_(2)
+    share = (gram @ weights).mul_(weights)
+    nodes = weights.shape[1]
+    if len(weights) > nodes:  # of both vectors of each grid point
+        share = share.unflatten(-2, (nodes, -1)).sum(-2)
+    # Entry (i, j) sums the rows below i only.
+    cost = torch.zeros_like(share)
+    cost[..., :-1, :] = share[..., 1:, :].flip(-2).cumsum(-2).flip(-2)
+    # A sum of squares that rounds to a negative number is a zero.
+    return cost.clamp_min_(0.0)

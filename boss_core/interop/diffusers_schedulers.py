@@ -1,0 +1,75 @@
+"""Schedulers for diffusers pipelines that walk given timesteps, whatever they are asked for.
+
+diffusers is imported where it is used only: the rest of the library works without it.
+"""
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from boss_core.errors import InputError
+from boss_core.ode.timesteps import validate_timesteps
+
+
+def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
+    """A `FixedFlowScheduler` that walks these timesteps whatever it is asked for.
+
+    For pipelines whose call takes no `sigmas` (Wan, LTX, Mochi), and right for all others too:
+    put it in ``pipeline.scheduler`` and pass ``num_inference_steps=K``. Its steps are in its
+    configuration: copies, pickles and saved pipelines have them.
+
+    With solver ``ab2`` its steps are those of `boss_core.ode.solvers.ab2`, for as many evaluations:
+    it keeps the velocity of the step before, in float32, and starts anew at each call. No class
+    of diffusers takes such steps. InputError for a solver that is neither.
+
+    scheduler: the pipeline's own, whose settings are kept for the pipeline to read, without effect
+        on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
+    timesteps: K + 1 increasing times from 0 to 1.
+    """
+    return _made(_fixed_class(), scheduler, timesteps, solver)
+
+
+def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
+    """A `fixed_scheduler` whose states are carried in float32 between steps, so that many of them
+    round no more than few; the pipeline sees them in its own dtype."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteSchedulerOutput,
+    )
+
+    base: Any = _fixed_class()
+
+    class CarryingScheduler(base):
+        """Keeps the state of the step before in float32, and goes on from it."""
+
+        state: Tensor
+
+        def step(
+            self,
+            model_output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            return_dict: bool = True,
+            **kwargs: Any,
+        ) -> Any:
+            start = sample.float() if self.step_index is None else self.state
+            (self.state,) = super().step(
+                model_output.float(), timestep, start, return_dict=False, **kwargs
+            )
+            state = self.state.to(sample.dtype)
+            return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
+
+    return _made(CarryingScheduler, scheduler, timesteps, solver)
+
+
+def _fixed_class() -> Any:
+    from boss_core.interop.fixed_flow_scheduler import FixedFlowScheduler
+
+    return FixedFlowScheduler
+
+
+def _made(kind: Any, scheduler: Any, timesteps: ArrayLike, solver: str) -> Any:
+    """A scheduler of that class for these times, with the settings of the pipeline's own."""
+    if solver not in ("euler", "ab2"):
+        raise InputError(f"solver: {solver!r}; euler or ab2 needed in a scheduler")
+    return kind.like(scheduler, 1.0 - validate_timesteps(timesteps), solver)

@@ -1,0 +1,140 @@
+"""The networks that a diffusers pipeline's velocity comes from, and a hash of their weights.
+
+diffusers is imported where it is used only: the rest of the library works without it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boss_core.errors import InputError
+from boss_core.interop.recording import DENOISERS
+
+_COMPILED = "_orig_mod."  # what torch.compile puts before the names of weights
+
+
+def pipeline_networks(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The networks of a pipeline by name: its denoiser, and whatever else of diffusers' models it
+    has but autoencoders (ControlNets, the network that Ideogram 4 takes for guidance). Several
+    ControlNets are several networks.
+
+    Text and image encoders are of other libraries, and evaluated once for a sample. InputError
+    for a pipeline without any.
+    """
+    from diffusers import ModelMixin
+
+    parts = dict(getattr(pipeline, "components", {}))
+    parts |= {name: getattr(pipeline, name, None) for name in DENOISERS}
+    found: dict[str, torch.nn.Module] = {}
+    for name in sorted(parts, key=lambda name: (name not in DENOISERS, name)):
+        part = parts[name]
+        if not isinstance(part, torch.nn.Module):
+            continue
+        network = getattr(part, "_orig_mod", part)
+        decodes = type(network).__module__.startswith("diffusers.models.autoencoders")
+        if name not in DENOISERS and (decodes or not isinstance(network, ModelMixin)):
+            continue
+        inner = {
+            f"{name}.{path}": module
+            for path, module in network.named_modules()
+            if module is not network and isinstance(module, ModelMixin)
+        }
+        own = sum(weight.numel() for weight in network.parameters())
+        inside = sum(weight.numel() for each in inner.values() for weight in each.parameters())
+        found |= inner if inner and inside == own else {name: part}
+    if not found:
+        raise InputError(
+            f"pipeline: {type(pipeline).__name__} has no {' or '.join(DENOISERS)}, where network"
+            " evaluations are counted; one of them needed"
+        )
+    return found
+
+
+def pipeline_hash(pipeline: Any) -> str:
+    """The SHA-256 of the weights that a pipeline's velocity comes from, as a schedule carries it:
+    names, dtypes, shapes and bytes of its networks, a tensor at a time, and the adapters that are
+    loaded, in text encoders too, with their scales. The same for a compiled network.
+
+    InputError for weights that are not there (offloaded to the meta device)."""
+    digest = hashlib.sha256()
+    networks = pipeline_networks(pipeline)
+    for name, network in networks.items():
+        if name not in DENOISERS:
+            digest.update(f"network {name}\n".encode())
+        state = {key.replace(_COMPILED, ""): value for key, value in network.state_dict().items()}
+        for key, value in sorted(state.items()):
+            _add(digest, key, value)
+    parts = dict(getattr(pipeline, "components", {})) | networks
+    for name, part in sorted(parts.items()):
+        if isinstance(part, torch.nn.Module):
+            _add_adapters(digest, name, part, weights=name not in networks)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, value: Any) -> None:
+    """One entry of a state dictionary: a tensor of any kind, or what quantisation keeps there."""
+    if isinstance(value, Mapping):
+        for key, each in sorted(value.items(), key=lambda item: str(item[0])):
+            _add(digest, f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for k, each in enumerate(value):
+            _add(digest, f"{name}.{k}", each)
+    elif not isinstance(value, Tensor):
+        digest.update(f"{name} {value!r}\n".encode())
+    else:
+        _add_tensor(digest, name, value.detach())
+
+
+def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise InputError(
+            f"pipeline: the weights of {name} are offloaded, so that they cannot be hashed; the"
+            " hash before offloading needed"
+        )
+    if hasattr(tensor, "__tensor_flatten__"):  # a tensor made of others, as torchao's
+        names, settings = tensor.__tensor_flatten__()
+        digest.update(f"{name} {type(tensor).__name__} {tuple(tensor.shape)}\n".encode())
+        _add(digest, f"{name}.settings", settings)
+        for each in sorted(names):
+            _add(digest, f"{name}.{each}", getattr(tensor, each))
+        return
+    if tensor.is_quantized:
+        scales: tuple[Any, ...]
+        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scales = (tensor.q_scale(), tensor.q_zero_point())
+        else:
+            scales = (
+                tensor.q_per_channel_scales(),
+                tensor.q_per_channel_zero_points(),
+                tensor.q_per_channel_axis(),
+            )
+        _add(digest, f"{name}.scales", scales)
+        tensor = tensor.int_repr()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    # A plain tensor, whatever class keeps the bytes (bitsandbytes, GGUF).
+    tensor = tensor.as_subclass(Tensor)
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    flat = tensor.cpu().contiguous().flatten()
+    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+
+
+def _add_adapters(digest: Any, name: str, network: torch.nn.Module, *, weights: bool) -> None:
+    """The adapters in a network, which of them are on, and how much: none of it is in its state.
+    ``weights``: theirs too, where those of the network are not hashed."""
+    for path, module in network.named_modules():
+        where = f"adapter {name}.{path}".replace(_COMPILED, "")
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and hasattr(module, "active_adapters"):  # PEFT
+            on = [] if module.disable_adapters else list(module.active_adapters)
+            _add(digest, where, {"on": on, "scaling": scaling, "in": module.merged_adapters})
+            for key, value in sorted(module.state_dict().items()) if weights else ():
+                if not key.startswith("base_layer."):
+                    _add(digest, f"{where}.{key}", value)
+    # IP adapters keep their scales in attention processors, which need not be modules.
+    for path, processor in sorted(getattr(network, "attn_processors", {}).items()):
+        if (scale := getattr(processor, "scale", None)) is not None:
+            _add(digest, f"adapter {name}.{path}.scale", scale)

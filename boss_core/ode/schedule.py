@@ -1,0 +1,181 @@
+"""A schedule: which timesteps to sample at, and where they come from."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from boss_core.errors import InputError
+from boss_core.ode.timesteps import validate_timesteps
+
+# Network evaluations in one step of each solver (`boss_core.ode.solvers.SOLVERS`).
+EVALUATIONS = {"euler": 1, "ab2": 1, "heun": 2}
+
+
+class HeldOut(BaseModel):
+    """What samples said of steps, from noise that these were not searched on.
+
+    winner: the objective whose samples are nearest to the teacher's there.
+    gain: by how much nearer than those of ``l2_squared`` they are, as a share of that distance;
+        standard_error: of it. Steps of the winner are chosen only where the gain is more than
+        chance (`boss_core.search.choose.choose`).
+    rivals: the number of different steps beside those of ``l2_squared``; more ask for more.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    winner: str
+    gain: float
+    standard_error: float
+    rivals: int
+
+
+class Schedule(BaseModel):
+    """Steps on a grid, the solver for them, and where they come from. Immutable; equal when every
+    field is.
+
+    timesteps: K + 1 times from 0 (noise) to 1 (data). They may begin later, at a noise level below
+        1: image to image, from a state (1 - t) noise + t image. Nothing here searches or samples
+        such steps; solvers and exports take them.
+    indices: the same as indices of the search grid, so that states and costs are looked up by
+        index and never by comparing floats. Left out for times that no search found: 0 to K, these
+        times being their own grid.
+    solver: the fixed-step solver that these steps are for (`boss_core.ode.solvers.SOLVERS`).
+    objective: what the steps minimise (``l2_squared``), the name of a fixed grid (``uniform``),
+        or ``given`` for steps that came without either.
+    predicted_error: the sum of the costs of the steps (eq. 5), or None when unknown.
+    standard_error: of ``predicted_error``, from the spread between groups of trajectories.
+    knot_stability: for each of the timesteps, the share of bootstrap resamples of the trajectories
+        whose own best steps have it within one grid step; None for steps that are not the best by
+        the costs (fixed grids, ``refine``, ``oss``), and where there was one group only.
+    teacher_hash: the hash of the weights that the costs were measured on.
+    settings_hash: the hash of the settings of the search.
+    held_out: for steps that ``auto`` chose, the comparison that it went by.
+    evaluations: network evaluations for one sample, where they were counted (pipelines: guidance
+        takes two a step). None: what the solver takes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timesteps: tuple[float, ...]
+    indices: tuple[int, ...] = Field(default_factory=lambda data: _own_grid(data))
+    solver: Literal["euler", "ab2", "heun"] = "euler"
+    objective: str = "given"
+    predicted_error: float | None = None
+    standard_error: float | None = None
+    knot_stability: tuple[float, ...] | None = None
+    teacher_hash: str | None = None
+    settings_hash: str | None = None
+    held_out: HeldOut | None = None
+    # Left out where it says nothing: files are those of before it.
+    evaluations: float | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        validate_timesteps(self.timesteps, from_noise=False)
+        if len(self.indices) != len(self.timesteps):
+            raise ValueError(
+                f"{len(self.indices)} indices for {len(self.timesteps)} timesteps; as many needed"
+            )
+        if self.knot_stability is not None and len(self.knot_stability) != len(self.timesteps):
+            raise ValueError(
+                f"knot_stability: {len(self.knot_stability)} for {len(self.timesteps)} timesteps;"
+                " as many needed"
+            )
+        if any(j <= i for i, j in zip(self.indices, self.indices[1:], strict=False)):
+            raise ValueError(f"indices {self.indices} must increase")
+        return self
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations for one sample."""
+        if self.evaluations is not None:
+            whole = self.evaluations.is_integer()
+            return int(self.evaluations) if whole else self.evaluations
+        return self.steps * EVALUATIONS[self.solver]
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, K for solvers that evaluate once a step."""
+        return len(self.timesteps) - 1
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The noise levels 1 - t of the linear path, from 1 (or where the schedule begins) to 0:
+        the difference of the decimals, so that 0.32 leaves 0.68 and not 0.6799999999999999."""
+        return tuple(_complement(t) for t in self.timesteps)
+
+    def interval(self, groups: int) -> tuple[float, float]:
+        """The 95 % interval of the predicted error, by Student's t over so many groups of
+        trajectories; NaN where its standard error is not known."""
+        return interval(self.predicted_error, self.standard_error, groups)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str | Path = "schedule") -> Self:
+        """Parse and validate; ``source`` is named in the InputError when it does not hold."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{source}: {where or 'schedule'}: {first['msg']}") from error
+
+
+def interval(error: float | None, standard_error: float | None, groups: int) -> tuple[float, float]:
+    """As `Schedule.interval`."""
+    from scipy.special import stdtrit
+
+    if error is None or standard_error is None:
+        return math.nan, math.nan
+    half = float(stdtrit(groups - 1, 0.975)) * standard_error
+    return max(0.0, error - half), error + half
+
+
+def from_sigmas(sigmas: Sequence[float], name: str = "sigmas") -> Schedule:
+    """Euler steps at noise levels as samplers of others publish them: decreasing, from 1 or below,
+    down to 0, which is added where the list ends before it.
+
+    InputError that starts with ``name`` for any other list.
+    """
+    levels = [float(sigma) for sigma in sigmas]
+    if levels and levels[-1] > 0:
+        levels.append(0.0)
+    falls = all(a > b for a, b in itertools.pairwise(levels))
+    if len(levels) < 2 or not falls or not 0.0 == levels[-1] < levels[0] <= 1.0:
+        shown = ", ".join(f"{level:g}" for level in levels[:8])
+        raise InputError(
+            f"{name}: {shown or 'none'}{', ...' if len(levels) > 8 else ''}; noise levels that"
+            " fall, from 1 or below to 0 or above it, needed"
+        )
+    return Schedule(timesteps=tuple(_complement(level) for level in levels))
+
+
+def _own_grid(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """The indices of times that no search found; none where the times are no list of numbers."""
+    return tuple(range(len(fields.get("timesteps", ()))))
+
+
+def _complement(value: float) -> float:
+    """1 - value in decimals, rounded once."""
+    return float(1 - Decimal(repr(float(value))))
+
+
+def steps_of(budget: int, solver: str) -> int:
+    """The number of steps that a budget of network evaluations pays for. InputError for an
+    unknown solver, and when evaluations would be left over."""
+    if solver not in EVALUATIONS:
+        raise InputError(f"solver: {solver!r}; {', '.join(EVALUATIONS)} known")
+    each = EVALUATIONS[solver]
+    if budget < 1 or budget % each:
+        raise InputError(
+            f"budget: {budget} evaluations; a positive multiple of {each}, what a step of {solver}"
+            " takes, needed"
+        )
+    return budget // each

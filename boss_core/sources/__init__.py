@@ -1,1 +1,0 @@
-"""Kinds of storage that images are read from: a module each."""

@@ -1,0 +1,222 @@
+"""Knot states of the teacher's trajectories, and batches of segments between them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from boss_core.errors import InputError
+from boss_core.ode.schedule import Schedule
+from boss_core.ode.solvers import euler, extrapolation_weights
+from boss_core.ode.timesteps import Times, validate_timesteps
+from boss_core.ode.velocity import Velocity, check_labels, sample_noise, with_labels
+from boss_core.straightening.loss import straightening_loss
+from boss_core.training.device_rows import Rows, to_device
+from boss_core.training.randomness import Loss, Share, step_generator
+
+
+def knot_states(
+    velocity: Velocity,
+    timesteps: ArrayLike,
+    knots: Sequence[int],
+    out: NDArray[np.float32],
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    labels: Tensor | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> None:
+    """Roll out Euler trajectories on the fine grid and keep the states at the given knots.
+
+    timesteps: the n + 1 times of the grid.
+    knots: increasing grid indices; the union of all schedules' knots serves every budget with
+        one rollout.
+    out: (N, len(knots), ...), filled in place; N is the number of trajectories. It may be
+        memory-mapped: only one batch is held.
+    labels: (N,) int64, when the velocity is conditional; InputError when they are not as many.
+    on_step: called after each grid step with the number of trajectories in the batch.
+    """
+    times = validate_timesteps(timesteps)
+    check_labels(labels, len(out))
+    place = {knot: position for position, knot in enumerate(knots)}
+    for start in range(0, len(out), batch_size):
+        rows = range(start, min(start + batch_size, len(out)))
+
+        def keep(k: int, x: Tensor, v: Tensor | None, rows: range = rows) -> None:
+            if k in place:
+                out[rows.start : rows.stop, place[k]] = x.cpu().numpy()
+            if v is not None and on_step is not None:
+                on_step(len(rows))
+
+        noise = sample_noise(rows, out.shape[2:], seed).to(device)
+        of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
+        last = euler(with_labels(velocity, of_batch), noise, times, observer=keep)
+        if not last.isfinite().all():
+            raise InputError(
+                f"velocity: trajectories {rows.start} to {rows.stop - 1} are not finite at t = 1;"
+                " a network with finite outputs needed"
+            )
+
+
+def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
+    """(K, L): what the network has to say at each of K knots for the solver to pass through all
+    of the teacher's, as weights of the chords of the trajectory. Entry (k, l) is that of the
+    chord from knot k - l to the next, 0 where there is none; rows add up to 1.
+
+    For Euler it is the chord itself (L = 1). A step of `ab2` ends on the next knot when
+    chord_k = (1 + w_k) u_k - w_k u_{k-1}, with the `extrapolation_weights` w and velocities u at
+    the knots; solved from the first knot on,
+
+        u_0 = chord_0,  u_k = (chord_k + w_k u_{k-1}) / (1 + w_k).
+
+    InputError for other solvers.
+    """
+    times = validate_timesteps(timesteps)
+    steps = len(times) - 1
+    if solver == "euler":
+        return np.ones((steps, 1))
+    if solver != "ab2":
+        raise InputError(f"schedule: for solver {solver}; euler or ab2 needed to straighten for")
+    weights = np.eye(1, steps).repeat(steps, axis=0)
+    for k, w in enumerate(extrapolation_weights(times)[1:], start=1):
+        weights[k, 1:] = w * weights[k - 1, :-1]
+        weights[k] /= 1.0 + w
+    return weights
+
+
+def stored_rows(
+    states: NDArray[np.float32] | Rows,
+    labels: NDArray[np.int64] | None,
+    device: torch.device | None,
+) -> tuple[Rows, Rows | None]:
+    """The rows of stored trajectories and of their labels, on the device of the first where they
+    are rows already. InputError when there is not one label a trajectory."""
+    if not isinstance(states, Rows):
+        states = Rows.of(states, device or torch.device("cpu"), halve=True)
+    check_labels(labels, len(states.array))
+    return states, None if labels is None else Rows.of(labels, states.device)
+
+
+def places(knots: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """Where the wanted grid indices are among the knots; InputError naming those that are not."""
+    missing = set(wanted) - set(knots)
+    if missing:
+        raise InputError(f"trajectories: no states at grid indices {sorted(missing)}")
+    return tuple(list(knots).index(i) for i in wanted)
+
+
+def mean_losses(
+    loss: Callable[..., Tensor],
+    velocity: Velocity,
+    at: Iterable[float],
+    rows: range,
+    batch_size: int,
+) -> list[float]:
+    """The mean of ``loss(velocity, rows, places)`` over all rows, for each place alone."""
+    parts = [
+        np.arange(start, min(start + batch_size, rows.stop))
+        for start in range(rows.start, rows.stop, batch_size)
+    ]
+    return [
+        float(sum(loss(velocity, p, np.full(len(p), one)).double() * len(p) for p in parts))
+        / len(rows)
+        for one in at
+    ]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of one schedule on stored trajectories.
+
+    states: (N, U, ...), the states at U knots, float32 (float16 on a GPU that is too small).
+    positions: for each of the K + 1 times of the schedule, its place among the U knots.
+    timesteps: the K + 1 times.
+    weights: the `chord_weights` of the schedule's solver.
+    labels: (N,) int64, those that the trajectories were rolled out with; None without any.
+    """
+
+    states: Rows
+    positions: tuple[int, ...]
+    timesteps: Times
+    weights: Times
+    labels: Rows | None = None
+
+    @classmethod
+    def of(
+        cls,
+        states: NDArray[np.float32] | Rows,
+        knots: Sequence[int],
+        schedule: Schedule,
+        labels: NDArray[np.int64] | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> "Segments":
+        """``states``: an array, memory-mapped or in memory, or its `Rows`, for several schedules
+        to share. ``knots``: the grid index of each of the U states. ``device``: where an array's
+        rows go; None for the CPU. InputError when the trajectories lack a knot of the schedule, or
+        have not one label each, and for a schedule of a solver that is neither ``euler`` nor
+        ``ab2``."""
+        rows, of_rows = stored_rows(states, labels, device)
+        return cls(
+            rows,
+            places(knots, schedule.indices),
+            np.asarray(schedule.timesteps),
+            chord_weights(schedule.timesteps, schedule.solver),
+            of_rows,
+        )
+
+    def loss(self, velocity: Velocity, rows: ArrayLike, segment: ArrayLike) -> Tensor:
+        """The straightening loss (eq. 9, for the schedule's solver) of the given trajectories,
+        each on its own segment and with its own label.
+
+        rows: (B,) trajectories; segment: (B,) in 0..K-1.
+        """
+        rows, segment = np.asarray(rows), np.asarray(segment)
+        states = self.states.take(*self._states_of(rows, segment))
+        return self._loss(velocity, states, rows, segment)
+
+    def training_loss(self, *, seed: int, trajectories: int, batch_size: int) -> Loss:
+        """The loss of random batches of the first ``trajectories``, for
+        `boss_core.training.loop.train`; every segment has its equal share of a batch, which keeps
+        the noise of the loss low."""
+        segments = len(self.positions) - 1
+
+        def batch(step: int, share: Share) -> tuple[NDArray, NDArray]:
+            draw = step_generator(seed, step)
+            rows = draw.integers(trajectories, size=batch_size)
+            segment = (int(draw.integers(segments)) + np.arange(batch_size)) % segments
+            return share.take(rows), share.take(segment)
+
+        states = self.states.batches(lambda step, share: self._states_of(*batch(step, share)))
+
+        def loss(velocity: Velocity, step: int, share: Share) -> Tensor:
+            return self._loss(velocity, states(step, share), *batch(step, share))
+
+        return loss
+
+    def segment_losses(self, velocity: Velocity, rows: range, batch_size: int) -> list[float]:
+        """The mean loss of every segment over the given trajectories."""
+        segments = range(len(self.positions) - 1)
+        return mean_losses(self.loss, velocity, segments, rows, batch_size)
+
+    def _knots(self, segment: NDArray) -> NDArray:
+        """(B, L + 1), places in the schedule: from the end of the segment back; before the first
+        knot, where weights are 0, it repeats."""
+        return np.maximum(segment[:, None] + 1 - np.arange(self.weights.shape[1] + 1), 0)
+
+    def _states_of(self, rows: NDArray, segment: NDArray) -> tuple[NDArray, NDArray]:
+        return rows[:, None], np.asarray(self.positions)[self._knots(segment)]
+
+    def _loss(self, velocity: Velocity, states: Tensor, rows: NDArray, segment: NDArray) -> Tensor:
+        labels = None if self.labels is None else self.labels.take(rows)
+        device = self.states.device
+        return straightening_loss(
+            with_labels(velocity, labels),
+            states,
+            to_device(self.timesteps[self._knots(segment)].astype(np.float32), device),
+            to_device(self.weights[segment].astype(np.float32), device),
+        )

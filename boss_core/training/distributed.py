@@ -1,0 +1,46 @@
+"""Several processes that train one network: what they tell each other.
+
+They are started by accelerate or torchrun, and joined by `accelerate.PartialState` or
+`torch.distributed.init_process_group`; where neither was called there is one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed
+
+from boss_core.training.randomness import Share
+
+
+def own_share() -> Share:
+    """The share of this process in every batch; its rank 0 is the main process."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return Share()
+    return Share(distributed.get_rank(), distributed.get_world_size())
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes. They travel together, as one message."""
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    means = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(list(tensors), means)  # one launch in place of one each
+
+
+def total(value: float, device: torch.device) -> float:
+    """The sum of a number over all processes, each of which gives its own."""
+    if own_share().of == 1:
+        return value
+    found = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(found)
+    return float(found)
+
+
+def copy_from_main(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by that of the main process."""
+    for tensor in tensors:
+        sent = tensor.detach().contiguous()
+        distributed.broadcast(sent, src=0)
+        tensor.copy_(sent)

@@ -1,0 +1,156 @@
+"""Starting the flow from a shell, and registering its deployments: what surrounds Prefect."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from boss_core.errors import InputError
+from flows.orchestration.request import check_folder, check_request
+from flows.orchestration.server import DEFAULT_URL, answers, prefect_url
+from flows.telemetry import TELEMETRY_OFF
+from flows.workspace.dvc_runner import dvc_environment, stages_running
+from flows.workspace.recovery import remove_cut_short
+from flows.workspace.scm import settle_git
+
+DEFAULT_POOL = "local"  # made when it is not there; any other may be a typing error
+
+# A server that answers nothing while no stage runs is lost after so many seconds. Prefect's client
+# alone would wait a minute for each answer, six times, at each of several calls.
+LOST = 30.0
+
+PREFECT_ENVIRONMENT = TELEMETRY_OFF | {
+    # A busy machine takes longer than the default to start a server for one run.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+def launch(
+    overrides: Sequence[str],
+    targets: Sequence[str],
+    workers: int,
+    timeout: float,
+    name: str | None,
+) -> None:
+    """Run the flow in this process; InputError when it fails.
+
+    What can be refused is refused before a server is started."""
+    check_folder(Path())
+    remove_cut_short(Path())
+    settle_git(Path())
+    check_request(Path(), overrides, targets, name)
+    _prepare_prefect()
+    import httpx
+
+    from flows.orchestration.pipeline import pipeline
+
+    url = prefect_url()
+    ended: list[int] = []  # the exit code, once it is known
+    if url is not None:  # else a temporary one, which is ended as this process ends
+        threading.Thread(target=_end_when_lost, args=(url, ended), daemon=True).start()
+    # Prefect's page, too, shows the run by its name.
+    named: Any = pipeline.with_options(flow_run_name=name) if name else pipeline
+    try:
+        state: Any = named(
+            overrides=list(overrides),
+            targets=list(targets),
+            workers=workers,
+            timeout=timeout,
+            name=name,
+            return_state=True,
+        )
+    except httpx.TransportError as error:
+        if url is None:
+            raise InputError(_lost(str(error) or type(error).__name__)) from error
+        _end_at_once(f"error: {_lost(str(error) or type(error).__name__)}", 2)
+    ended.append(0 if state.is_completed() else 2)
+    if state.is_cancelled() or state.name == "Cancelling":
+        raise InputError(
+            "cancelled on Prefect's page, which ends the run of a deployment; one from a shell"
+            " finishes its stages and is ended by Ctrl-C"
+        )
+    if not state.is_completed():
+        raise InputError(state.message or f"the flow ended as {state.name}")
+
+
+def _lost(why: str) -> str:
+    return f"Prefect's server was lost; every finished stage is kept, run again ({why})"
+
+
+def _end_when_lost(url: str, ended: list[int]) -> None:
+    """End this process when the server has not answered for a while, as one that is frozen. Not
+    while a stage runs: that needs no server, which may be there again when it ends.
+
+    ended: has the exit code once the run is over, when only Prefect's own reports are waiting."""
+    since = time.monotonic()
+    while True:
+        time.sleep(LOST / 10)
+        if stages_running() or answers(url):
+            since = time.monotonic()
+        elif time.monotonic() - since > LOST:
+            why = f"{url}: no answer for {LOST:g} s"
+            if ended:
+                lacks = "warning: Prefect's server may lack the end of this run, which is over"
+                _end_at_once(f"{lacks} ({why})", ended[0])
+            _end_at_once(f"error: {_lost(why)}", 2)
+
+
+def _end_at_once(message: str, code: int) -> NoReturn:
+    """Prefect would try for minutes to send the rest of its events."""
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def deploy(pool: str) -> None:
+    """``prefect deploy --all`` for this folder; InputError when server or pool are missing."""
+    url = prefect_url()
+    if url is None or not answers(url):
+        raise InputError(
+            f"PREFECT_API_URL: {url or 'not set'}; the address of a running server needed, as"
+            f" {DEFAULT_URL} after `boss server`"
+        )
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    environment = dvc_environment() | PREFECT_ENVIRONMENT | {"BOSS_FOLDER": str(Path.cwd())}
+    found = subprocess.run(
+        [*prefect, "work-pool", "inspect", pool], env=environment, capture_output=True
+    )
+    if found.returncode and pool == DEFAULT_POOL:
+        found = subprocess.run(
+            [*prefect, "work-pool", "create", pool, "--type", "process"], env=environment
+        )
+    if found.returncode:
+        raise InputError(
+            f"--pool: {pool!r} is no work pool of {url}; make it with"
+            f" `prefect work-pool create {pool} --type process`"
+        )
+    environment["BOSS_POOL"] = pool
+    code = subprocess.run([*prefect, "deploy", "--all"], env=environment).returncode
+    if code:
+        raise InputError("prefect.yaml: the deployments could not be registered; see above")
+
+
+def _prepare_prefect() -> None:
+    """Settings that hold before Prefect is imported. A server that does not answer is passed
+    over for a temporary one, so that the work goes on."""
+    for key, value in PREFECT_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    url = prefect_url()
+    if url and not answers(url):
+        print(
+            f"warning: Prefect at {url} does not answer; the run goes on with a server of its own,"
+            " and that one will not show it",
+            file=sys.stderr,
+        )
+        # None at all: to an empty one Prefect would try to send its events. In its environment or
+        # in its profile, of which it brings one for temporary servers.
+        os.environ.pop("PREFECT_API_URL", None)
+        os.environ["PREFECT_PROFILE"] = "ephemeral"
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()  # it may have been imported to read its profile

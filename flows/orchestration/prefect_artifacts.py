@@ -1,0 +1,97 @@
+"""What the Prefect run page shows at the end: the table of results, with links to MLflow."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+from prefect.states import Completed, Failed
+
+from flows import paths
+from flows.config import Params
+from flows.records.json_files import frechet_name
+from flows.records.variants import recorded
+from flows.tracking.links import read_links
+from flows.tracking.runs import tracking_uri
+from flows.workspace.dvc_runner import dvc_environment
+
+RETRIES = 2  # of the projection into MLflow
+
+
+class TrackingLostError(Exception):
+    """MLflow could not be reached, or refused; it may be there again later."""
+
+
+@task(
+    name="track",
+    task_run_name="track",
+    retries=RETRIES,
+    retry_delay_seconds=[2, 10],
+    cache_policy=NO_CACHE,
+)
+def track(folder: Path, environment: Mapping[str, str]) -> Any:
+    """Project the records into MLflow; what is there already stays as it is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli.app", "track", "--rebuild"],
+        cwd=folder,
+        env=dvc_environment() | dict(environment),
+        capture_output=True,
+        text=True,
+    )
+    for line in done.stdout.splitlines():
+        get_run_logger().info(line)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
+        reason = said[-1].removeprefix("error: ")
+        if task_run.run_count > RETRIES:
+            return Failed(message=reason)  # raised, it would be shown as a mistake of ours
+        raise TrackingLostError(reason)
+    return Completed()
+
+
+def publish_results(
+    params: Params, root: Path, folder: Path, environment: Mapping[str, str], *, changed: bool
+) -> None:
+    """A table artifact of all budgets that have a record, and a link to each one's MLflow run.
+
+    folder: where the records are, the workspace ``root`` or a copy of it.
+    changed: a record may be new, so MLflow is brought up to date first; else only if it does
+    not have them all."""
+    budgets = [k for k in sorted(params.budgets) if (folder / paths.metrics(k)).exists()]
+    if not budgets:
+        return
+    uri = tracking_uri(params, root)
+    links = read_links(uri, budgets, folder)
+    if changed or len(links) < len(budgets):
+        state = track(folder, environment, return_state=True)
+        if state.is_failed():
+            get_run_logger().warning(
+                "MLflow: %s; the records are safe in metrics/, `boss track` logs them later",
+                state.message,
+            )
+        links = read_links(uri, budgets, folder)
+    rows = []
+    for budget in budgets:
+        record: dict[str, Any] = json.loads((folder / paths.metrics(budget)).read_text())
+        metric = frechet_name(record)
+        row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}
+        for name, variant in recorded(record).items():
+            row[variant.title] = float(f"{record[name][metric]:.4g}")
+        if budget in links:
+            row["MLflow run"] = f"[K={budget}]({links[budget]})"
+            create_link_artifact(
+                links[budget],
+                f"K={budget}",
+                key=f"boss-mlflow-{budget}",
+                description=f"MLflow run of K={budget}",
+            )
+        rows.append(row)
+    create_table_artifact(
+        rows, key="boss-results", description=f"{metric} for every budget (NFE); lower is better."
+    )

@@ -1,0 +1,180 @@
+"""The plots of the report. Each function draws one figure and writes one PNG."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from boss_core.files import replacing
+from boss_core.ode.schedule import Schedule
+from flows.records.variants import Variant
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+# Okabe and Ito's colours and three of Tol's, told apart by colour-blind readers too.
+COLOURS = {
+    "pretrained_uniform": "#999999",
+    "pretrained_bellman": "#E69F00",
+    "straightened_uniform": "#56B4E9",
+    "boss": "#D55E00",
+    "boss_lora": "#882255",
+    "reflow_uniform": "#999933",
+    "reflow_distill": "#332288",
+    "chosen_uniform": "#CC79A7",
+    "chosen": "#0072B2",
+    "chosen_straightened": "#009E73",
+}
+SMALLEST_COST = 1e-200  # of a scale; matplotlib takes smaller ones for 0
+UNIFORM, BELLMAN, CHOSEN = (COLOURS[name] for name in ("pretrained_uniform", "boss", "chosen"))
+
+
+@contextmanager
+def figure(path: Path, width: float, height: float, **layout: Any) -> Iterator[Any]:
+    """Axes to draw on; the figure is written to ``path`` at the end."""
+    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    with plt.rc_context(style):
+        drawn, axes = plt.subplots(figsize=(width, height), layout="constrained", **layout)
+        yield axes
+        with replacing(path) as temporary:
+            drawn.savefig(temporary, format="png", dpi=160)
+        plt.close(drawn)
+
+
+def log_scale(ax: Axes) -> None:
+    """Logarithmic y, with plain numbers at 1, 2 and 5 of each decade."""
+    ax.set_yscale("log")
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def frechet(
+    path: Path,
+    budgets: Sequence[int],
+    variants: Mapping[str, Variant],
+    values: Mapping[str, Sequence[float]],
+    floor: float,
+    label: str,
+) -> None:
+    """Frechet distance of every variant against NFE, with the teacher's floor."""
+    with figure(path, 8.4, 3.8) as ax:
+        for name, variant in variants.items():
+            ax.plot(budgets, values[name], "-" if variant.trained else "--", marker="o", ms=4,
+                    color=COLOURS[name], label=variant.title)  # fmt: skip
+        ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
+        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label)
+        log_scale(ax)
+        ax.set_xticks(list(budgets))
+        # Beside the curves, of which there can be too many to leave it a place.
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
+    """The timesteps of every budget as steps: uniform, Bellman's and the chosen ones."""
+    columns = min(4, len(found))
+    rows = -(-len(found) // columns)
+    with figure(path, 2.2 * columns + 0.4, 2.3 * rows, nrows=rows, ncols=columns,
+                squeeze=False, sharey=True) as axes:  # fmt: skip
+        for ax in axes.flat[len(found) :]:
+            ax.set_axis_off()
+        for ax, (budget, named) in zip(axes.flat, found.items(), strict=False):
+            for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN), ("chosen", CHOSEN)):
+                if name not in named:
+                    continue
+                times = named[name].timesteps
+                ax.stairs(times[1:], np.arange(len(times)), baseline=None, color=colour, lw=1.6,
+                          label=name)  # fmt: skip
+                ax.hlines(0, 0, budget, color="black", lw=0.5)
+            ax.set(title=f"K = {budget}", xlabel="step", xlim=(0, budget), ylim=(0, 1.03))
+            ax.set_xticks(range(0, budget + 1, max(1, budget // 4)))
+        axes.flat[0].set_ylabel("time reached (0 noise, 1 data)")
+        axes.flat[0].legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def cost(
+    path: Path, matrix: NDArray[np.float64], grid: NDArray[np.float64], best: Schedule
+) -> None:
+    """The cost of every step as a heat map, with the steps of one schedule on it."""
+    with figure(path, 4.9, 4.0) as ax:
+        positive = np.where(matrix > 0, matrix, np.nan)
+        # A network whose paths are straight costs nothing anywhere: then any scale will do.
+        top = float(matrix.max())
+        top = top if top > SMALLEST_COST else 1.0
+        norm = LogNorm(top * 1e-8, top, clip=True)
+        mesh = ax.pcolormesh(grid, grid, positive, norm=norm, cmap="viridis", shading="nearest")
+        ax.figure.colorbar(mesh, label="squared error of one step (log scale)")
+        ax.plot(best.timesteps[1:], best.timesteps[:-1], "o", ms=5, mfc="white", mec=BELLMAN,
+                label=f"the {best.steps} steps found")  # fmt: skip
+        ax.set(xlabel="to time t_j", ylabel="from time t_i", aspect="equal")
+        ax.invert_yaxis()
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def predicted_error(path: Path, table: pd.DataFrame, budgets: Sequence[int]) -> None:
+    """The summed cost of the best path against K: which budget is worth paying for."""
+    with figure(path, 4.9, 3.4) as ax:
+        for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN)):
+            ax.plot(table["nfe"], table[name], color=colour, label=name)
+            chosen = table[table["nfe"].isin(budgets)]
+            ax.plot(chosen["nfe"], chosen[name], "o", ms=4, color=colour)
+        ax.set(xlabel="network evaluations (NFE)", ylabel="predicted error (sum of eq. 5)")
+        ax.set_yscale("log")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(frameon=False, fontsize=8)
+
+
+def measured(path: Path, table: pd.DataFrame, variants: Mapping[str, Variant], metric: str) -> None:
+    """Predicted error with its interval against measured distance, one point for each budget and
+    schedule of the teacher; a line joins the budgets of one kind of steps.
+
+    table: columns ``nfe``, ``variant``, ``predicted``, ``low``, ``high`` and ``measured``.
+    """
+    with figure(path, 4.9, 3.6) as ax:
+        for name, variant in variants.items():
+            rows = table[table["variant"] == name]
+            if rows.empty:
+                continue
+            error = rows[["predicted"]].to_numpy().T - rows[["low", "high"]].to_numpy().T
+            ax.errorbar(rows["predicted"], rows["measured"], xerr=np.abs(error), fmt="o-", ms=4,
+                        lw=0.8, color=COLOURS[name], label=variant.title)  # fmt: skip
+            for row in rows.itertuples():
+                ax.annotate(f"{row.nfe}", (row.predicted, row.measured), fontsize=7,
+                            xytext=(4, 3), textcoords="offset points")  # fmt: skip
+        ax.set(xlabel="predicted error (summed squared errors of the steps)",
+               ylabel=f"measured: {metric}", xscale="log", yscale="log")  # fmt: skip
+        ax.legend(frameon=False, fontsize=7)
+
+
+def training(
+    path: Path, curves: Mapping[int, pd.DataFrame], variants: Mapping[str, Variant]
+) -> None:
+    """Validation loss of every student, a panel for each method: losses of different methods do
+    not compare."""
+    shown = {name: variant for name, variant in variants.items() if variant.trained}
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    with figure(path, 2.5 * columns + 0.8, 2.4 * rows + 0.3, nrows=rows, ncols=columns,
+                squeeze=False) as axes:  # fmt: skip
+        shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(curves)))
+        for ax in axes.flat[len(shown) :]:
+            ax.set_axis_off()
+        for ax, (name, variant) in zip(axes.flat, shown.items(), strict=False):
+            for shade, (budget, table) in zip(shades, curves.items(), strict=True):
+                ax.plot(table["step"], table[f"{name}_validation_loss"], ".-", color=shade,
+                        label=f"K = {budget}")  # fmt: skip
+            ax.set(xlabel="finetuning step", yscale="log")
+            ax.set_title(variant.title, fontsize=8)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("validation loss")
+        handles, names = axes.flat[0].get_legend_handles_labels()
+        axes.flat[0].figure.legend(handles, names, frameon=False, fontsize=7,
+                                   loc="outside right center")  # fmt: skip

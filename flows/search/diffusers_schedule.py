@@ -1,0 +1,400 @@
+"""``boss schedule --pipeline``: the costs of a diffusers pipeline's steps."""
+
+import ast
+import hashlib
+import inspect
+import json
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from boss_core.bellman.objectives import optimal_steps, path_values, step_costs
+from boss_core.costs.matrix import CostMatrix
+from boss_core.errors import InputError
+from boss_core.files import write_bytes
+from boss_core.interop.diffusers_pipelines import (
+    estimate_pipeline_cost,
+    pipeline_hash,
+    prompt_calls,
+    sample_latents,
+)
+from boss_core.interop.pipeline_rounding import without_rounding
+from boss_core.ode.schedule import Schedule
+from boss_core.ode.timesteps import Times
+from boss_core.search.choose import Reference, choose_sampled
+from boss_core.search.distances import sliced_wasserstein
+from flows.config import ScheduleSearch
+from flows.progress import progress
+from flows.search.chosen import Chosen, candidates, chosen_by, from_costs
+from flows.search.schedule import (
+    COST,
+    MEASURED,
+    TEST,
+    Keeper,
+    Search,
+    announce,
+    read_costs,
+)
+
+# Arguments of a pipeline's call that the search sets, or that are options by other names.
+_SET = ("prompt", "generator", "latents", "num_inference_steps", "sigmas", "timesteps",
+        "output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt")  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, str]:
+    """A pipeline from a folder, or from the hub by its name, and the hash of its weights.
+
+    InputError where diffusers is not installed, or the pipeline cannot be loaded.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype: {dtype!r}; {', '.join(DTYPES)} known")
+    try:
+        from diffusers import DiffusionPipeline
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "--pipeline: diffusers is not installed; pip install 'boss-flow[diffusers]' needed"
+        ) from error
+    try:
+        # Weights come as safetensors or not at all: a pickle could run code.
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, torch_dtype=DTYPES[dtype], use_safetensors=True
+        )
+    except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
+        unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
+        needed = "; one of the installed diffusers, or a newer diffusers, needed" if unknown else ""
+        raise InputError(f"--pipeline: {source}: {_line(error)}{needed}") from error
+    pipeline.set_progress_bar_config(disable=True)  # the search has one of its own
+    weights = pipeline_hash(pipeline)  # before they are on a GPU, to be copied back
+    return pipeline.to(device), weights
+
+
+def read_prompts(path: Path | None) -> list[str]:
+    """One prompt a line; empty lines are left out."""
+    if path is None:
+        raise InputError("--prompts: missing; a text file with one prompt a line needed")
+    try:
+        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}; a text file with one prompt a line needed") from error
+    if not prompts:
+        raise InputError(f"{path}: no prompts in it; one a line needed")
+    return prompts
+
+
+def call_arguments(
+    guidance: float | None, size: tuple[int, ...] | None, given: Sequence[str]
+) -> dict[str, Any]:
+    """What ``--guidance``, ``--size`` and each ``--call NAME=VALUE`` say of the pipeline's call.
+    A value is JSON or Python (numbers, true or True, null or None, lists), or else, and in a
+    prompt, the text itself."""
+    found: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
+    if size is not None:
+        found |= dict(zip(("height", "width"), size, strict=True))
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--call: {text!r}; NAME=VALUE, as true_cfg_scale=4, needed")
+        if name in _SET:
+            raise InputError(f"--call: {name} is set by the search; leave it out")
+        if name in found:
+            raise InputError(f"--call: {name} is given twice; once needed")
+        found[name] = value if "prompt" in name else _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if found is None or isinstance(found, bool | int | float | str | list | dict):
+            return found
+    return text
+
+
+def conditions(prompts: Sequence[str], shared: Mapping[str, Any], dtype: str) -> str:
+    """What else than weights and noise the costs depend on, as a hash; of an image its bytes."""
+    content = json.dumps([list(prompts), dict(shared), dtype], sort_keys=True)
+    digest = hashlib.sha256(content.encode())
+    for _, path in sorted(_images(shared).items()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _images(shared: Mapping[str, Any]) -> dict[str, Path]:
+    """The arguments that name a file with an image. InputError where there is none."""
+    found = {
+        name: Path(value)
+        for name, value in shared.items()
+        if name.endswith("image") and isinstance(value, str)
+    }
+    for name, path in found.items():
+        if not path.is_file():
+            raise InputError(f"--call: {name}={path}: no such file; an image needed")
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"--call: {name}={path}: no image ({_line(error)})") from error
+    return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a search found at a pipeline's networks: `PipelineCost` without the costs."""
+
+    nfe: NDArray[np.float64]
+    rounding: NDArray[np.float64] | None
+    discarded: float
+
+    def evaluations(self, indices: Sequence[int]) -> float:
+        """Network evaluations for one sample in steps from these grid points but the last."""
+        return round(float(self.nfe[list(indices[:-1])].sum()), 6)
+
+
+def pipeline_costs(
+    pipeline: Any,
+    search: Search,
+    folder: Path,
+    *,
+    prompts: Sequence[str],
+    shared: Mapping[str, Any],
+    samples: int,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[CostMatrix, Measured]:
+    """As `search_costs`, over the latents of a pipeline; sample i has prompt i modulo their
+    number. ``shared``: further arguments of each call (guidance_scale, height, ...).
+
+    InputError too, in a line, for what the pipeline refuses, and for guidance that it ignores."""
+    total = read_costs(folder, search, device)
+    rows = range(total.samples, max(samples, total.samples))
+    announce(total, len(rows), min(batch_size, max(1, len(rows))))
+    if len(prompts) < rows.stop:
+        most, count = -(-rows.stop // len(prompts)), len(prompts)
+        times = f"{most}" if rows.stop % count == 0 else f"up to {most}"
+        print(
+            f"search: {count} prompt{'s' if count > 1 else ''} for {rows.stop} trajectories: each"
+            f" is used for {times} of them, with other noise"
+        )
+    arguments = pipeline_arguments(pipeline, shared)
+    measured = _read_measured(folder, search)
+    if total.samples and measured is None:
+        # A version without it took pipelines that it should not have, or told them other times.
+        raise InputError(
+            f"{folder / COST}: costs of a pipeline without {MEASURED} beside them, which says what"
+            " was found at its networks; another --out, or remove the file"
+        )
+
+    def say(held: int) -> None:
+        print(f"search: holding {held / 2**20:,.1f} MiB of velocities", flush=True)
+
+    def roll_out(part: range, **options: Any) -> Measured:
+        texts = [prompts[i % len(prompts)] for i in part]
+        calls = prompt_calls(
+            texts, batch_size=len(part), seed=search.seed, first=part.start, **arguments
+        )
+        first = measured is None
+        with _refusals(pipeline):
+            found = estimate_pipeline_cost(
+                pipeline, search.timesteps, calls, check=first, rounding=first, **options
+            )
+        return Measured(found.nfe, found.rounding, found.discarded)
+
+    with (
+        Keeper(folder, search, total) as keeper,
+        progress("cost", len(rows) * search.grid, "sample steps") as advance,
+    ):
+        for start in range(rows.start, rows.stop, batch_size):
+            part = range(start, min(start + batch_size, rows.stop))
+            found = roll_out(
+                part,
+                total=total,
+                on_step=advance,
+                on_memory=say if start == rows.start else None,
+            )
+            measured = measured or _say_measured(found, folder, search)
+            keeper.keep()
+    assert measured is not None  # a search has at least one sample
+    return total.result(), measured
+
+
+def _say_measured(found: Measured, folder: Path, search: Search) -> Measured:
+    print(f"search: {found.nfe.mean():g} network evaluations in a step", flush=True)
+    if found.discarded:
+        print(
+            f"search: {found.discarded:.0%} of the latents are overwritten by the pipeline; they"
+            " are not in the costs"
+        )
+    content = {
+        name: None if v is None else np.asarray(v).tolist() for name, v in vars(found).items()
+    }
+    text = json.dumps(content | {"search": asdict(search)}, indent=1)
+    write_bytes(folder / MEASURED, text.encode() + b"\n")
+    return found
+
+
+def _read_measured(folder: Path, search: Search) -> Measured | None:
+    """That of the same search, where there is one."""
+    try:
+        content = json.loads((folder / MEASURED).read_text())
+        if content["search"] != asdict(search):
+            return None
+        nfe, rounding = np.array(content["nfe"]), content["rounding"]
+        return Measured(nfe, None if rounding is None else np.array(rounding), content["discarded"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def rounding_lines(
+    measured: Measured,
+    matrix: CostMatrix,
+    schedules: Mapping[int, Schedule],
+    objective: str,
+    dtype: str,
+) -> Iterator[str]:
+    """How far the errors and the steps of a search in half precision can be trusted."""
+    if measured.rounding is None:
+        yield f"rounding: what the network rounds in {dtype} could not be measured; compare with"
+        yield "  --dtype float32 before you trust differences of short steps"
+        return
+    if not measured.rounding.any():
+        return
+    clean = without_rounding(matrix, measured.rounding)
+    largest = 0.0
+    for budget, schedule in schedules.items():
+        with_it, without = (
+            path_values(step_costs(costs, solver=schedule.solver), schedule.indices)[0]
+            for costs in (matrix, clean)
+        )
+        share = 1.0 - without / with_it if with_it > 0 else 0.0
+        largest = max(largest, share)
+        line = f"rounding: {share:.1%} of the predicted error at K = {budget} is {dtype}'s"
+        if objective == "l2_squared":
+            best = optimal_steps(clean, [budget], solver=schedule.solver)[budget]
+            if best.cost > 0:
+                loss = max(0.0, without / best.cost - 1.0)
+                line += f"; without it, these steps are {loss:.1%} from the best"
+            else:
+                line += "; too little is left without it to tell which steps are the best"
+        yield line
+    if largest > 0.05:
+        yield "rounding: --dtype float32 has none, and takes more time and memory"
+
+
+def pipeline_arguments(pipeline: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with images in the place of their files. InputError for what the pipeline's
+    call does not take."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for name in shared:
+        if name not in known and not any_name:
+            option = "--guidance: " if name == "guidance_scale" else "--call: "
+            like = [k for k in known if set(k.split("_")) & set(name.split("_"))]
+            takes = f"; it takes {', '.join(like)}" if like else ""
+            raise InputError(
+                f"{option}{type(pipeline).__name__} takes no {name}{takes}; an argument of its call"
+                " needed"
+            )
+    from diffusers.utils import load_image
+
+    images = {name: load_image(str(path)) for name, path in _images(shared).items()}
+    return {**shared, **images}
+
+
+@contextmanager
+def _refusals(pipeline: Any) -> Iterator[None]:
+    """What a pipeline's call raises, as an InputError: its own words in a line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--batch-size: out of memory ({_line(error)}); a smaller one needed"
+        ) from error
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        call = inspect.unwrap(type(pipeline).__call__).__code__
+        in_call = any(frame.f_code is call for frame in frames)
+        ours = str(frames[-1].f_globals.get("__name__", "")).startswith(("boss_core", "flows"))
+        if ours or not (in_call or isinstance(error, TypeError)):
+            raise
+        raise InputError(
+            f"--pipeline: {type(pipeline).__name__} refuses this call:"
+            f" {type(error).__name__}: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def check_pipeline_request(objective: str, reference: str, features: Path | None) -> None:
+    """InputError for what needs the network at states of its own, which a pipeline, a sampler
+    from noise by Euler's steps, does not give, or images, which latents are not."""
+    if reference != "euler":
+        raise InputError(f"--reference: {reference}; with --pipeline euler needed")
+    if features is not None:
+        raise InputError(f"--features: {features}; with --pipeline none, as latents are no images")
+    if objective in ("oss", "refine", "lpips"):
+        raise InputError(
+            f"--objective: {objective}; with --pipeline one of the costs, or auto, which"
+            " compares samples of their steps, needed"
+        )
+
+
+def find_pipeline_steps(
+    pipeline: Any,
+    search: Search,
+    matrix: CostMatrix,
+    budgets: Sequence[int],
+    settings: ScheduleSearch,
+    *,
+    prompts: Sequence[str],
+    shared: Mapping[str, Any],
+) -> Iterator[tuple[int, Chosen]]:
+    """As `find_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
+    if settings.objective != "auto":
+        yield from from_costs(matrix, budgets, settings)
+        return
+
+    arguments = pipeline_arguments(pipeline, shared)
+
+    def sample(rows: Sequence[int], times: Times, solver: str) -> torch.Tensor:
+        calls = (
+            call
+            for start in range(0, len(rows), settings.batch_size)
+            for part in [rows[start : start + settings.batch_size]]
+            for call in prompt_calls(
+                [prompts[i % len(prompts)] for i in part], batch_size=len(part),
+                seed=search.seed, first=part[0], **arguments,
+            )
+        )  # fmt: skip
+        with _refusals(pipeline):
+            return sample_latents(pipeline, times, calls, solver=solver)
+
+    def sampler(steps: dict[str, tuple[int, ...]], to: Reference) -> dict[str, torch.Tensor]:
+        ends = {
+            path: sample(to.noise.tolist(), matrix.timesteps[list(path)], settings.solver)
+            for path in set(steps.values())
+        }
+        return {name: ends[path] for name, path in steps.items()}
+
+    count = 2 * settings.samples  # as `flows.search.chosen` holds out
+    print(f"schedule: {count} trajectories of {search.grid} steps to compare with", flush=True)
+    rows = range(TEST, TEST + count)
+    test = Reference(torch.tensor(rows), sample(rows, matrix.timesteps, "euler"))
+    for budget, steps in candidates(matrix, budgets, settings).items():
+        choice = choose_sampled(sampler, search.grid, steps, test, distance=sliced_wasserstein)
+        yield budget, chosen_by(choice, budget, settings.solver)

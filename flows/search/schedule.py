@@ -1,0 +1,482 @@
+"""``boss schedule``: the best steps of a network for some budgets, without the pipeline.
+
+The folder of a search holds ``cost.npz``, the sum of costs so far, from which a search that
+stopped goes on and one for other budgets starts finished; ``K.json``, a schedule for each budget;
+and ``cost.png``, the heat map. What compares samples (``refine``, ``auto``) or the student's own
+states (``oss``), or needs its images (``lpips``), evaluates the network once more each time.
+"""
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from boss_core.bellman.bootstrap import predicted_error
+from boss_core.bellman.objectives import OBJECTIVES, group_step_costs, path_values, step_costs
+from boss_core.checkpoints.folder import Network
+from boss_core.checkpoints.load import Teacher
+from boss_core.costs.ab2 import LARGEST_GRID
+from boss_core.costs.matrix import GROUPS, CostMatrix, CostSum, add_trajectories, rollout_bytes
+from boss_core.costs.references import REFERENCES
+from boss_core.errors import InputError
+from boss_core.evaluation.sampling import NEARLY_NOISE
+from boss_core.files import replacing, write_bytes
+from boss_core.ode import timesteps
+from boss_core.ode.schedule import Schedule, from_sigmas, interval
+from boss_core.ode.timesteps import Times
+from boss_core.ode.velocity import check_repeats, sample_labels, sample_noise
+from flows.config import ScheduleSearch
+from flows.progress import progress
+from flows.search.chosen import (
+    Chosen,
+    chosen_steps,
+    distance_named,
+    knot_stability,
+    uniform_indices,
+)
+from flows.search.export import read_schedule
+from flows.search.memory import free_bytes
+from flows.search.options import check_place, parse_sigmas
+
+COST, HEAT_MAP = "cost.npz", "cost.png"
+MEASURED = "pipeline.json"  # beside the costs of a pipeline: what was found at its networks
+SOLVERS = ("euler", "ab2")
+SAMPLED = ("oss", "refine", "auto", "lpips")  # objectives that evaluate the network again
+# The first samples of the noise that steps are compared on: no cost matrix gets that far.
+SELECTION, TEST = 1 << 40, 1 << 41
+SAVE_INTERVAL = 30.0  # seconds of a long search that a power cut may cost
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a cost matrix depends on, but for the number of samples.
+
+    teacher_hash: of the weights. grid, spacing: the fine grid's steps and their kind.
+    seed: of noise and labels. shape: of a sample, as ``3x32x32``; None for a pipeline.
+    conditions: a hash of its prompts, guidance and size. reference: the solver of the fine
+    trajectories.
+    """
+
+    teacher_hash: str | None
+    grid: int
+    spacing: str
+    seed: int
+    shape: str | None = None
+    conditions: str | None = None
+    reference: str = "euler"
+
+    @property
+    def timesteps(self) -> Times:
+        return timesteps.GRIDS[self.spacing](self.grid)
+
+
+def check_grid(grid: int) -> None:
+    """InputError for a grid whose costs would not fit into memory."""
+    taken = 5 * GROUPS * 8 * (grid + 1) ** 2  # Gram matrices and norms of groups, and copies
+    if taken > (free := free_bytes(torch.device("cpu"))):
+        raise InputError(
+            f"--grid: {grid:,} steps, whose costs take {taken / 2**30:,.1f} GiB, and"
+            f" {free / 2**30:,.1f} GiB are free; fewer needed (100 are the paper's)"
+        )
+
+
+def check_request(
+    budgets: Sequence[int], grid: int, spacing: str, solver: str, objective: str, reference: str
+) -> None:
+    """InputError before any work for what cannot be searched."""
+    if solver not in SOLVERS:
+        raise InputError(f"--solver: {solver!r}; {' or '.join(SOLVERS)} needed")
+    if objective not in (*OBJECTIVES, *SAMPLED):
+        raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
+    if solver == "ab2" and grid > LARGEST_GRID:
+        raise InputError(f"--grid: {grid}; at most {LARGEST_GRID} needed with --solver ab2")
+    if objective == "lpips" and solver != "euler":
+        raise InputError(f"--solver: {solver}; euler needed with --objective lpips")
+    if reference not in REFERENCES:
+        raise InputError(f"--reference: {reference!r}; {', '.join(REFERENCES)} known")
+    if spacing not in timesteps.GRIDS:
+        raise InputError(f"--spacing: {spacing!r}; {', '.join(timesteps.GRIDS)} known")
+    for budget in budgets:
+        if not 1 <= budget <= grid:
+            raise InputError(f"--budget: {budget}; 1..{grid}, the steps of --grid, needed")
+
+
+def check_folder(
+    folder: Path, search: Search, budgets: Sequence[int], wanted: ScheduleSearch, *, replace: bool
+) -> None:
+    """InputError, before any work, where the results cannot be written into the folder, belong to
+    other costs than those in it, or would take the place of a schedule of another solver,
+    objective or network. ``replace``: they may."""
+    check_place("--out", folder, folder=True)
+    of_search = (COST,) if search.conditions is None else (COST, MEASURED)
+    for name in (*of_search, HEAT_MAP, *(f"{budget}.json" for budget in budgets)):
+        check_place("--out", folder / name, folder=False)
+    read_costs(folder, search, torch.device("cpu"))
+    for budget in budgets:
+        path = folder / f"{budget}.json"
+        if replace or not path.exists():
+            continue
+        there = read_schedule(path)
+        objective = there.objective if there.held_out is None else "auto"
+        copied = " and ".join(of_search)
+        cure = f"another --out (with a copy of {copied} there, to save the search), or --replace,"
+        cure += " needed"
+        if (there.solver, objective) != (wanted.solver, wanted.objective):
+            raise InputError(
+                f"{path}: for {there.solver} by {objective}, and these steps would be for"
+                f" {wanted.solver} by {wanted.objective}; {cure}"
+            )
+        if there.teacher_hash != search.teacher_hash:
+            found, now = _short(there.teacher_hash), _short(search.teacher_hash)
+            raise InputError(f"{path}: for the network {found}, and this is {now}; {cure}")
+
+
+def steps_of_others(texts: Sequence[str]) -> list[Schedule]:
+    """What to compare with, from noise levels as text; InputError for what is no such list, or
+    does not begin at noise."""
+    found = [from_sigmas(parse_sigmas("--compare", text), "--compare") for text in texts]
+    for text, steps in zip(texts, found, strict=True):
+        if steps.timesteps[0] > NEARLY_NOISE:
+            raise InputError(f"--compare: {text!r:.80} begins at {steps.sigmas[0]:g}; 1 needed")
+    return found
+
+
+def compared(matrix: CostMatrix, others: Sequence[Schedule]) -> list[tuple[tuple[int, ...], str]]:
+    """Steps of others on the nearest points of the grid, each with a line where these are not
+    the same."""
+    found, grid = [], matrix.timesteps
+    for number, steps in enumerate(others, start=1):
+        times = np.array(steps.timesteps)
+        places = np.abs(grid[None, :] - times[:, None]).argmin(axis=1)
+        places[0] = 0
+        indices = tuple(sorted({int(i) for i in places}))
+        moved = float(np.abs(grid[places] - times).max())
+        note = ""
+        if moved > 1e-12:
+            note = f"--compare {number}: on the nearest points of the grid, up to {moved:.2g} away"
+        if len(indices) < len(places):
+            note += f"; {steps.steps} steps become {len(indices) - 1}, as some share a point"
+        found.append((indices, note))
+    return found
+
+
+def search_costs(
+    teacher: Teacher,
+    search: Search,
+    folder: Path,
+    *,
+    samples: int,
+    batch_size: int,
+    device: torch.device,
+) -> CostMatrix:
+    """The costs over at least ``samples`` trajectories, going on from what the folder holds."""
+    total = read_costs(folder, search, device)
+    rows = range(total.samples, max(samples, total.samples))
+    batch_size = min(batch_size, max(1, len(rows)))
+    elements = math.prod(teacher.shape)
+    held = rollout_bytes(search.grid, elements, batch_size, reference=search.reference)
+    announce(total, len(rows), batch_size, held, unchecked=search.teacher_hash is None)
+    if isinstance(teacher.velocity, torch.nn.Module):
+        teacher.velocity.to(device)
+    if rows and not isinstance(teacher.velocity, Network):
+        first = range(rows.start, rows.start + batch_size)
+        check_repeats(teacher.velocity, sample_noise(first, teacher.shape, search.seed).to(device))
+    with (
+        Keeper(folder, search, total) as keeper,
+        progress("cost", len(rows) * search.grid, "sample steps") as advance,
+    ):
+        for start in range(rows.start, rows.stop, batch_size):
+            part = range(start, min(start + batch_size, rows.stop))
+            labels = None
+            if teacher.classes is not None:
+                labels = sample_labels(part, teacher.classes, search.seed).to(device)
+            add_trajectories(
+                total,
+                teacher.velocity,
+                sample_noise(part, teacher.shape, search.seed).to(device),
+                batch_size=batch_size,
+                labels=labels,
+                on_step=advance,
+            )
+            keeper.keep()
+    return total.result()
+
+
+def announce(
+    total: CostSum,
+    samples: int,
+    batch_size: int,
+    held: int | None = None,
+    *,
+    unchecked: bool = False,
+) -> None:
+    """Say what a search is about to take, before it takes it. held: bytes of velocities.
+    unchecked: the network has no hash to know it again by."""
+    steps = len(total.timesteps) - 1
+    evaluations = samples * steps * (2 if total.reference == "heun" else 1)
+    count = f"{evaluations:,} evaluations"
+    if total.reference == "rk45":
+        count = f"{count}, and those of RK45's own steps,"
+    if total.samples:
+        print(f"search: {total.samples} trajectories are in {COST} already")
+        if unchecked:
+            print(
+                f"search: this velocity has no Python source to know it again by: if it has changed"
+                f" since, remove {COST}"
+            )
+    if samples:
+        memory = "" if held is None else f", holding {held / 2**20:,.1f} MiB of velocities"
+        print(
+            f"search: {samples} trajectories of {steps} steps: {count} of"
+            f" the velocity for one sample, {batch_size} at a time{memory}",
+            flush=True,
+        )
+
+
+class Keeper:
+    """Keeps what a search has measured: now and then, and whatever ends it."""
+
+    def __init__(self, folder: Path, search: Search, total: CostSum) -> None:
+        self.folder, self.search, self.total = folder, search, total
+        self.saved, self.last = total.samples, time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def keep(self) -> None:
+        """To be called after each batch."""
+        if time.monotonic() - self.last > SAVE_INTERVAL:
+            self._write()
+
+    def __exit__(self, *_: object) -> None:
+        if self.total.samples > self.saved:
+            self._write()
+
+    def _write(self) -> None:
+        write_costs(self.folder, self.search, self.total)
+        self.saved, self.last = self.total.samples, time.monotonic()
+
+
+def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:
+    """The sum of costs to go on from: that of the folder, or an empty one.
+
+    InputError when the folder holds the costs of another search, naming what differs.
+    """
+    path = folder / COST
+    if not path.exists():
+        return CostSum(search.timesteps, device, reference=search.reference)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            # A file that names no reference is of before there were others.
+            found = {"reference": "euler"} | json.loads(str(file["search"]))
+            total = CostSum.from_state(file, device)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path}: not the costs of a search ({error}); remove it") from error
+    asked = asdict(search)
+    for name, value in asked.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{path}: the costs of another search: {name} is {_short(found.get(name))} there"
+                f" and {_short(value)} now; another --out, or remove the file"
+            )
+    return total
+
+
+def write_costs(folder: Path, search: Search, total: CostSum) -> None:
+    """Write the sum and, for a reader, the costs and their standard errors."""
+    matrix = total.result()
+    with replacing(folder / COST) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            search=json.dumps(asdict(search)),
+            cost=matrix.cost,
+            standard_error=matrix.standard_error,
+            **total.state(),  # type: ignore[arg-type]
+        )
+
+
+def extractor_hash(features: Path | None, shape: Sequence[int]) -> str | None:
+    """The hash of the extractor in that folder; InputError without one, or for samples that it
+    cannot see."""
+    if features is None:
+        return None
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(
+            f"--features: {features}, but samples are {'x'.join(map(str, shape))}; images of 1 or 3"
+            " channels needed"
+        )
+    from flows.records.extractor import read_extractor  # torch-fidelity takes a second
+
+    return read_extractor(features).hash
+
+
+def find_steps(
+    teacher: Teacher,
+    search: Search,
+    matrix: CostMatrix,
+    budgets: Sequence[int],
+    settings: ScheduleSearch,
+    device: torch.device,
+    features: Path | None = None,
+) -> Iterator[tuple[int, Chosen]]:
+    """The best steps, budget by budget, for the solver and the objective of the settings.
+    ``features``: the folder of the extractor, where the distance is by features."""
+
+    def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
+        first, count = (TEST, 2) if held_out else (SELECTION, 1)
+        rows = range(first, first + count * settings.samples)
+        labels = None
+        if teacher.classes is not None:
+            labels = sample_labels(rows, teacher.classes, search.seed).to(device)
+        return sample_noise(rows, teacher.shape, search.seed).to(device), labels
+
+    distance = distance_named(settings.distance, features or Path(), settings.batch_size, device)
+    return chosen_steps(teacher.velocity, matrix, budgets, settings, noise, distance)
+
+
+def write_schedules(
+    folder: Path,
+    search: Search,
+    matrix: CostMatrix,
+    found: Iterable[tuple[int, Chosen]],
+    wanted: ScheduleSearch,
+    extractor: str | None,
+    evaluations: Callable[[Sequence[int]], float] | None = None,
+) -> dict[int, Schedule]:
+    """The best schedule of every budget, in ``K.json`` as soon as it is found; and the heat
+    map. ``extractor``: the hash of the one that samples were compared by. ``evaluations``: those
+    for one sample in steps with these indices, where a step may take more than one."""
+    chosen_by = wanted.model_dump(exclude={"batch_size"})  # a batch changes no result
+    found_with: dict[str, object] = {"samples": matrix.samples, "schedule": chosen_by}
+    if extractor is not None:
+        found_with["extractor"] = extractor
+    settings = json.dumps(asdict(search) | found_with, sort_keys=True)
+    groups = group_step_costs(matrix, solver=wanted.solver)
+    schedules = {}
+    for budget, steps in found:
+        predicted, error = predicted_error(groups, matrix.group_sizes, steps.indices)
+        schedules[budget] = Schedule(
+            timesteps=tuple(float(matrix.timesteps[i]) for i in steps.indices),
+            indices=steps.indices,
+            solver=wanted.solver,
+            objective=steps.objective,
+            predicted_error=predicted,
+            standard_error=error,
+            knot_stability=knot_stability(matrix, budget, steps, wanted),
+            teacher_hash=search.teacher_hash,
+            settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
+            held_out=steps.held_out,
+            evaluations=None if evaluations is None else evaluations(steps.indices),
+        )
+        path = folder / f"{budget}.json"
+        if path.exists() and (before := _steps_in(path)) != schedules[budget].timesteps:
+            print(f"{path}: replaced; its steps were {' '.join(f'{t:.4g}' for t in before)}")
+        write_bytes(path, schedules[budget].to_json().encode() + b"\n")
+
+    from flows.report import plots  # matplotlib takes a second
+
+    plots.cost(folder / HEAT_MAP, matrix.cost, matrix.timesteps, schedules[max(schedules)])
+    return schedules
+
+
+def report(
+    folder: Path,
+    matrix: CostMatrix,
+    schedules: Mapping[int, Schedule],
+    wanted: ScheduleSearch,
+    others: Sequence[tuple[tuple[int, ...], str]] = (),
+) -> None:
+    """Print the schedules with their predicted errors, and where they are. others: `compared`."""
+    table = Table(
+        title=f"{wanted.solver}, {wanted.objective}; predicted error: the sum of squared errors of"
+        f" single steps of {wanted.solver}, {matrix.samples} trajectories (compares steps of one"
+        " solver, not solvers)"
+    )
+    auto = ("steps of", "held-out gain") if wanted.objective == "auto" else ()
+    for title in ("K (NFE)", *auto, "predicted error", "95 % interval", "uniform steps"):
+        table.add_column(title, justify="right")
+    table.add_column("timesteps, 0 noise to 1 data")
+    costs = step_costs(matrix, solver=wanted.solver)
+    for budget, schedule in schedules.items():
+        error = schedule.predicted_error
+        assert error is not None
+        low, high = schedule.interval(len(matrix.group_gram))
+        even = uniform_indices(matrix, budget)
+        nfe = "" if schedule.evaluations is None else f" ({schedule.evaluations:g})"
+        table.add_row(
+            f"{budget}{nfe}",
+            *((schedule.objective, gain(schedule)) if auto else ()),
+            f"{error:.4g}",
+            "" if math.isnan(low) else f"{low:.4g} to {high:.4g}",
+            "" if even is None else f"{path_values(costs, even)[0]:.4g}",
+            " ".join(f"{t:.4g}" for t in schedule.timesteps),
+        )
+    groups = group_step_costs(matrix, solver=wanted.solver)
+    for number, (indices, _) in enumerate(others, start=1):
+        error, spread = predicted_error(groups, matrix.group_sizes, indices)
+        low, high = interval(error, spread, len(matrix.group_gram))
+        even = uniform_indices(matrix, len(indices) - 1)
+        table.add_row(
+            f"{len(indices) - 1} (--compare {number})",
+            *(("given", "") if auto else ()),
+            f"{error:.4g}",
+            "" if math.isnan(low) else f"{low:.4g} to {high:.4g}",
+            "" if even is None else f"{path_values(costs, even)[0]:.4g}",
+            " ".join(f"{matrix.timesteps[i]:.4g}" for i in indices),
+        )
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    for _, note in others:
+        if note:
+            print(note)
+    if len(matrix.group_gram) == 1:
+        print("one trajectory cannot say how sure errors and knots are: more --samples can")
+    elif line := knots_line(schedules):
+        print(line)
+    names = ", ".join(f"{budget}.json" for budget in schedules)
+    print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
+
+
+def gain(schedule: Schedule) -> str:
+    """How much nearer than the paper's steps the winner's are to the teacher, and how sure."""
+    found = schedule.held_out
+    if found is None or found.winner == "l2_squared":
+        return ""
+    return f"{found.winner} {found.gain:+.1%} ± {found.standard_error:.1%}"
+
+
+def knots_line(schedules: Mapping[int, Schedule]) -> str:
+    """How sure the knots are that the costs chose: the share of bootstrap resamples that agree on
+    the least sure; empty where there are none."""
+    shares = {k: min(of.knot_stability) for k, of in schedules.items() if of.knot_stability}
+    if not shares:
+        return ""
+    unsure = [str(k) for k, share in shares.items() if share < 0.95]
+    more = f"; K = {', '.join(unsure)}: more --samples may move them" if unsure else ""
+    least = min(shares.values())
+    share = "all" if least == 1 else f"at least {least:.0%} of"
+    return f"knots: each within a grid step of here in {share} resamples{more}"
+
+
+def _steps_in(path: Path) -> tuple[float, ...]:
+    """The timesteps of a schedule that is to be replaced, whatever file it is."""
+    try:
+        return read_schedule(path).timesteps
+    except InputError:
+        return ()
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

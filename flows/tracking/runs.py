@@ -1,0 +1,312 @@
+"""MLflow shows what the files record: one run for each budget, under one for the pipeline run.
+
+``metrics/K.json`` and the curves are the record; a run is a projection of them and carries the
+hash of its record, so projecting twice adds nothing and a lost database loses nothing.
+
+Every final metric is logged at step = NFE, in the budget's run and in its parent's: the parent
+of a pipeline run shows each metric against NFE, and comparing parents lays their curves over
+each other.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from filelock import FileLock
+
+from boss_core.errors import InputError
+from flows import paths
+from flows.config import Params
+from flows.measure.usage import amounts, read_usage
+from flows.records.json_files import Json, read_json
+from flows.records.variants import read_schedules, recorded
+from flows.telemetry import TELEMETRY_OFF
+from flows.tracking.database import artifacts, follow, make_database
+from flows.tracking.links import note_link, record_hash, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+RECORD_TAG = "boss.record"
+PIPELINE_TAG = "boss.pipeline"
+PARENT_TAG = "mlflow.parentRunId"
+# A variable of the stages that the flow runs: the user's folder, where theirs is a copy of it.
+PROJECT = "BOSS_PROJECT"
+NOT_LOGGED = {"tracking"}  # where the log is; its address may hold a password
+
+
+def tracking_uri(params: Params, root: Path | None = None) -> str:
+    """The MLflow server of params.yaml or of the environment, else sqlite in the project
+    ``root``, by its absolute path (a relative one would name another file in another folder)."""
+    uri = params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = _sqlite_file(uri)
+    return f"sqlite:///{((root or _project_folder()) / database).resolve()}" if database else uri
+
+
+def track_budget(params: Params, budget: int) -> str:
+    """Project the record of one budget; says in a few words what was done.
+
+    Raises InputError when MLflow cannot be reached or refuses: the record is kept all the same.
+    """
+    uri = tracking_uri(params)
+    try:
+        return _project(uri, params, budget)
+    except InputError:
+        raise
+    # Stores of MLflow and drivers of databases raise what they like, down to ImportError.
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        message = without_password(f"MLflow at {uri}: {type(error).__name__}: {lines[0]}")
+        message += f"; metrics are safe in {paths.metrics(budget)}, `boss track` logs them later"
+        if database := _sqlite_file(uri):
+            message += f" (into a new database, if {database} is moved away)"
+        raise InputError(message) from error
+
+
+def prepare_database(uri: str) -> None:
+    """An SQLite database is there and whole, and knows where its artifacts are, before a server
+    is started on it. InputError where MLflow cannot make it."""
+    if database := _sqlite_file(uri):
+        with FileLock(f"{database}.lock"):
+            _prepare(database)
+
+
+def _prepare(database: Path | None) -> None:
+    if database is None:
+        return
+    make_database(database)
+    if database.resolve() == (_project_folder() / "mlflow.db").resolve():
+        follow(database)  # another one's artifacts may be where somebody wanted them
+
+
+def _client(uri: str) -> "MlflowClient":
+    os.environ.update(TELEMETRY_OFF)
+    # A server that is down is known to be after seconds, not minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # MLflow would print the address of every run, its server's password included.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    import logging
+
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return mlflow.MlflowClient(uri)
+
+
+def _try_to_connect(uri: str) -> None:
+    """One attempt at a database of another kind: MLflow would make ten, which take minutes."""
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    if uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
+        from sqlalchemy import create_engine
+
+        engine = create_engine(uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+
+
+def _project(uri: str, params: Params, budget: int) -> str:
+    database = _sqlite_file(uri)
+    # One writer at a time: several on a fresh database crash in its migration, and two budgets
+    # that end together would each make the parent.
+    with FileLock(f"{database or _project_folder() / 'mlflow.db'}.lock"):
+        _prepare(database)
+        if database is None:
+            _try_to_connect(uri)
+        client = _client(uri)
+        record = read_json(paths.metrics(budget))
+        experiment = _experiment(client, str(read_json(paths.DATA / "card.json")["source"]), uri)
+        digest = record_hash(budget)
+        known = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1)
+        if known:
+            note_link(uri, digest, experiment, known[0].info.run_id)
+            return f"K={budget}: in MLflow"
+        parent = _parent(client, experiment, params, record, budget)
+        run = client.create_run(
+            experiment, run_name=f"K={budget}", tags={PARENT_TAG: parent}
+        ).info.run_id
+        _log(client, run, params, record)
+        _log_to_parent(client, parent, record)
+        client.set_terminated(run)
+        client.set_terminated(parent)
+        # Last, so that a run that was cut short is not taken for the whole of its record.
+        client.set_tag(run, RECORD_TAG, digest)
+        note_link(uri, digest, experiment, run)
+        return f"K={budget}: logged to MLflow"
+
+
+def _final_metrics(record: Json) -> "list[Metric]":
+    """Every metric of every variant, at step = NFE."""
+    from mlflow.entities import Metric
+
+    now = int(1000 * time.time())
+    return [
+        Metric(f"{variant}/{name}", value, now, int(record["nfe"]))
+        for variant in recorded(record)
+        for name, value in record[variant].items()
+    ]
+
+
+def _log_to_parent(client: "MlflowClient", parent: str, record: Json) -> None:
+    """The final metrics, unless a run that was cut short right after has logged them."""
+    metrics = _final_metrics(record)
+    history = client.get_metric_history(parent, metrics[0].key)
+    if (metrics[0].step, metrics[0].value) not in {(m.step, m.value) for m in history}:
+        client.log_batch(parent, metrics=metrics)
+
+
+def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    budget = int(record["nfe"])
+    found = read_schedules()[budget]
+    schedules = {k: v.model_dump(mode="json") for k, v in found.items()}
+    variants = recorded(record)
+    now = int(1000 * time.time())
+    intensity = params.tracking.grid_intensity
+    metrics = [*_final_metrics(record), Metric("nfe", budget, now, budget)]
+    metrics.append(Metric("samples", record["samples"], now, budget))
+    metrics += [
+        Metric(f"usage/{part}_{key}", found, now, budget)
+        for part, taken in _parts(budget).items()
+        for key, found in amounts(taken, intensity).items()
+    ]
+    for row in pd.read_csv(paths.curves(budget)).to_dict("records"):
+        step = int(row.pop("step"))
+        metrics += [Metric(f"training/{k}", float(v), now, step) for k, v in row.items()]
+    for start in range(0, len(metrics), 1000):  # the most that one call takes
+        client.log_batch(run, metrics=metrics[start : start + 1000])
+    tags = {
+        **_tags(record),
+        "variant": ",".join(variants),
+        **{f"student_hash.{k}": str(v) for k, v in record["student_hash"].items()},
+        **{f"schedule_hash.{v.schedule}": _hash(schedules[v.schedule]) for v in variants.values()},
+    }
+    if "chosen" in found:
+        tags["chosen.objective"] = found["chosen"].objective
+    values = {"nfe": budget, **_flatten(params.model_dump(mode="json", exclude=NOT_LOGGED))}
+    values["tracking.grid_intensity"] = intensity
+    client.log_batch(
+        run,
+        params=[Param(k, str(v)) for k, v in values.items()],
+        tags=[RunTag(k, v) for k, v in tags.items()],
+    )
+    client.log_dict(run, schedules, "schedules.json")
+    client.log_artifact(run, str(paths.metrics(budget)))
+    client.log_artifacts(run, str(paths.samples(budget)), "samples")
+
+
+def _parts(budget: int) -> dict[str, Json]:
+    """What was measured of the work behind one budget, that of all budgets included."""
+    shared = {"cost": "search", "schedule": "search", "trajectories": "generation"}
+    found = {f"{stage}/{of}": read_usage(stage).get(of) for stage, of in shared.items()}
+    for stage, of in (("finetune", "training"), ("evaluate", "sampling")):
+        for variant, taken in read_usage(f"{stage}-{budget}").items():
+            found[f"{variant}/{of}"] = taken
+    return {part: taken for part, taken in found.items() if taken is not None}
+
+
+def _parent(
+    client: "MlflowClient", experiment: str, params: Params, record: Json, budget: int
+) -> str:
+    """The run of the pipeline run that a record belongs to: the one with the same settings and
+    the same teacher that has no other record of this budget, else a new one. What was left of
+    this budget by a projection that was cut short is deleted."""
+    settings = params.model_dump(mode="json", exclude={"budgets", "device", "tracking"})
+    key = _hash(settings, record["teacher_hash"], record["extractor_hash"])
+    for run in client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{key}'"):
+        parent = str(run.info.run_id)
+        of_parent = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.run_name = 'K={budget}'"
+        found = client.search_runs([experiment], of_parent)
+        if any(RECORD_TAG in child.data.tags for child in found):
+            continue
+        for child in found:
+            client.delete_run(child.info.run_id)
+        if not run.data.params:
+            _describe(client, parent, params)
+        return parent
+    tags = {**_tags(record), PIPELINE_TAG: key}
+    name = tags.get("dvc_experiment") or f"pipeline {key[:8]}"
+    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    _describe(client, run_id, params)
+    return run_id
+
+
+def _describe(client: "MlflowClient", parent: str, params: Params) -> None:
+    from mlflow.entities import Param
+
+    values = _flatten(params.model_dump(mode="json", exclude={"budgets", *NOT_LOGGED}))
+    client.log_batch(parent, params=[Param(k, str(v)) for k, v in values.items()])
+
+
+def _tags(record: Json) -> dict[str, str]:
+    """What ties a run to its data, networks, code and experiment."""
+    tags = {k: str(v) for k, v in record.items() if k.endswith("_hash") and isinstance(v, str)}
+    tags["extractor"] = str(record["extractor"])
+    commit, experiment = _git_commit(), os.environ.get("DVC_EXP_NAME")
+    if commit:
+        tags["git_commit"] = commit
+    if experiment:
+        tags["dvc_experiment"] = experiment
+    return tags
+
+
+def _hash(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _project_folder() -> Path:
+    return Path(os.environ.get(PROJECT, ""))
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    database = _sqlite_file(uri)
+    # Without a server artifacts lie beside the database, not where the process happens to run.
+    location = artifacts(database) if database else None
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, location))
+    except MlflowException:  # another writer was first
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _flatten(values: Json, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a git repository, or no git: DVC runs without it too
+    return found.stdout.strip()

@@ -1,0 +1,227 @@
+"""Weights that are none, in every kind of file that networks come in, and cards of absurd sizes."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
+
+from boss_core.checkpoints.folder import CARD, WEIGHTS, load_checkpoint, save_checkpoint
+from boss_core.checkpoints.lora import add_adapter, load_adapter, save_adapter
+from boss_core.checkpoints.rectified_flow import load_rectified_flow
+from boss_core.errors import InputError
+from boss_core.files import sha256
+from boss_core.networks.classifier import (
+    Classifier,
+    ClassifierConfig,
+    load_classifier,
+    save_classifier,
+)
+from boss_core.networks.edm import EDM, EDMConfig, from_published
+from boss_core.networks.unet import UNet
+from tests.helpers.edm import NCSNPP
+from tests.helpers.rectified_flow import publish, settings, small
+from tests.helpers.unet import CONFIG
+
+Change = Callable[[Tensor], Tensor]
+
+
+def with_value(value: float) -> Change:
+    def change(tensor: Tensor) -> Tensor:
+        changed = tensor.clone()
+        changed.view(-1)[1] = value
+        return changed
+
+    return change
+
+
+IN_ANY_FILE: dict[str, tuple[Change, str]] = {
+    "NaN": (with_value(float("nan")), "values are not finite (the first is nan)"),
+    "inf": (with_value(float("-inf")), "1 of {n} values are not finite (the first is -inf)"),
+    "bool": (lambda t: t.bool(), "is bool; float32 or bfloat16 or float16 or float64 needed"),
+    "int8": (lambda t: t.to(torch.int8), "is int8; float32"),
+    "complex": (lambda t: t.to(torch.complex64), "is complex64; float32"),
+    "8 bits": (lambda t: t.to(torch.float8_e4m3fn), "is float8_e4m3fn; float32"),
+    "too large": (lambda t: t.double() + 1e300, "{n} of {n} values are not finite (the first"),
+}
+IN_A_PICKLE: dict[str, tuple[Change, str]] = {
+    "sparse": (lambda t: t.to_sparse(), "is sparse_coo; plain numbers needed"),
+    "meta": (lambda t: t.to("meta"), "is meta (without numbers); plain numbers needed"),
+    "quantised": (
+        lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint8),
+        "is quantised; plain numbers needed",
+    ),
+}
+
+
+def altered(folder: Path, name: str, change: Change) -> tuple[str, int]:
+    """Change the last matrix of a file and its hash in the card: what a tool of others, or a
+    training that diverged, would have written."""
+    path = folder / name
+    tensors = load_file(path)
+    key = [k for k, tensor in tensors.items() if tensor.ndim > 1][-1]
+    size = tensors[key].numel()
+    save_file(tensors | {key: change(tensors[key])}, path)
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps(card | {"weights_sha256": sha256(path)}))
+    return key, size
+
+
+def refused(load: Callable[[], Any], *texts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+    for text in texts:
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(("change", "says"), IN_ANY_FILE.values(), ids=IN_ANY_FILE)
+def test_a_checkpoint_an_adapter_and_a_classifier(tmp_path: Path, change, says: str) -> None:
+    network = UNet(CONFIG)
+    card = save_checkpoint(tmp_path / "net", network)
+    add_adapter(network, 2, seed=0)
+    save_adapter(tmp_path / "lora", network, rank=2, teacher_hash=card.weights_sha256)
+    key, n = altered(tmp_path / "lora", "adapter.safetensors", change)
+    refused(
+        lambda: load_adapter(tmp_path / "lora", tmp_path / "net"),
+        f"adapter.safetensors: {key}",
+        says.format(n=n),
+    )
+    key, n = altered(tmp_path / "net", WEIGHTS, change)
+    refused(lambda: load_checkpoint(tmp_path / "net"), f"{WEIGHTS}: {key}", says.format(n=n))
+
+    path = tmp_path / "classifier.safetensors"
+    config = ClassifierConfig(channels=1, classes=3, width=8, features=6)
+    save_classifier(path, Classifier(config))
+    tensors = load_file(path)
+    changed = tensors | {"to_logits.weight": change(tensors["to_logits.weight"])}
+    path.write_bytes(save(changed, {"config": config.model_dump_json()}))
+    refused(lambda: load_classifier(path), "to_logits.weight", says.format(n=18))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [*IN_ANY_FILE.values(), *IN_A_PICKLE.values()],
+    ids=[*IN_ANY_FILE, *IN_A_PICKLE],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_pickle_of_rectified_flow_and_a_state_dict_of_edm(
+    tmp_path: Path, change, says: str
+) -> None:
+    network = small("ddpmpp")
+    key = [name for name, p in network.named_parameters() if p.ndim == 2][-1]
+    for kind in ("model", "ema"):
+        model = {k: v.clone() for k, v in network.state_dict().items()}
+        average = [p.detach() for p in network.parameters()]
+        n = model[key].numel()
+        if kind == "model":
+            model[key] = change(model[key])
+        else:
+            place = [name for name, _ in network.named_parameters()].index(key)
+            average[place] = change(average[place])
+        publish(tmp_path / "c.pth", network, model=model, ema={"shadow_params": average})
+        refused(
+            lambda raw=kind == "model": load_rectified_flow(
+                tmp_path / "c.pth", settings("ddpmpp"), use_ema=not raw
+            ),
+            f"c.pth: {key}",
+            says.format(n=n),
+        )
+    state = EDM(EDMConfig.model_validate(NCSNPP)).state_dict()
+    key = "model.map_layer0.weight"
+    refused(
+        lambda: from_published(NCSNPP, {**state, key: change(state[key])}),
+        f"state dict: {key}",
+        says.format(n=state[key].numel()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "says"),
+    [
+        ("unet", {"blocks": 10**6}, "config: blocks: Input should be less than or equal to 64"),
+        ("unet", {"blocks": 64}, "has shape"),
+        ("unet", {"base_channels": 8 << 10, "channel_multipliers": [1024, 1024]}, "has shape"),
+        ("unet", {"base_channels": 10**30}, "config: base_channels: Input should be less"),
+        ("unet", {"channel_multipliers": [1] * 10**4}, "config: channel_multipliers: Tuple"),
+        ("unet", {"channel_multipliers": [1, 0]}, "config: channel_multipliers.1: Input should"),
+        ("unet", {"image_size": 10**9}, "config: image_size: Input should be less than"),
+        ("unet", {"classes": 10**12}, "config: classes: Input should be less than"),
+        ("edm", {"num_blocks": 10**6}, "config: num_blocks: Input should be less than"),
+        ("edm", {"resample_filter": [1] * 10**6}, "config: resample_filter: Tuple should have"),
+        ("edm", {"channel_mult_emb": 1024, "model_channels": 1 << 15}, "has shape"),
+        ("edm", {"label_dim": 10**12}, "config: label_dim: Input should be less than"),
+    ],
+)
+def test_a_card_of_absurd_size_is_refused_at_once(
+    tmp_path: Path, architecture: str, config: dict, says: str
+) -> None:
+    unet = architecture == "unet"
+    save_checkpoint(tmp_path, UNet(CONFIG) if unet else EDM(EDMConfig.model_validate(NCSNPP)))
+    card = json.loads((tmp_path / CARD).read_text())
+    (tmp_path / CARD).write_text(json.dumps(card | {"config": card["config"] | config}))
+    started = time.perf_counter()
+    refused(lambda: load_checkpoint(tmp_path), says)
+    assert time.perf_counter() - started < 20  # a shared machine; it was hours
+
+
+def test_the_rank_of_an_adapter_is_compared_before_it_is_made(tmp_path: Path) -> None:
+    network = UNet(CONFIG)
+    card = save_checkpoint(tmp_path / "net", network)
+    add_adapter(network, 2, seed=0)
+    save_adapter(tmp_path / "lora", network, rank=2, teacher_hash=card.weights_sha256)
+    text = (tmp_path / "lora" / CARD).read_text()
+    (tmp_path / "lora" / CARD).write_text(text.replace('"rank": 2', f'"rank": {10**12}'))
+    refused(
+        lambda: load_adapter(tmp_path / "lora", tmp_path / "net"),
+        "adapter.safetensors: of rank 2, but card.json beside it says 1000000000000",
+    )
+
+
+class Mine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("network", [Mine(), nn.Identity()], ids=["weights", "none"])
+def test_a_network_of_the_users_own_is_refused_and_nothing_written(tmp_path: Path, network) -> None:
+    kind = type(network).__name__
+    refused(
+        lambda: save_checkpoint(tmp_path / "net", network),
+        f"network: {kind}; one of UNet, NCSNpp, EDM needed",
+    )
+    refused(
+        lambda: save_adapter(tmp_path / "net", network, rank=1, teacher_hash=""),
+        f"network: {kind} without an adapter; add_adapter needed",
+    )
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_checkpoint_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    folder = tmp_path / "net"
+    if there:
+        save_checkpoint(folder, UNet(CONFIG))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if CARD in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    torch.manual_seed(1)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(folder, UNet(CONFIG))
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert folder.exists() == there

@@ -1,0 +1,97 @@
+"""The metrics through torch-fidelity, against closed forms."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from boss_core.errors import InputError
+from boss_core.evaluation.frechet import Extractor, evaluate_images
+from boss_core.networks.classifier import (
+    Classifier,
+    ClassifierConfig,
+    load_classifier,
+    save_classifier,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def extractor(tmp_path: Path) -> Extractor:
+    torch.manual_seed(0)
+    network = Classifier(ClassifierConfig(channels=1, classes=3, width=8, features=6))
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(path, network)
+    return Extractor("classifier", path)
+
+
+def images(seed: int, count: int = 90, high: int = 256) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, (count, 1, 8, 8)).astype(np.uint8)
+
+
+def evaluate(a, b, extractor: Extractor, cache: Path, subset: int = 50) -> dict[str, float]:
+    return evaluate_images(
+        a, b, extractor, cache=cache, kid_subset_size=subset, batch_size=32, seed=0, device=CPU
+    )
+
+
+def frechet(a: np.ndarray, b: np.ndarray, extractor: Extractor) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2) of the features."""
+    network = load_classifier(extractor.weights)
+    x, y = (network.features(torch.from_numpy(i)).double().numpy() for i in (a, b))
+    c1, c2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(c1 @ c2).real
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c1 + c2 - 2 * root))
+
+
+def test_frechet_distance_is_the_closed_form(extractor: Extractor, tmp_path: Path) -> None:
+    a, b = images(0), images(1, count=70, high=128)
+    found = evaluate(a, b, extractor, tmp_path / "cache")
+    assert found["frechet_classifier"] == pytest.approx(frechet(a, b, extractor), rel=1e-4)
+    assert set(found) == {
+        "frechet_classifier", "kid_classifier", "kid_classifier_std",
+        "precision_classifier", "recall_classifier",
+    }  # fmt: skip
+    assert "fid" not in found  # that name is Inception's alone
+
+
+def test_the_same_images_are_at_no_distance(extractor: Extractor, tmp_path: Path) -> None:
+    found = evaluate(images(0), images(0), extractor, tmp_path / "cache")
+    assert abs(found["frechet_classifier"]) < 1e-4
+    assert found["precision_classifier"] == found["recall_classifier"] == 1.0
+
+
+def test_changed_reference_or_extractor_is_never_taken_for_the_cached_one(
+    extractor: Extractor, tmp_path: Path
+) -> None:
+    a, cache = images(0), tmp_path / "cache"
+    first = evaluate(a, images(1), extractor, cache)
+    assert evaluate(a, images(1), extractor, cache) == first
+    second = evaluate(a, images(2, high=60), extractor, cache)
+    assert second["frechet_classifier"] == pytest.approx(
+        frechet(a, images(2, high=60), extractor), rel=1e-4
+    )
+    torch.manual_seed(5)
+    save_classifier(extractor.weights, Classifier(load_classifier(extractor.weights).config))
+    third = evaluate(a, images(1), extractor, cache)
+    assert third["frechet_classifier"] == pytest.approx(frechet(a, images(1), extractor), rel=1e-4)
+
+
+def test_what_cannot_be_measured_is_refused(extractor: Extractor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="kid_subset_size: 50, but the samples are 20 images"):
+        evaluate(images(0, 20), images(1), extractor, tmp_path)
+    with pytest.raises(InputError, match="kid_subset_size: 50, but the reference are 20 images"):
+        evaluate(images(0), images(1, 20), extractor, tmp_path)
+    with pytest.raises(InputError, match=r"images: float32 .* uint8"):
+        evaluate(images(0).astype(np.float32), images(1), extractor, tmp_path)
+    missing = Extractor("inception", tmp_path / "none.pth")
+    assert missing.frechet_name == "fid"
+    with pytest.raises(InputError, match=r"none\.pth: no such file"):
+        evaluate(images(0), images(1), missing, tmp_path)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(extractor.weights.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"broken\.safetensors: not a classifier"):
+        load_classifier(broken)

@@ -1,0 +1,66 @@
+"""Time, memory and energy of a block."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from flows.measure.energy import COUNTER, MILLIJOULES, measured
+from flows.measure.usage import amounts
+
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def test_time_is_that_of_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads = threading.active_count()
+    with measured(CPU) as usage:
+        time.sleep(0.3)
+    assert 0.3 <= usage.seconds < 0.6
+    assert threading.active_count() == threads
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_on_a_cpu_is_that_of_the_block() -> None:
+    """Also after a block that took more."""
+
+    def peak(mebibytes: int) -> int:
+        with measured(CPU) as usage:
+            torch.ones(mebibytes << 20, dtype=torch.uint8)
+        return usage.peak_memory_bytes
+
+    peaks = [peak(size) for size in (700, 100, 300)]
+    assert peaks[0] - peaks[1] == pytest.approx(600 << 20, rel=0.05)
+    assert peaks[2] - peaks[1] == pytest.approx(200 << 20, rel=0.05)
+
+
+def test_energy_that_nothing_measures_is_left_out() -> None:
+    with measured(CPU) as usage:
+        pass
+    assert (usage.energy_kwh, usage.energy_source) == (None, None)
+
+
+def test_co2_of_a_kilowatt_hour_is_the_intensity_of_the_grid() -> None:
+    assert MILLIJOULES == 1000 * 1000 * 3600  # mJ in a J, W in a kW, s in an hour
+    record = {"seconds": 4.0, "peak_memory_bytes": 1, "images": 10, "energy_kwh": 2.0}
+    found = amounts(record, grid_intensity=475)
+    assert found["co2_grams"] == 950
+    assert found["images_per_second"] == 2.5
+
+
+@needs_gpu
+def test_a_gpu_counts_its_energy() -> None:
+    on = torch.device("cuda")
+    x = torch.randn(8192, 8192, device=on)
+    with measured(on) as usage:
+        for _ in range(200):
+            y = x @ x
+    assert y.is_cuda
+    assert usage.peak_memory_bytes >= 2 * x.nbytes
+    if usage.energy_kwh is not None:  # a part of a GPU has no counter
+        watts = usage.energy_kwh * 3.6e6 / usage.seconds
+        assert 30 < watts < 2000
+        assert usage.energy_source == COUNTER

@@ -1,0 +1,157 @@
+"""What the stages took: records beside the outputs, in MLflow and on the terminal."""
+
+import json
+import re
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from boss_core.training import distributed as processes
+from flows.measure.energy import COUNTER
+from flows.measure.usage import read_usage, stages
+from tests.helpers.project import Project
+from tests.helpers.records import STUDENTS, VARIANTS
+
+CPU = torch.device("cpu")
+# Of `tests.helpers.project.TINY`: parts of each stage, and the images of each.
+EXPECTED = {
+    "features": (["training"], 40 * 128),
+    "teacher": (["training"], 30 * 128),
+    "cost": (["search"], 24),
+    "schedule": (["search"], None),
+    "trajectories": (["generation"], 60),
+    "finetune-1": (list(STUDENTS), 12 * 64),
+    "finetune-3": (list(STUDENTS), 12 * 64),
+    "evaluate-1": (list(VARIANTS), 70),
+    "evaluate-3": (list(VARIANTS), 70),
+    "floor": (["fine"], 70),
+}
+
+
+def test_every_measured_stage_has_its_record(finished: Project) -> None:
+    assert set(stages([1, 3])) == set(EXPECTED)
+    for stage, (names, images) in EXPECTED.items():
+        found = read_usage(stage, finished.folder)
+        assert list(found) == names
+        for record in found.values():
+            assert record.get("images") == images
+            assert 0 < record["seconds"] < 100
+            assert record["peak_memory_bytes"] > 2**27  # torch alone takes as much
+            assert "energy_kwh" not in record  # nothing measures a CPU's
+
+
+def test_names_that_share_a_student_share_its_record(finished: Project) -> None:
+    first, *others = read_usage("finetune-1", finished.folder).values()
+    assert all(other == first for other in others)  # of one step there is one schedule
+    three = read_usage("finetune-3", finished.folder)
+    assert three["straightened_uniform"] != three["chosen_straightened"]
+
+
+def test_records_are_no_outputs(finished: Project) -> None:
+    assert "results/usage" not in (finished.folder / "dvc.lock").read_text()
+    assert "results/usage" not in finished.run("git", "ls-files").stdout
+
+
+def test_a_record_is_not_read_beside_another_result(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    curve = project.folder / "results/curves/3.csv"
+    whole = curve.read_text()
+    curve.unlink()
+    curve.write_text(whole + "\n")
+    assert read_usage("finetune-3", project.folder) == {}
+    assert read_usage("finetune-1", project.folder)
+    project.run("dvc", "checkout", "--force", "results/curves/3.csv")  # restored: its own again
+    assert read_usage("finetune-3", project.folder) == read_usage("finetune-3", finished.folder)
+    curve.unlink()
+    assert read_usage("finetune-3", project.folder) == {}
+
+
+@pytest.fixture
+def on_a_gpu(finished: Project, tmp_path: Path) -> Project:
+    """The finished project as if a GPU had counted 0.002 kWh in two of its parts."""
+    project = finished.copy(tmp_path / "project")
+    for stage, name in (("finetune-3", "boss"), ("evaluate-3", "boss")):
+        path = project.folder / f"results/usage/{stage}.json"
+        content = json.loads(path.read_text())
+        content[name] |= {"energy_kwh": 0.002, "energy_source": COUNTER}
+        path.write_text(json.dumps(content))
+    return project
+
+
+def test_mlflow_shows_them_for_each_budget(on_a_gpu: Project) -> None:
+    project = on_a_gpu
+    database = project.folder / "mlflow.db"
+    database.unlink()
+    for path in (project.folder / "results/usage").glob("*-1.json"):
+        path.unlink()  # as of stages that were restored
+    project.set({"tracking.grid_intensity": 300.0})
+    project.run("boss", "track", "--rebuild")
+    client = mlflow.MlflowClient(f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id])}
+    metrics = runs["K=3"].metrics
+    training = read_usage("finetune-3", project.folder)["boss"]
+    assert metrics["usage/boss/training_seconds"] == training["seconds"]
+    assert metrics["usage/boss/training_images_per_second"] == 12 * 64 / training["seconds"]
+    assert metrics["usage/boss/training_energy_kwh"] == 0.002
+    assert metrics["usage/boss/training_co2_grams"] == pytest.approx(0.6)
+    assert runs["K=3"].params["tracking.grid_intensity"] == "300.0"
+    sampling = read_usage("evaluate-3", project.folder)
+    for name in VARIANTS:
+        assert metrics[f"usage/{name}/sampling_seconds"] == sampling[name]["seconds"]
+    assert metrics["usage/boss/sampling_co2_grams"] == pytest.approx(0.6)
+    assert "usage/chosen/sampling_co2_grams" not in metrics
+    cost = read_usage("cost", project.folder)["search"]
+    # That of all budgets stands with each.
+    of_one = {name for name in runs["K=1"].metrics if name.startswith("usage/")}
+    assert {name.split("/")[1] for name in of_one} == {"cost", "schedule", "trajectories"}
+    for name in ("K=1", "K=3"):
+        assert runs[name].metrics["usage/cost/search_seconds"] == cost["seconds"]
+        assert "usage/schedule/search_images_per_second" not in runs[name].metrics
+
+    again = project.run("boss", "track", "--rebuild").stdout
+    assert again.splitlines() == ["K=1: in MLflow", "K=3: in MLflow"]
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs) == 3
+
+
+def test_a_table_of_them(on_a_gpu: Project) -> None:
+    project = on_a_gpu
+    (project.folder / "results/usage/teacher.json").unlink()
+    shown = project.run("boss", "usage").stdout
+    rows = {
+        match[1]: match[2].split()
+        for line in shown.splitlines()
+        if (match := re.fullmatch(r" (\S+ [a-z_]+) {2,}(.*)", line))
+    }
+    assert "teacher training" not in rows
+    assert len(rows) == sum(len(names) for names, _ in EXPECTED.values()) - 1
+    training = read_usage("finetune-3", project.folder)["boss"]
+    seconds, rate, memory, energy, carbon = rows["finetune@3 boss"]
+    assert seconds == f"{training['seconds']:.2f}"
+    assert rate == f"{768 / training['seconds']:,.0f}"
+    assert memory == f"{training['peak_memory_bytes'] / 2**30:.2f}"
+    assert (energy, carbon) == ("2", "0.95")  # Wh, and g at 475 g a kWh
+    assert len(rows["evaluate@3 chosen"]) == 3
+
+
+def total(rank: int, folder: Path) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    found = [processes.total(value, CPU) for value in (0.1 + rank, float("nan") if rank else 1.0)]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+def test_energy_is_summed_over_processes(tmp_path: Path) -> None:
+    """Where one of them has no counter, the sum is not a number."""
+    assert processes.total(0.25, CPU) == 0.25
+    multiprocessing.spawn(total, (tmp_path,), nprocs=2)
+    for rank in (0, 1):
+        both, one = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert both == pytest.approx(1.2)
+        assert one != one

@@ -1,0 +1,161 @@
+"""From nothing to a scheduled run, by the commands of the README: real server, worker, MLflow."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from tests.helpers.checkout import ROOT
+from tests.helpers.prefect_api import api
+from tests.helpers.project import Project, environment, running_in
+from tests.helpers.servers import free_port
+
+pytestmark = pytest.mark.slow
+
+
+def pasted(heading: str) -> str:
+    """The block of commands under a heading of the README."""
+    text = (ROOT / "README.md").read_text()
+    found = re.search(rf"\*\*{heading}\*\*.*?```\n(.*?)```", text, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def wait_until(done: Callable[[], Any], seconds: float) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(1)
+    return found
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Where the server of the pasted block will be; it is ended as its user would."""
+    port = free_port()
+    env = {"PREFECT_HOME": str(tmp_path / "prefect")}
+    yield env | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    pid = tmp_path / "prefect" / "server.pid"
+    if pid.exists():
+        number = int(pid.read_text())
+        subprocess.run(["prefect", "server", "stop"], env=environment(env), check=True)
+        wait_until(lambda: not Path(f"/proc/{number}").exists(), 30)
+
+
+def test_the_readme_from_nothing_to_runs_that_start_by_themselves(
+    flowed, tmp_path: Path, own_server: dict[str, str]
+) -> None:
+    project: Project = flowed[0].copy(tmp_path / "project")
+    deployments = project.folder / "prefect.yaml"
+    text = deployments.read_text()
+    assert 'cron: "0 2 * * *"' in text
+    deployments.write_text(text.replace("0 2 * * *", "* * * * *"))  # a night takes too long
+    block = pasted("On a schedule")
+    assert "127.0.0.1:4200" in block
+    port = own_server["PREFECT_API_URL"].rsplit(":", 1)[1].removesuffix("/api")
+    shell = project.start(
+        "bash", "-ex", env={"PREFECT_HOME": own_server["PREFECT_HOME"]}, pipe=True
+    )
+    try:
+        assert shell.stdin is not None
+        shell.stdin.write(block.replace("4200", port))
+        shell.stdin.close()
+        shell.stdin = None
+        shown, _ = shell.communicate(timeout=400)
+        assert shell.returncode == 0, shown
+        found = {d["name"]: d for d in api(own_server, "deployments/filter", {})}
+        assert set(found) == {"nightly", "on-demand", "evaluate-only"}
+        (schedule,) = found["nightly"]["schedules"]
+        assert schedule["active"]
+        assert {d["work_pool_name"] for d in found.values()} == {"local"}
+
+        def runs(name: str) -> list[dict[str, Any]]:
+            wanted = {"deployments": {"id": {"any_": [found[name]["id"]]}}}
+            return api(own_server, "flow_runs/filter", wanted)
+
+        upcoming = [r for r in runs("nightly") if r["state_type"] == "SCHEDULED"]
+        assert len(upcoming) > 1  # what the page lists under "Upcoming"
+        starts = sorted(r["expected_start_time"] for r in upcoming)
+        assert all(start[17:19] == "00" for start in starts)  # every full minute
+        assert len(set(starts)) == len(starts)
+
+        def by_itself() -> list[dict[str, Any]]:
+            return [
+                r for r in runs("nightly") if r["auto_scheduled"] and r["state_type"] == "COMPLETED"
+            ]
+
+        run = ["prefect", "deployment", "run", "--watch"]
+        wrong = ["--param", 'overrides=["budgets=[0]"]']
+        project.run(*run, "boss-pipeline/on-demand", *wrong, code=1, env=own_server)
+        refused, asked = sorted(runs("on-demand"), key=lambda r: r["state_type"], reverse=True)
+        assert (refused["state_type"], asked["state_type"]) == ("FAILED", "COMPLETED")
+        assert refused["state"]["message"].startswith("--set: budgets.0: 0 found; input should be")
+        project.run(*run, "boss-pipeline/evaluate-only", env=own_server)
+        assert [r["state_type"] for r in runs("evaluate-only")] == ["COMPLETED"]
+        wait_until(by_itself, 150)
+        log = (Path(own_server["PREFECT_HOME"]) / "server.log").read_text()
+        assert "Traceback" not in log
+        assert not re.search(r"\b(ERROR|CRITICAL)\b", log), log
+    finally:
+        for pid in running_in(project.folder):  # the worker, and a run that it may have begun
+            os.kill(pid, signal.SIGTERM)
+        try:
+            wait_until(lambda: not running_in(project.folder), 30)
+        except AssertionError:  # now and then Prefect's worker does not end
+            for pid in running_in(project.folder):
+                os.kill(pid, signal.SIGKILL)
+
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    (logged,) = client.search_runs([experiment.experiment_id], "params.nfe = '6'")
+    assert logged.data.metrics["boss/frechet_classifier"] > 0
+    assert logged.data.tags["dvc_experiment"] == asked["name"]
+    assert asked["name"] in project.run("dvc", "exp", "list", "--name-only").stdout
+    assert "up to date" in project.run("dvc", "status").stdout
+    assert project.outputs() == flowed[0].outputs()
+
+
+def test_a_pool_that_is_not_there(flowed, tmp_path: Path, prefect_server: dict[str, str]) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    done = project.run("boss", "deploy", "--pool", "nowhere", code=2, env=prefect_server)
+    assert done.stderr.startswith("error: --pool: 'nowhere' is no work pool of http://127.0.0.1")
+    assert "prefect work-pool create nowhere --type process" in done.stderr
+
+
+def test_without_a_server(flowed, tmp_path: Path) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    url = f"http://127.0.0.1:{free_port()}/api"
+    done = project.run("boss", "deploy", code=2, env={"PREFECT_API_URL": url})
+    assert done.stderr.startswith(f"error: PREFECT_API_URL: {url}; the address of a running server")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://192.0.2.1:4200/api", "a server of this machine's own"),
+        ("https://127.0.0.1:4200/api", "a server of this machine's own"),
+        ("http://127.0.0.1:99999/api", "Port out of range"),
+        ("http://127.0.0.1:0/api", "starts at an address as"),
+        (None, "is in use by something else"),
+    ],
+)
+def test_a_server_that_cannot_be_started(tmp_path: Path, url: str | None, why: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = url or f"http://127.0.0.1:{taken.getsockname()[1]}/api"
+        env = environment({"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url})
+        done = subprocess.run(["boss", "server"], env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: PREFECT_API_URL: {url}")
+    assert why in line
+    assert not (tmp_path / "server.pid").exists()

@@ -1,0 +1,165 @@
+"""The chosen steps of every budget, on the teacher of a small project."""
+
+import re
+from functools import partial
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from boss_core.bellman.objectives import optimal_steps
+from boss_core.checkpoints.folder import load_checkpoint
+from boss_core.costs.matrix import CostMatrix
+from boss_core.ode.solvers import ab2, euler
+from boss_core.ode.velocity import sample_noise
+from boss_core.search import distances
+from boss_core.search.forward import oss_paths
+from flows import paths
+from flows.config import Method, Params, load_params
+from flows.records.cost_file import read_cost_matrix
+from flows.records.variants import needed_knots, recorded, students, variants
+from flows.report import plots
+from flows.search.chosen import Chosen
+from flows.stages.schedule import choose
+from tests.helpers.held_out import beyond_chance
+from tests.helpers.project import Project
+
+SAMPLES, SEED = 20, 4 << 32
+
+
+class Setting:
+    """The parameters, costs and teacher of a project, and the noise of its search."""
+
+    def __init__(self) -> None:
+        self.params: Params = load_params()
+        self.matrix: CostMatrix = read_cost_matrix(paths.COST)[0]
+        self.network = load_checkpoint(paths.TEACHER)[0]
+        self.noise = sample_noise(range(SAMPLES), self.network.config.sample_shape, SEED)
+
+    def choose(self, **change: object) -> dict[int, Chosen]:
+        schedule = self.params.schedule.model_copy(update=change)
+        params = self.params.model_copy(update={"schedule": schedule, "budgets": [1, 4]})
+        return dict(choose(params, self.matrix, self.network, torch.device("cpu")))
+
+
+@pytest.fixture
+def setting(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.chdir(finished.folder)
+    return Setting()
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2"])
+@pytest.mark.parametrize("objective", ["l2_squared", "l2", "minimax", "gits"])
+def test_an_objective_of_the_costs(setting: Setting, objective: str, solver: str) -> None:
+    found = setting.choose(objective=objective, solver=solver, gamma=1.3)
+    expected = optimal_steps(setting.matrix, [1, 4], objective=objective, solver=solver, gamma=1.3)
+    assert found == {k: Chosen(objective, path.indices) for k, path in expected.items()}
+
+
+def test_oss_on_the_noise_of_the_search(setting: Setting) -> None:
+    found = setting.choose(objective="oss")
+    expected = oss_paths(
+        setting.network, setting.noise, setting.matrix.timesteps, [1, 4], solver="ab2",
+        batch_size=7,
+    )  # fmt: skip
+    assert found == {k: Chosen("oss", path.indices) for k, path in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["sliced_wasserstein", "energy", "features"])
+def test_refined_steps_have_no_better_neighbour(setting: Setting, name: str) -> None:
+    found = setting.choose(objective="refine", distance=name)[4]
+    grid = setting.matrix.timesteps
+    ends = euler(setting.network, setting.noise, grid)
+    make = getattr(distances, name, None)
+    if make is None:  # the features that evaluate the images too
+        from boss_core.evaluation.frechet import Extractor
+        from boss_core.networks.classifier import load_classifier
+        from boss_core.pixels import to_uint8
+
+        weights = Extractor("classifier", paths.FEATURES / "classifier.safetensors").weights
+        network = load_classifier(weights)
+        features = lambda x: network.features(to_uint8(x))  # noqa: E731
+        make = partial(distances.feature_frechet, features=features)
+    distance = make(ends)
+
+    def value(indices: tuple[int, ...]) -> float:
+        return float(distance(ab2(setting.network, setting.noise, grid[list(indices)])[None]))
+
+    best = value(found.indices)
+    for k in range(1, 4):
+        for offset in (-1, 1):
+            moved = list(found.indices)
+            moved[k] += offset
+            if np.all(np.diff(moved) > 0):
+                assert best <= value(tuple(moved)) * (1 + 1e-6)
+    assert found.objective == "refine"
+
+
+def test_the_best_of_all_is_said_for_every_budget(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = setting.choose(objective="auto")
+    lines = [line for line in capsys.readouterr().out.splitlines() if ", ab2: " in line]
+    assert [int(re.match(r"schedule: K = (\d+)", line)[1]) for line in lines] == [1, 4]
+    assert lines[0].endswith(
+        "nothing is nearer to the teacher's samples than l2_squared, which stays"
+    )
+    for budget, line in zip((1, 4), lines, strict=True):
+        chosen, held_out = found[budget].objective, found[budget].held_out
+        assert held_out is not None
+        assert (f": {chosen} is" in line) == ("chosen" in line)
+        assert ("chosen" in line) == beyond_chance(held_out)
+        if held_out.gain:
+            assert f": {held_out.winner} is {held_out.gain:.1%} nearer" in line
+        if "chosen" not in line:
+            cheapest = optimal_steps(setting.matrix, [budget], solver="ab2")[budget]
+            assert found[budget] == Chosen("l2_squared", cheapest.indices, held_out)
+
+
+def test_columns_are_those_of_the_schedules(setting: Setting) -> None:
+    from flows.records.variants import read_schedules
+
+    schedules = read_schedules()[3]
+    papers = {name: schedules[name] for name in ("uniform", "bellman", "quadratic")}
+    usual = ["straightened_uniform", "boss", "chosen_straightened"]
+    four = ["pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss"]
+    assert list(variants(papers, usual)) == four
+    assert list(students(papers, usual)) == ["straightened_uniform", "boss"]
+    # Euler's chosen steps need no uniform ones beside the paper's, and no solver in their title.
+    own = papers | {"chosen": schedules["bellman"]}
+    assert list(variants(own, usual)) == [*four, "chosen", "chosen_straightened"]
+    assert variants(own, usual)["chosen"].title == "pretrained, chosen steps"
+    found = variants(schedules, usual)
+    assert found["chosen_straightened"].title == "straightened, chosen steps, ab2"
+    assert list(students(schedules, usual)) == usual
+    # A record of before there were others.
+    assert list(recorded({name: {} for name in four})) == four
+
+
+def test_students_are_those_of_the_methods_and_need_their_knots_only(setting: Setting) -> None:
+    from flows.records.variants import read_schedules
+
+    schedules = read_schedules()[3]
+    every = get_args(Method)
+    found = variants(schedules, every)
+    assert list(students(schedules, every)) == [
+        "straightened_uniform", "boss", "boss_lora", "reflow_uniform", "reflow_distill",
+        "chosen_straightened",
+    ]  # fmt: skip
+    assert len({variant.title for variant in found.values()}) == len(found) == 10
+    assert set(plots.COLOURS) == set(found)
+    assert len(set(plots.COLOURS.values())) == 10
+    # In any order of asking, the columns come in that of the table; the teacher's are always there.
+    assert list(variants(schedules, ["reflow_uniform", "boss"])) == [
+        "pretrained_uniform", "pretrained_bellman", "boss", "reflow_uniform", "chosen_uniform",
+        "chosen",
+    ]  # fmt: skip
+    last = schedules["uniform"].indices[-1]
+    for name, knots in {
+        "boss": schedules["bellman"].indices,
+        "boss_lora": schedules["bellman"].indices,
+        "reflow_uniform": (0, last),
+        "reflow_distill": (0, last),
+    }.items():
+        assert needed_knots(found[name], schedules) == knots

@@ -1,0 +1,344 @@
+"""MLflow as a projection of the record: a real database."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import mlflow
+import pandas as pd
+import pytest
+
+from boss_core.errors import InputError
+from flows.config import load_params
+from flows.tracking.links import read_links, without_password
+from flows.tracking.runs import track_budget, tracking_uri
+from tests.helpers.project import Project, running_in
+from tests.helpers.records import VARIANTS
+from tests.helpers.servers import free_port, mlflow_server, wait_for
+
+
+def runs(project: Project) -> list:
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id])
+
+
+def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
+    found = {run.info.run_name: run for run in runs(finished)}
+    run = found.pop("K=3")
+    assert found.pop("K=1").data.tags["mlflow.parentRunId"] == run.data.tags["mlflow.parentRunId"]
+    (parent,) = found.values()
+    assert parent.info.run_id == run.data.tags["mlflow.parentRunId"]
+    record = json.loads((finished.folder / "metrics" / "3.json").read_text())
+    assert run.info.status == "FINISHED"
+    for variant in VARIANTS:
+        for name, value in record[variant].items():
+            assert run.data.metrics[f"{variant}/{name}"] == value
+    assert run.data.params["nfe"] == "3"
+    assert run.data.params["finetune.training.iterations"] == "12"
+    assert run.data.tags["teacher_hash"] == record["teacher_hash"]
+    assert run.data.tags["student_hash.boss"] == record["student_hash"]["boss"]
+    head = finished.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
+    assert run.data.tags["git_commit"] == head
+
+    client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
+    curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
+    history = client.get_metric_history(run.info.run_id, "training/boss_loss")
+    assert [(m.step, m.value) for m in history] == list(
+        zip(curve["step"], curve["boss_loss"], strict=True)
+    )
+    schedule = json.loads((finished.folder / "results" / "schedules.json").read_text())["3"]
+    text = json.dumps([schedule["bellman"]], sort_keys=True).encode()
+    assert run.data.tags["schedule_hash.bellman"] == hashlib.sha256(text).hexdigest()
+    assert run.data.tags["variant"].split(",") == list(VARIANTS)
+    assert run.data.tags["chosen.objective"] == schedule["chosen"]["objective"]
+    assert run.data.params["schedule.solver"] == "ab2"
+    names = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert names == {"schedules.json", "3.json", "samples"}
+    grids = {a.path for a in client.list_artifacts(run.info.run_id, "samples")}
+    assert "samples/boss.png" in grids
+
+
+def test_the_parent_shows_each_metric_against_nfe(finished: Project) -> None:
+    (parent,) = [run for run in runs(finished) if "boss.pipeline" in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
+    for variant in ("pretrained_uniform", "boss"):
+        history = client.get_metric_history(parent.info.run_id, f"{variant}/frechet_classifier")
+        expected = {
+            k: json.loads((finished.folder / "metrics" / f"{k}.json").read_text())[variant]
+            for k in (1, 3)
+        }
+        assert {m.step: m.value for m in history} == {
+            k: values["frechet_classifier"] for k, values in expected.items()
+        }
+
+
+def test_tracking_twice_changes_nothing_and_a_lost_database_loses_nothing(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    before = {run.info.run_id for run in runs(project)}
+    project.run("boss", "track")
+    assert {run.info.run_id for run in runs(project)} == before
+    (project.folder / "mlflow.db").unlink()
+    shutil.rmtree(project.folder / "mlruns")
+    project.run("boss", "track", "--rebuild")
+    first = {run.info.run_id for run in runs(project)}
+    shown = project.run("boss", "track", "--rebuild").stdout
+    assert shown == "K=1: in MLflow\nK=3: in MLflow\n"
+    assert {run.info.run_id for run in runs(project)} == first
+    again = {run.info.run_name: run.data.metrics for run in runs(project)}
+    assert again == {run.info.run_name: run.data.metrics for run in runs(finished)}
+
+
+def test_a_server_that_is_down_is_a_warning(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.set({"tracking.uri": "http://127.0.0.1:9"})
+    done = project.run("boss", "track")
+    assert "warning: MLflow at http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "`boss track` logs them later" in done.stderr
+    done = project.run("boss", "track", "--rebuild", code=2)
+    assert done.stderr.startswith("error: MLflow at http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://u:geheim@127.0.0.1:9/db",
+        "postgresql+psycopg://u:geheim@127.0.0.1:9/db",
+        "mysql://u:geheim@127.0.0.1:9/db",
+        "nonsense://somewhere",
+        "sqlite:////proc/nowhere/mlflow.db",
+    ],
+)
+def test_an_address_that_mlflow_cannot_open_is_a_warning(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, uri: str
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.set({"tracking.uri": uri})
+    monkeypatch.chdir(project.folder)
+    with pytest.raises(InputError) as refused:
+        track_budget(load_params(), 3)
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith((f"MLflow at {without_password(uri)}: ", "/proc/nowhere"))
+    assert "geheim" not in line
+
+
+@pytest.mark.slow
+def test_stages_end_well_where_mlflow_cannot_be_opened(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.set({"tracking.uri": "mysql://u:p@127.0.0.1:9/db"})
+    done = project.run("dvc", "repro", "--force", "--single-item", "evaluate@3")
+    assert "warning: MLflow at mysql://u:***@127.0.0.1:9/db: " in done.stdout + done.stderr
+
+
+def test_the_database_appears_whole(finished: Project, tmp_path: Path) -> None:
+    """Killed at any moment while MLflow makes its tables, the next run tracks as ever."""
+    project = finished.copy(tmp_path / "project")
+    (project.folder / "mlflow.db").unlink()
+    for seconds in (0.3, 1.5):
+        track = project.start("boss", "track")
+        parts = []
+        while not parts and track.poll() is None:
+            parts = list(project.folder.glob(".mlflow.db.*.part"))
+            time.sleep(0.02)
+        time.sleep(seconds)
+        assert not (project.folder / "mlflow.db").exists()
+        os.killpg(track.pid, signal.SIGKILL)
+        track.communicate()
+    done = project.run("boss", "track", "--rebuild")
+    assert done.stdout == "K=1: logged to MLflow\nK=3: logged to MLflow\n"
+    assert not list(project.folder.glob(".mlflow.db.*.part"))
+
+
+def test_artifacts_move_with_their_folder(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = finished.copy(tmp_path / "a copy é")
+    project.run("boss", "track")
+    for run in runs(project):
+        artifacts = Path(unquote(run.info.artifact_uri.removeprefix("file://")))
+        assert artifacts.is_relative_to(project.folder), artifacts
+        if run.info.run_name == "K=3":
+            client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+            path = Path(client.download_artifacts(run.info.run_id, "3.json", str(tmp_path)))
+            assert path.read_bytes() == (project.folder / "metrics" / "3.json").read_bytes()
+    # And the first is as it was.
+    assert all(str(finished.folder) in run.info.artifact_uri for run in runs(finished))
+
+
+def test_a_note_cut_short_is_written_anew(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    for path in (".dvc/tmp/mlflow-runs.json", "results/usage/cost.json"):
+        (project.folder / path).write_text('{"K')
+    assert project.run("boss", "track").stdout == "K=1: in MLflow\nK=3: in MLflow\n"
+    assert len(json.loads((project.folder / ".dvc/tmp/mlflow-runs.json").read_text())) == 2
+    project.run("boss", "usage")
+    (project.folder / "metrics/3.json").write_text('{"nfe')
+    done = project.run("boss", "table", code=2)
+    assert done.stderr.startswith("error: metrics/3.json: truncated or not JSON (")
+
+
+def test_mlflow_ends_with_boss_ui(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        port = free_port()
+        ui = project.start("boss", "ui", "--port", str(port))
+        wait_for(f"http://127.0.0.1:{port}/health", ui, project.folder / "dvc.yaml")
+        ui.send_signal(how)
+        end = time.monotonic() + 30
+        while running_in(project.folder):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        ui.communicate()
+
+
+def test_a_budget_whose_record_is_not_whole_is_passed_over(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.run("boss", "track")  # the links of this folder's database
+    uri = f"sqlite:///{project.folder / 'mlflow.db'}"
+    assert list(read_links(uri, [1, 3], project.folder)) == [1, 3]
+
+    schedules = project.folder / "results" / "schedules.json"
+    content = json.loads(schedules.read_text())
+    del content["1"]
+    schedules.write_text(json.dumps(content))
+    assert list(read_links(uri, [1, 3], project.folder)) == [3]
+    (project.folder / "results" / "curves" / "3.csv").unlink()
+    assert read_links(uri, [1, 3], project.folder) == {}
+    done = project.run("boss", "track", "--rebuild")
+    assert done.stdout.splitlines() == [
+        "K=1: not logged: results/schedules.json: no budget 1; `boss run` makes it",
+        "K=3: not logged: results/curves/3.csv: no such file; `boss run` makes it",
+    ]
+    schedules.unlink()
+    assert read_links(uri, [1, 3], project.folder) == {}
+
+
+# What fails in the database, in the order of a projection: the parent and its parameters, the run
+# of the budget and all that it holds, the parent's metrics, the ends, and the mark of the whole.
+CHILD = "(SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId')"
+LOST = (
+    "INSERT ON runs",
+    "INSERT ON params",
+    "INSERT ON tags WHEN new.key = 'mlflow.parentRunId'",
+    f"INSERT ON metrics WHEN new.run_uuid IN {CHILD}",
+    "INSERT ON metrics WHEN new.key = 'training/boss_loss'",
+    f"INSERT ON params WHEN new.run_uuid IN {CHILD}",
+    "INSERT ON tags WHEN new.key = 'teacher_hash' AND new.run_uuid IN " + CHILD,
+    f"INSERT ON metrics WHEN new.run_uuid NOT IN {CHILD}",
+    f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid IN {CHILD}",
+    f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid NOT IN {CHILD}",
+    "INSERT ON tags WHEN new.key = 'boss.record'",
+)
+
+
+def shown(client: mlflow.MlflowClient, experiment: str) -> list[Any]:
+    """All that an experiment shows, but for times and identifiers."""
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    tags = [
+        {k: names.get(v, v) for k, v in run.data.tags.items() if k != "boss.record"} for run in runs
+    ]
+    histories = [
+        {
+            key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+            for key in run.data.metrics
+        }
+        for run in runs
+    ]
+    files = [{a.path for a in client.list_artifacts(run.info.run_id)} for run in runs]
+    rows = zip(runs, tags, histories, files, strict=True)
+    return sorted(
+        (run.info.run_name, run.info.status, run.data.params, tag, history, sorted(file))
+        for run, tag, history, file in rows
+    )
+
+
+def test_a_projection_that_was_cut_short_is_made_whole(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    monkeypatch.chdir(project.folder)
+    params = load_params()
+    client = mlflow.MlflowClient(tracking_uri(params))
+    card = project.folder / "data" / "card.json"
+
+    def project_into(experiment: str) -> None:
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"source": experiment}))
+        for budget in (1, 3):
+            track_budget(params, budget)
+
+    def change_database(command: str) -> None:
+        with closing(sqlite3.connect("mlflow.db")) as database, database:
+            database.execute(command)
+
+    project_into("never cut")
+    expected = shown(client, "never cut")
+    assert [row[:2] for row in expected[:2]] == [("K=1", "FINISHED"), ("K=3", "FINISHED")]
+    for number, event in enumerate(LOST):
+        change_database(
+            f"CREATE TRIGGER lost BEFORE {event} BEGIN SELECT RAISE(ABORT, 'lost'); END"
+        )
+        with pytest.raises(InputError, match="`boss track` logs them later"):
+            project_into(f"cut {number}")
+        change_database("DROP TRIGGER lost")
+        project_into(f"cut {number}")
+        assert shown(client, f"cut {number}") == expected, event
+
+
+def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.set({"tracking.uri": "http://boss:geheim@127.0.0.1:9"})
+    done = project.run("boss", "track")
+    assert "warning: MLflow at http://boss:***@127.0.0.1:9: " in done.stderr
+    assert "geheim" not in done.stderr
+
+    database = tmp_path / "server.db"
+    with mlflow_server(database, tmp_path / "artifacts", tmp_path) as url:
+        uri = url.replace("//", "//boss:geheim@")
+        project.set({"tracking.uri": uri})
+        done = project.run("boss", "track", "--rebuild")
+        assert done.stdout == "K=1: logged to MLflow\nK=3: logged to MLflow\n"
+        links = read_links(uri, [1, 3], project.folder)
+    assert all(link.startswith(f"{url}/#/experiments/") for link in links.values())
+    assert len(links) == 2
+    for path in [database, *(project.folder / ".dvc" / "tmp").rglob("*")]:
+        assert path.is_dir() or b"geheim" not in path.read_bytes(), path
+    with project.start("boss", "ui", "--port", "0") as ui:
+        assert ui.stdout is not None
+        line = ui.stdout.readline()
+        ui.terminate()
+    assert line.endswith(f"showing {url.replace('//', '//boss:***@')}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sqlite:////home/me@work/a:b.db", "sqlite:////home/me@work/a:b.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me@host/path", "https://me@host/path"),
+        ("at https://me:s@e/c@host:1/x: lost", "at https://me:***@host:1/x: lost"),
+        (
+            "postgresql://host/a?user=me&password=s&b=c",
+            "postgresql://host/a?user=me&password=***&b=c",
+        ),
+    ],
+)
+def test_without_password(text: str, expected: str) -> None:
+    assert without_password(text) == expected
