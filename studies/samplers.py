@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
-from boss_core.ode.schedule import EVALUATIONS
+from boss_core.ode.solver_table import SOLVERS as TABLE
 from flows.progress import progress
 
 Row = dict[str, Any]
@@ -171,7 +171,7 @@ def plan(chosen: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(seed, "teacher", solver, "floor", 0 if solver == "rk45" else chosen.grid)
         for solver in chosen.solvers:
             for budget in chosen.budgets:
-                if budget % EVALUATIONS[solver]:
+                if budget % TABLE[solver].evaluations:
                     continue
                 for objective in objectives:
                     if objective in OBJECTIVES[solver]:

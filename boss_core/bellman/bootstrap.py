@@ -24,7 +24,7 @@ from boss_core.bellman.recursion import Path
 from boss_core.costs.heun import HeunCosts
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
-from boss_core.ode.schedule import steps_of
+from boss_core.ode.solver_table import steps_of
 
 RESAMPLES = 200
 # The costs of resamples that are searched together.

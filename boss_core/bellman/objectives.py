@@ -30,7 +30,7 @@ from boss_core.costs.ab2 import ab2_cost_blocks
 from boss_core.costs.heun import HeunCosts
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
-from boss_core.ode.schedule import EVALUATIONS, steps_of
+from boss_core.ode.solver_table import SOLVERS, steps_of
 from boss_core.ode.timesteps import validate_steps
 
 OBJECTIVES = ("l2_squared", "l2", "minimax", "gits")
@@ -196,7 +196,7 @@ def _source(
     if solver == "euler":
         return matrix
     if solver != "heun":
-        raise InputError(f"solver: {solver!r}; {', '.join(EVALUATIONS)} known")
+        raise InputError(f"solver: {solver!r}; {', '.join(SOLVERS)} known")
     if heun_costs is None:
         raise InputError("heun_costs: missing; those of `estimate_heun_costs` needed")
     if heun_costs.group_cost.shape[1:] != matrix.cost.shape:

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from boss_core.errors import InputError
+from boss_core.ode.solver_table import multistep_weights
 from boss_core.ode.timesteps import validate_timesteps
 
 
@@ -70,6 +70,5 @@ def _fixed_class() -> Any:
 
 def _made(kind: Any, scheduler: Any, timesteps: ArrayLike, solver: str) -> Any:
     """A scheduler of that class for these times, with the settings of the pipeline's own."""
-    if solver not in ("euler", "ab2"):
-        raise InputError(f"solver: {solver!r}; euler or ab2 needed in a scheduler")
+    multistep_weights(solver)
     return kind.like(scheduler, 1.0 - validate_timesteps(timesteps), solver)

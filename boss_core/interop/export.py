@@ -16,6 +16,7 @@ import numpy as np
 
 from boss_core.errors import InputError
 from boss_core.ode.schedule import Schedule
+from boss_core.ode.solver_table import MULTISTEP, SOLVERS
 
 # With these, and these only, FlowMatchEulerDiscreteScheduler takes Euler steps at the sigmas that
 # it is given. They are its defaults; the configurations of published models change several.
@@ -72,13 +73,13 @@ def diffusers_sigmas(schedule: Schedule) -> list[float]:
 def to_diffusers(schedule: Schedule) -> str:
     """Python for pipelines whose call takes ``sigmas`` (SD3, Flux, Sana, Qwen-Image, ...).
     InputError for a schedule that is not for Euler."""
-    if schedule.solver == "ab2":
+    if not SOLVERS[schedule.solver].diffusers and schedule.solver in MULTISTEP:
         raise InputError(
-            "schedule: for solver ab2, whose steps no scheduler class of diffusers takes; the"
+            f"schedule: for solver {schedule.solver}, whose steps no class of diffusers takes; the"
             " target diffusers-fixed needed, or"
             " boss_core.interop.diffusers_schedulers.fixed_scheduler"
         )
-    _refuse_heun(schedule)
+    _check_multistep(schedule)
     return _diffusers_scheduler(schedule) + (
         "pipeline.scheduler = scheduler\n"
         f"# {schedule.steps} steps: call the pipeline with sigmas=sigmas (never timesteps=).\n"
@@ -91,7 +92,7 @@ def to_diffusers_fixed(schedule: Schedule) -> str:
     """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, Mochi): the
     class `boss_core.interop.fixed_flow_scheduler.FixedFlowScheduler`, which needs diffusers alone,
     and one with the values in its configuration. InputError for Heun."""
-    _refuse_heun(schedule)
+    _check_multistep(schedule)
     source = resources.files("boss_core.interop").joinpath("fixed_flow_scheduler.py").read_text()
     return source + (
         "\n\n"
@@ -113,7 +114,7 @@ def to_comfyui(schedule: Schedule) -> str:
     """
     comfyui_sampler(schedule)
     sigmas = list(schedule.sigmas)
-    if schedule.solver == "ab2":
+    if SOLVERS[schedule.solver].looks_back:
         sigmas[-1] = _ALMOST_ZERO
     return ", ".join(np.format_float_positional(sigma, trim="0") for sigma in sigmas)
 
@@ -121,26 +122,27 @@ def to_comfyui(schedule: Schedule) -> str:
 def comfyui_sampler(schedule: Schedule) -> str:
     """The sampler of ComfyUI that takes the steps of the schedule, in a few words. InputError for
     Heun, whose last step ComfyUI replaces by one of Euler."""
-    if schedule.solver == "heun":
+    sampler = SOLVERS[schedule.solver].comfyui
+    if sampler is None:
+        able = " or ".join(name for name, solver in SOLVERS.items() if solver.comfyui)
         raise InputError(
-            "schedule: for solver heun; one for euler or ab2 needed, as ComfyUI's heun takes its"
-            " last step by Euler"
+            f"schedule: for solver {schedule.solver}; one for {able} needed, as no sampler of"
+            " ComfyUI takes such steps (its heun takes its last step by Euler)"
         )
-    if schedule.solver == "ab2":
-        return "the sampler of node SamplerLMS with order 2"
-    return "sampler euler"
+    return sampler
 
 
 def to_flow_matching(schedule: Schedule) -> str:
     """Python for `flow_matching.solver.ODESolver`, whose time runs as here: the K + 1 times as
     its ``time_grid``. ``step_size=None`` makes it step from each to the next. InputError for
     ``ab2``."""
-    if schedule.solver == "ab2":
+    method = SOLVERS[schedule.solver].ode_solver
+    if method is None:
+        able = " or ".join(name for name, solver in SOLVERS.items() if solver.ode_solver)
         raise InputError(
-            "schedule: for solver ab2; one for euler or heun needed, as no method of ODESolver"
-            " takes two-step Adams-Bashforth steps"
+            f"schedule: for solver {schedule.solver}; one for {able} needed, as no method of"
+            " ODESolver takes such steps"
         )
-    method = {"euler": "euler", "heun": "heun2"}[schedule.solver]
     return (
         "import torch\n"
         "\n"
@@ -249,11 +251,12 @@ def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str,
     return tuple(found)
 
 
-def _refuse_heun(schedule: Schedule) -> None:
-    if schedule.solver == "heun":
+def _check_multistep(schedule: Schedule) -> None:
+    if schedule.solver not in MULTISTEP:
         raise InputError(
-            "schedule: for solver heun; one for euler or ab2 needed, as diffusers'"
-            " FlowMatchHeunDiscreteScheduler takes no sigmas"
+            f"schedule: for solver {schedule.solver}; one for {' or '.join(MULTISTEP)} needed, as"
+            " no scheduler of diffusers takes its steps at given sigmas"
+            " (FlowMatchHeunDiscreteScheduler takes no sigmas)"
         )
 
 

@@ -287,7 +287,6 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
         """Euler steps in float32, and the velocities that they were made of."""
 
         track: Track
-        _step_index: int | None
 
         def __deepcopy__(self, memo: Any) -> Any:
             twin = copy.copy(self)
@@ -327,7 +326,7 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
                     "pipeline: gives each token a noise level of its own; one for all needed"
                 )
             state = walk.take(self.track, model_output, sample)
-            self._step_index = self.track.steps
+            self._step_index = self.track.steps  # type: ignore[assignment]
             return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
 
     recorder = RecordingEulerScheduler.like(scheduler, 1.0 - walk.times)

@@ -5,15 +5,19 @@ import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from boss_core.errors import InputError
+from boss_core.ode.solver_table import SOLVERS
 from boss_core.ode.timesteps import validate_timesteps
 
-# Network evaluations in one step of each solver (`boss_core.ode.solvers.SOLVERS`).
-EVALUATIONS = {"euler": 1, "ab2": 1, "heun": 2}
+
+def _known(solver: str) -> str:
+    if solver not in SOLVERS:
+        raise ValueError(f"{solver!r} found; {', '.join(SOLVERS)} known")
+    return solver
 
 
 class HeldOut(BaseModel):
@@ -44,7 +48,7 @@ class Schedule(BaseModel):
     indices: the same as indices of the search grid, so that states and costs are looked up by
         index and never by comparing floats. Left out for times that no search found: 0 to K, these
         times being their own grid.
-    solver: the fixed-step solver that these steps are for (`boss_core.ode.solvers.SOLVERS`).
+    solver: the fixed-step solver that these steps are for (`boss_core.ode.solver_table.SOLVERS`).
     objective: what the steps minimise (``l2_squared``), the name of a fixed grid (``uniform``),
         or ``given`` for steps that came without either.
     predicted_error: the sum of the costs of the steps (eq. 5), or None when unknown.
@@ -63,7 +67,7 @@ class Schedule(BaseModel):
 
     timesteps: tuple[float, ...]
     indices: tuple[int, ...] = Field(default_factory=lambda data: _own_grid(data))
-    solver: Literal["euler", "ab2", "heun"] = "euler"
+    solver: Annotated[str, AfterValidator(_known)] = "euler"
     objective: str = "given"
     predicted_error: float | None = None
     standard_error: float | None = None
@@ -96,7 +100,7 @@ class Schedule(BaseModel):
         if self.evaluations is not None:
             whole = self.evaluations.is_integer()
             return int(self.evaluations) if whole else self.evaluations
-        return self.steps * EVALUATIONS[self.solver]
+        return self.steps * SOLVERS[self.solver].evaluations
 
     @property
     def steps(self) -> int:
@@ -165,17 +169,3 @@ def _own_grid(fields: Mapping[str, Any]) -> tuple[int, ...]:
 def _complement(value: float) -> float:
     """1 - value in decimals, rounded once."""
     return float(1 - Decimal(repr(float(value))))
-
-
-def steps_of(budget: int, solver: str) -> int:
-    """The number of steps that a budget of network evaluations pays for. InputError for an
-    unknown solver, and when evaluations would be left over."""
-    if solver not in EVALUATIONS:
-        raise InputError(f"solver: {solver!r}; {', '.join(EVALUATIONS)} known")
-    each = EVALUATIONS[solver]
-    if budget < 1 or budget % each:
-        raise InputError(
-            f"budget: {budget} evaluations; a positive multiple of {each}, what a step of {solver}"
-            " takes, needed"
-        )
-    return budget // each

@@ -11,21 +11,23 @@ there and the velocity ``v(x_k, t_k)``, or None where the solver did not evaluat
 the last knot). It must copy what it keeps.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from boss_core.ode.timesteps import Times, validate_timesteps
+from boss_core.ode.solver_table import MULTISTEP, weights_of_steps
+from boss_core.ode.solver_table import SOLVERS as TABLE
+from boss_core.ode.timesteps import validate_timesteps
 from boss_core.ode.velocity import VelocityField, evaluate
 
 Observer = Callable[[int, Tensor, Tensor | None], None]
 
 
-@torch.no_grad()
 def euler(
     velocity: VelocityField,
     x: Tensor,
@@ -34,14 +36,60 @@ def euler(
     observer: Observer | None = None,
 ) -> Tensor:
     """Explicit Euler: order 1, one evaluation a step."""
+    return multistep("euler", velocity, x, timesteps, observer=observer)
+
+
+def ab2(
+    velocity: VelocityField,
+    x: Tensor,
+    timesteps: ArrayLike,
+    *,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Two-step Adams-Bashforth with unequal steps, the first by Euler: order 2 for one
+    evaluation a step (Hairer, Norsett and Wanner, Solving ODEs I, III.5)."""
+    return multistep("ab2", velocity, x, timesteps, observer=observer)
+
+
+@torch.no_grad()
+def multistep(
+    name: str,
+    velocity: VelocityField,
+    x: Tensor,
+    timesteps: ArrayLike,
+    *,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Any linear multistep method by its name in `boss_core.ode.solver_table.SOLVERS`."""
     times = validate_timesteps(timesteps, from_noise=False).tolist()
-    for k in range(len(times) - 1):
+    lengths = [after - before for before, after in itertools.pairwise(times)]
+    before: list[Tensor] = []  # velocities, the latest first
+    for k, weights in enumerate(weights_of_steps(name, lengths)):
         v = evaluate(velocity, x, _batch_time(x, times[k]))
         if observer is not None:
             observer(k, x, v)
-        x = x + (times[k + 1] - times[k]) * v
+        x = linear_step(x, lengths[k], weights, [v, *before])
+        if looks_back := TABLE[name].looks_back:
+            # A network may return the same buffer each time.
+            before = [v.clone(), *before][:looks_back]
     if observer is not None:
         observer(len(times) - 1, x, None)
+    return x
+
+
+def linear_step(
+    x: Tensor,
+    length: float | Tensor,
+    weights: Sequence[float | Tensor],
+    velocities: Sequence[Tensor],
+) -> Tensor:
+    """One step of a linear multistep method from states x, (B, ...), along velocities there and at
+    the knots before, the latest first, each (B, ...): the one place where such steps are taken.
+
+    weights: numbers, or tensors that broadcast to many steps at once.
+    """
+    for weight, v in zip(weights, velocities, strict=True):
+        x = x + (length * weight) * v
     return x
 
 
@@ -66,44 +114,6 @@ def heun(
     if observer is not None:
         observer(len(times) - 1, x, None)
     return x
-
-
-@torch.no_grad()
-def ab2(
-    velocity: VelocityField,
-    x: Tensor,
-    timesteps: ArrayLike,
-    *,
-    observer: Observer | None = None,
-) -> Tensor:
-    """Two-step Adams-Bashforth with unequal steps, the first by Euler: order 2 for one
-    evaluation a step (Hairer, Norsett and Wanner, Solving ODEs I, III.5)."""
-    times = validate_timesteps(timesteps, from_noise=False).tolist()
-    weights = extrapolation_weights(timesteps).tolist()
-    before: Tensor | None = None
-    for k in range(len(times) - 1):
-        h = times[k + 1] - times[k]
-        v = evaluate(velocity, x, _batch_time(x, times[k]))
-        if observer is not None:
-            observer(k, x, v)
-        if before is None:
-            x = x + h * v
-        else:
-            x = x + (h * (1.0 + weights[k])) * v - (h * weights[k]) * before
-        # A network may return the same buffer each time.
-        before = v.clone()
-    if observer is not None:
-        observer(len(times) - 1, x, None)
-    return x
-
-
-def extrapolation_weights(timesteps: ArrayLike) -> Times:
-    """(K,): w_k, by which a step of `ab2` extrapolates the velocity of the knot before:
-
-    x_{k+1} = x_k + h_k ((1 + w_k) v_k - w_k v_{k-1}),  w_k = h_k / (2 h_{k-1}),  w_0 = 0.
-    """
-    steps = np.diff(validate_timesteps(timesteps, from_noise=False))
-    return np.append(0.0, steps[1:] / (2.0 * steps[:-1]))
 
 
 @torch.no_grad()
@@ -141,8 +151,8 @@ def rk45(
     return states[-1]
 
 
-class Solver(Protocol):
-    """A solver of fixed steps."""
+class Solve(Protocol):
+    """A solver of fixed steps, as a function."""
 
     def __call__(
         self,
@@ -155,7 +165,7 @@ class Solver(Protocol):
 
 
 # The solvers of fixed steps by the name that a schedule carries.
-SOLVERS: dict[str, Solver] = {"euler": euler, "ab2": ab2, "heun": heun}
+SOLVERS: dict[str, Solve] = {name: partial(multistep, name) for name in MULTISTEP} | {"heun": heun}
 
 
 def _batch_time(x: Tensor, t: float | Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from boss_core.bellman.recursion import Path
 from boss_core.errors import InputError
-from boss_core.ode.solvers import euler
+from boss_core.ode.solver_table import SOLVERS, Weights, multistep_weights
+from boss_core.ode.solvers import euler, linear_step
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, evaluate, with_labels
 
@@ -46,7 +47,8 @@ def oss_paths(
         held: 3 (n + 1) N of them in their own dtype (4 for ``ab2``), and a few times n more for
         each sample of a batch.
     timesteps: n + 1 increasing times from 0 to 1.
-    solver: the student's, ``euler`` or ``ab2``; the teacher's is Euler.
+    solver: the student's, a linear multistep method that looks back one step at most; the
+        teacher's is Euler.
     labels: (N,) int64 on the device of the noise, when the velocity is conditional.
     batch_size: samples evaluated together.
     on_step: called after each evaluation with the number of samples in it.
@@ -58,8 +60,10 @@ def oss_paths(
     times = validate_timesteps(timesteps)
     n, samples = len(times) - 1, len(noise)
     budgets = list(budgets)
-    if solver not in ("euler", "ab2"):
-        raise InputError(f"solver: {solver!r}; euler or ab2 needed")
+    weights = multistep_weights(solver)
+    looks_back = SOLVERS[solver].looks_back
+    if looks_back > 1:
+        raise InputError(f"solver: {solver}, which looks back {looks_back} steps; at most 1 needed")
     for budget in budgets:
         if not 1 <= budget <= n:
             raise InputError(f"budget: {budget}; 1..{n} needed (the grid has {n} steps)")
@@ -68,7 +72,7 @@ def oss_paths(
             f"noise: {samples} samples in batches of {batch_size}; at least 1 of each needed"
         )
     check_labels(labels, samples)
-    student = _Student(velocity, noise, times, labels, batch_size, solver == "ab2", on_step)
+    student = _Student(velocity, noise, times, labels, batch_size, weights, looks_back, on_step)
 
     choices, errors = [], []
     for k in range(1, max(budgets, default=0) + 1):
@@ -94,10 +98,11 @@ class _Student:
         times: Times,
         labels: Tensor | None,
         batch_size: int,
-        two_step: bool,
+        weights: Weights,
+        looks_back: int,
         on_step: Callable[[int], None] | None,
     ) -> None:
-        self.times, self.on_step = times, on_step
+        self.times, self.weights, self.on_step = times, weights, on_step
         self.batches = []
         for start in range(0, len(noise), batch_size):
             rows = slice(start, min(start + batch_size, len(noise)))
@@ -109,7 +114,7 @@ class _Student:
         self.state = torch.empty_like(self.teacher)
         self.velocity = torch.empty_like(self.teacher[:n])  # at the states
         # For a two-step solver: the velocity of the knot before, and that knot.
-        self.before = torch.empty_like(self.teacher) if two_step else None
+        self.before = torch.empty_like(self.teacher) if looks_back else None
         self.knot_before = [0] * (n + 1)
 
         for rows, of_batch in self.batches:
@@ -166,10 +171,11 @@ class _Student:
             factors = torch.as_tensor(values, dtype=x.dtype, device=x.device)
             return factors.view(-1, *[1] * x.ndim)
 
-        if self.before is None or k == 1:
-            return x + along(h) * v
-        w = h / (2.0 * (self.times[i] - self.times[self.knot_before[i]]))
-        return x + along(h * (1.0 + w)) * v - along(h * w) * self.before[i, rows]
+        lengths, velocities = [h], [v]
+        if self.before is not None and k > 1:
+            lengths.append(self.times[i] - self.times[self.knot_before[i]])
+            velocities.append(self.before[i, rows])
+        return linear_step(x, 1.0, [along(h * w) for w in self.weights(lengths)], velocities)
 
     def _evaluated(self, rows: slice) -> None:
         if self.on_step is not None:

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.ode.solvers import extrapolation_weights
+from boss_core.ode.solver_table import SOLVERS, multistep_weights, weights_of_steps
+from boss_core.ode.solvers import linear_step
 from boss_core.ode.timesteps import Times, validate_steps, validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, evaluate, with_labels
 from boss_core.search.distances import Distance
@@ -24,6 +25,7 @@ from boss_core.search.distances import Distance
 OFFSETS = ((8,), (4,), (2,), (1,))
 
 Indices = tuple[int, ...]
+Step = tuple[float, tuple[float, ...]]  # its length, and the weights of its velocities
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def refine(
     starts: one or more sequences of K + 1 increasing indices, from 0 to n; K the same in all.
     distance: of final states, (C, N, ...), from a reference (`boss_core.search.distances`). Choose
         `endpoint_error` only knowing what it says about itself.
-    solver: ``euler`` or ``ab2``.
+    solver: a linear multistep method (`boss_core.ode.solver_table.MULTISTEP`).
     batch_size: samples in one call of the network. Candidates share calls where their times are
         the same; a call has one time throughout, which some networks need.
     labels: (N,) int64 on the device of the noise, when the velocity is conditional.
@@ -85,8 +87,7 @@ def refine(
     """
     grid = validate_timesteps(timesteps)
     paths = _validate_starts(starts, len(grid) - 1)
-    if solver not in ("euler", "ab2"):
-        raise InputError(f"solver: {solver!r}; euler or ab2, which evaluate once a step, needed")
+    multistep_weights(solver)
     if min(len(noise), batch_size, sweeps) < 1:
         raise InputError(
             f"noise: {len(noise)} samples in batches of {batch_size}, {sweeps} sweeps; at least 1"
@@ -168,6 +169,7 @@ class _Trial:
     ) -> None:
         self.velocity, self.labels, self.batch_size = velocity, labels, batch_size
         self.samples, self.grid, self.solver = len(noise), grid, solver
+        self.looks_back = SOLVERS[solver].looks_back
         self.on_evaluations = on_evaluations
         self.evaluations = 0
 
@@ -180,15 +182,16 @@ class _Trial:
         count = len(paths)
         steps = [self._steps(path) for path in paths]
         x = states[-1].expand(count, *states[-1].shape)
-        v = velocities[-1].expand_as(x)
-        before = velocities[-2].expand_as(x) if k > 1 else None
+        last = velocities[-1 - self.looks_back :]
+        along = [v.expand_as(x) for v in reversed(last)]  # the latest first
         found: list[Tensor] = []
         found_velocities: list[Tensor] = []
         for knot in range(k, len(paths[0])):
-            x = _step(x, v, before, [of_path[knot - 1] for of_path in steps])
+            x = _step(x, along, [of_path[knot - 1] for of_path in steps])
             found.append(x)
             if knot < len(paths[0]) - 1:
-                before, v = v, self.evaluate(x, [path[knot] for path in paths])
+                v = self.evaluate(x, [path[knot] for path in paths])
+                along = [v, *along][: self.looks_back + 1]
                 found_velocities.append(v)
         return found, found_velocities
 
@@ -211,24 +214,16 @@ class _Trial:
         self.evaluations += len(x)
         return found.reshape(x.shape)
 
-    def _steps(self, path: Indices) -> list[tuple[float, float]]:
-        """The size of each step and by how much it extrapolates the velocity."""
-        times = self.grid[list(path)]
-        sizes = np.diff(times)
-        weights = extrapolation_weights(times) if self.solver == "ab2" else np.zeros_like(sizes)
-        return list(zip(sizes.tolist(), weights.tolist(), strict=True))
+    def _steps(self, path: Indices) -> list[Step]:
+        lengths = np.diff(self.grid[list(path)]).tolist()
+        return list(zip(lengths, weights_of_steps(self.solver, lengths), strict=True))
 
 
-def _step(
-    x: Tensor, v: Tensor, before: Tensor | None, steps: Sequence[tuple[float, float]]
-) -> Tensor:
-    """One step of each candidate, (C, N, ...), in the arithmetic of `boss_core.ode.solvers`."""
+def _step(x: Tensor, along: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:
+    """One step of each candidate, (C, N, ...), along velocities, each (C, N, ...)."""
     after = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for c, (h, w) in enumerate(steps):
-        if before is None or w == 0.0:
-            after[c] = x[c] + h * v[c]
-        else:
-            after[c] = x[c] + (h * (1.0 + w)) * v[c] - (h * w) * before[c]
+    for c, (length, weights) in enumerate(steps):
+        after[c] = linear_step(x[c], length, weights, [v[c] for v in along])
     return after
 
 

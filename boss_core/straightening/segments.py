@@ -10,7 +10,8 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.ode.schedule import Schedule
-from boss_core.ode.solvers import euler, extrapolation_weights
+from boss_core.ode.solver_table import MULTISTEP, SOLVERS, weights_of_steps
+from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, sample_noise, with_labels
 from boss_core.straightening.loss import straightening_loss
@@ -67,25 +68,26 @@ def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
     of the teacher's, as weights of the chords of the trajectory. Entry (k, l) is that of the
     chord from knot k - l to the next, 0 where there is none; rows add up to 1.
 
-    For Euler it is the chord itself (L = 1). A step of `ab2` ends on the next knot when
-    chord_k = (1 + w_k) u_k - w_k u_{k-1}, with the `extrapolation_weights` w and velocities u at
-    the knots; solved from the first knot on,
+    For Euler it is the chord itself (L = 1). A step of a linear multistep method with the weights w
+    (`boss_core.ode.solver_table`) ends on the next knot when chord_k = w_0 u_k + w_1 u_{k-1} + ...,
+    with the velocities u at the knots; solved from the first knot on,
 
-        u_0 = chord_0,  u_k = (chord_k + w_k u_{k-1}) / (1 + w_k).
+        u_k = (chord_k - w_1 u_{k-1} - ...) / w_0.
 
     InputError for other solvers.
     """
-    times = validate_timesteps(timesteps)
-    steps = len(times) - 1
-    if solver == "euler":
-        return np.ones((steps, 1))
-    if solver != "ab2":
-        raise InputError(f"schedule: for solver {solver}; euler or ab2 needed to straighten for")
-    weights = np.eye(1, steps).repeat(steps, axis=0)
-    for k, w in enumerate(extrapolation_weights(times)[1:], start=1):
-        weights[k, 1:] = w * weights[k - 1, :-1]
-        weights[k] /= 1.0 + w
-    return weights
+    lengths = np.diff(validate_timesteps(timesteps)).tolist()
+    if solver not in MULTISTEP:
+        raise InputError(
+            f"schedule: for solver {solver}; {' or '.join(MULTISTEP)} needed to straighten for"
+        )
+    found = np.eye(1, len(lengths) if SOLVERS[solver].looks_back else 1)
+    found = found.repeat(len(lengths), axis=0)
+    for k, (now, *before) in enumerate(weights_of_steps(solver, lengths)):
+        for back, weight in enumerate(before, start=1):
+            found[k, back:] -= weight * found[k - back, :-back]
+        found[k] /= now
+    return found
 
 
 def stored_rows(
