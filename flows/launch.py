@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from boss_core.errors import InputError
-from flows.recovery import remove_cut_short
+from flows.recovery import set_aside_cut_short
 from flows.request import check_folder, check_request
 from flows.scm import settle_git
 from flows.server import DEFAULT_URL, answers, prefect_url
@@ -40,7 +40,7 @@ def launch(
 
     What can be refused is refused before a server is started."""
     check_folder(Path())
-    remove_cut_short(Path())
+    set_aside_cut_short(Path())
     settle_git(Path())
     check_request(Path(), overrides, targets, name)
     _prepare_prefect()

@@ -22,7 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from boss_core.errors import InputError
 from flows.artifacts import publish_results
 from flows.config import TIMEOUT, WORKERS, load_params
-from flows.recovery import remove_cut_short
+from flows.recovery import set_aside_cut_short
 from flows.request import check_request
 from flows.resources import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.scm import settle_git
@@ -77,7 +77,7 @@ def pipeline(
     try:
         if workers < 1:
             raise InputError(f"workers: {workers}; at least 1 needed")
-        remove_cut_short(root)
+        set_aside_cut_short(root)
         settle_git(root)
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
@@ -221,7 +221,7 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
                 log=logger.info,
                 timeout=run.timeout,
             )
-    except StageError as error:
+    except (StageError, InputError) as error:
         return Failed(message=str(error))
     except WorkspaceBusyError as error:
         if task_run.run_count > len(DELAYS):
