@@ -23,7 +23,7 @@ from boss_core.errors import InputError
 from flows.artifacts import publish_results
 from flows.config import TIMEOUT, WORKERS, load_params
 from flows.recovery import set_aside_cut_short
-from flows.request import check_request
+from flows.request import check_folder, check_request
 from flows.resources import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.scm import settle_git
 from flows.tracking import PROJECT
@@ -77,6 +77,7 @@ def pipeline(
     try:
         if workers < 1:
             raise InputError(f"workers: {workers}; at least 1 needed")
+        check_folder(root)
         set_aside_cut_short(root)
         settle_git(root)
         check_request(root, overrides or (), targets or (), name)
