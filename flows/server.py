@@ -128,7 +128,7 @@ def _in_use(host: str, port: int) -> bool:
 
 def _serves(pid: Path) -> bool:
     """Whether the process that a file names is a server of Prefect's, and not one that has its
-    number since it ended. (Where the system does not show commands, any process is taken for it.)"""
+    number since it ended. Where the system does not show commands, any process is taken for it."""
     try:
         number = int(pid.read_text())
         if number <= 0:  # of a group, or of all

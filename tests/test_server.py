@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_HOME, temporary_settings
 
 from boss_core.errors import InputError
 from flows import server
@@ -24,13 +26,16 @@ def test_a_number_that_is_another_process_is_stale(
     with subprocess.Popen(command) as process:
         try:
             pid.write_text(f"{process.pid}\n")
+            command_line = Path(f"/proc/{process.pid}/cmdline")
+            while not command_line.read_bytes():  # the system is a moment behind
+                time.sleep(0.01)
             assert server._serves(pid) is serves
-            monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
             monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
             # A server that ends at once: what is looked at is what comes before it.
             monkeypatch.setattr(server.sys, "executable", "/bin/false")
             says = "another server that" if serves else "server.log: Prefect's server did not come"
-            with pytest.raises(InputError, match=says):
+            home = temporary_settings({PREFECT_HOME: tmp_path})
+            with home, pytest.raises(InputError, match=says):
                 server.start()
             assert pid.exists() is serves
             assert process.poll() is None
