@@ -48,14 +48,14 @@ def test_a_lock_cut_anywhere_is_taken_as_dvc_takes_it_or_moved_away(
     monkeypatch.setattr(dvc_lock, "_TRIES", 1)
     monkeypatch.setattr(recovery, "PATIENCE", 0.0)
     whole = (finished.folder / "dvc.lock").read_bytes()
-    # Two stages of it, the second with two-byte signs to cut through; every third length, for the
+    # Two stages of it, the second with two-byte signs to cut through; every fifth length, for the
     # time it takes.
     start = whole.index(b"\n  prepare:")
     end = start + whole[start:].index(b"\n    outs:") + 300
     content = whole[:end].replace(b"flows.stages.prepare", "flows.stages.prépare".encode())
     lock, aside = tmp_path / "dvc.lock", tmp_path / "dvc.lock.cut-short"
     taken = 0
-    for size in range(0, len(content), 3):
+    for size in range(0, len(content), 5):
         lock.write_bytes(content[:size])
         try:
             dvc, _ = load_as_dvc(str(lock), Lockfile.SCHEMA)
@@ -77,7 +77,7 @@ def test_a_lock_cut_anywhere_is_taken_as_dvc_takes_it_or_moved_away(
             verify(tmp_path, remove=True)
         restore(tmp_path)  # has nothing to go by, and ends
         assert lock.read_bytes() == content[:size]
-    assert 20 < taken < len(content) / 3 - 20
+    assert 20 < taken < len(content) / 5 - 20
 
 
 def test_a_conflict_of_git_is_nobodys_to_remove(finished: Project, tmp_path: Path) -> None:
