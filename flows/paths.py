@@ -50,12 +50,5 @@ def training(label: str) -> Path:
     return Path("build/training") / label
 
 
-# What there is of each budget, outputs of stages and what these took.
-OF_BUDGET: tuple[Callable[[str], Path], ...] = (
-    student,
-    curves,
-    metrics,
-    samples,
-    lambda budget: usage(f"finetune-{budget}"),
-    lambda budget: usage(f"evaluate-{budget}"),
-)
+# The outputs of stages that there are of each budget.
+OF_BUDGET: tuple[Callable[[str], Path], ...] = (student, curves, metrics, samples)

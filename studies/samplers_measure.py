@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from boss_core.ode.solver_table import steps_of
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from boss_core.checkpoints.folder import Network
 from boss_core.costs.heun import HeunCosts, estimate_heun_costs
 from boss_core.costs.matrix import CostMatrix, estimate_cost_matrix
 from boss_core.ode.schedule import Schedule
-from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import SOLVERS, rk45
 from boss_core.ode.timesteps import nearest_indices, uniform, union
 from boss_core.ode.velocity import Velocity, sample_labels

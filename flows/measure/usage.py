@@ -50,7 +50,12 @@ def read_usage(stage: str, folder: Path = Path()) -> dict[str, Json]:
         found, expected = read_json(path), sha256(result)
     except InputError:  # cut short by a kill: it is no output, and nothing hangs on it
         return {}
-    return {name: record for name, record in found.items() if record["result"] == expected}
+    return {
+        name: record
+        for name, record in found.items()
+        if isinstance(record, dict) and record.get("result") == expected
+        if {"seconds", "peak_memory_bytes"} <= record.keys()
+    }
 
 
 def amounts(record: Json, grid_intensity: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ from flows.orchestration.request import check_folder, check_request
 from flows.orchestration.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
 from flows.workspace.dvc_runner import dvc_environment, stages_running
-from flows.workspace.recovery import remove_cut_short
+from flows.workspace.recovery import set_aside_cut_short
 from flows.workspace.scm import settle_git
 
 DEFAULT_POOL = "local"  # made when it is not there; any other may be a typing error
@@ -40,7 +40,7 @@ def launch(
 
     What can be refused is refused before a server is started."""
     check_folder(Path())
-    remove_cut_short(Path())
+    set_aside_cut_short(Path())
     settle_git(Path())
     check_request(Path(), overrides, targets, name)
     _prepare_prefect()

@@ -23,7 +23,7 @@ from boss_core.errors import InputError
 from flows.config import TIMEOUT, WORKERS, load_params
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.orchestration.prefect_artifacts import publish_results
-from flows.orchestration.request import check_request
+from flows.orchestration.request import check_folder, check_request
 from flows.tracking.runs import PROJECT
 from flows.workspace.dvc_runner import (
     Outcome,
@@ -37,7 +37,7 @@ from flows.workspace.dvc_runner import (
     read_stages,
     restore,
 )
-from flows.workspace.recovery import remove_cut_short
+from flows.workspace.recovery import set_aside_cut_short
 from flows.workspace.scm import settle_git
 
 DELAYS = [2.0, 5.0, 10.0, 20.0, 40.0]  # seconds until the next try of a stage in a busy workspace
@@ -77,7 +77,8 @@ def pipeline(
     try:
         if workers < 1:
             raise InputError(f"workers: {workers}; at least 1 needed")
-        remove_cut_short(root)
+        check_folder(root)
+        set_aside_cut_short(root)
         settle_git(root)
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
@@ -221,7 +222,7 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
                 log=logger.info,
                 timeout=run.timeout,
             )
-    except StageError as error:
+    except (StageError, InputError) as error:
         return Failed(message=str(error))
     except WorkspaceBusyError as error:
         if task_run.run_count > len(DELAYS):

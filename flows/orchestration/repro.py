@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from flows import paths
@@ -10,7 +11,7 @@ from flows.orchestration.request import check_folder
 from flows.stages.check import check
 from flows.workspace.dvc_runner import dvc_command, dvc_environment, restore
 from flows.workspace.integrity import absent, not_stored, unstored
-from flows.workspace.recovery import remove_cut_short
+from flows.workspace.recovery import set_aside_cut_short
 from flows.workspace.scm import settle_git
 
 
@@ -18,14 +19,14 @@ def repro() -> int:
     """Bring every output up to date; the exit code: 0, or 2 when a stage failed."""
     check_folder(Path())
     check(load_params())
-    remove_cut_short(Path())
+    set_aside_cut_short(Path())
     settle_git(Path())
-    before = absent(Path())
+    before, since = absent(Path()), time.time()
     try:
         code = subprocess.run(dvc_command("repro"), env=dvc_environment()).returncode
     except KeyboardInterrupt:
         code = 130
-    left = unstored(Path(), before=None if code else before)
+    left = unstored(Path(), before=None if code else before, since=since)
     if code:
         restore(Path())
         print(

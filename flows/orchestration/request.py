@@ -17,11 +17,11 @@ from flows.workspace.dvc_runner import check_experiment, override, read_stages
 def check_request(
     root: Path, overrides: Sequence[str], targets: Sequence[str], name: str | None
 ) -> None:
-    """InputError when the folder ``root`` cannot be run like this.
+    """InputError when the folder ``root``, which can be written to (`check_folder`), cannot be run
+    like this.
 
     With overrides, targets are left to the copy that is run: which budgets there are, its
     parameters say."""
-    check_folder(root)
     if overrides:
         check_overrides(root, overrides)
         check_experiment(root, name)

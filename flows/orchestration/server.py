@@ -71,11 +71,12 @@ def start() -> str:
     home = Path(get_current_settings().home)
     home.mkdir(parents=True, exist_ok=True)
     pid, log = home / "server.pid", home / "server.log"
-    if _alive(pid):
+    if _serves(pid):
         raise InputError(
             f"{pid}: another server that was started in the background is running;"
             " `prefect server stop` ends it"
         )
+    pid.unlink(missing_ok=True)  # of one that ended; `prefect server stop` would end a stranger
     # The pages ask the API where it really is, on whatever port.
     own = {"PREFECT_API_URL": url, "PREFECT_UI_API_URL": url}
     with open(log, "wb") as out:
@@ -125,10 +126,18 @@ def _in_use(host: str, port: int) -> bool:
     return False
 
 
-def _alive(pid: Path) -> bool:
-    """Whether the process that a file names is running."""
+def _serves(pid: Path) -> bool:
+    """Whether the process that a file names is a server of Prefect's, and not one that has its
+    number since it ended. Where the system does not show commands, any process is taken for it."""
     try:
-        os.kill(int(pid.read_text()), 0)
-    except (OSError, ValueError):
+        number = int(pid.read_text())
+        if number <= 0:  # of a group, or of all
+            return False
+        os.kill(number, 0)
+    except (OSError, ValueError, OverflowError):
         return False
-    return True
+    try:
+        command = Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return not Path("/proc/self/cmdline").exists()
+    return b"prefect" in command and b"server" in command

@@ -69,7 +69,8 @@ def remove_others(budgets: Collection[int]) -> None:
     ``budgets`` or ``dvc exp apply``: beside results of other parameters it would be taken for
     one of them, and this stage, which depends on whole folders, would depend on the past.
 
-    DVC's cache still has it, and puts it back when the budget comes back."""
+    DVC's cache still has it, and puts it back when the budget comes back. What its stages took is
+    in no cache, and stays: see `flows.measure.usage`."""
     gone = set()
     for of_budget in paths.OF_BUDGET:
         pattern = of_budget("*")

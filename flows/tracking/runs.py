@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,13 @@ import pandas as pd
 from filelock import FileLock
 
 from boss_core.errors import InputError
+from boss_core.ode.schedule import Schedule
 from flows import paths
 from flows.config import Params
 from flows.measure.usage import amounts, read_usage
 from flows.records.json_files import Json, read_json
 from flows.records.variants import read_schedules, recorded
+from flows.strict_yaml import shown
 from flows.telemetry import TELEMETRY_OFF
 from flows.tracking.database import artifacts, follow, make_database
 from flows.tracking.links import note_link, record_hash, without_password
@@ -38,6 +41,7 @@ PIPELINE_TAG = "boss.pipeline"
 PARENT_TAG = "mlflow.parentRunId"
 # A variable of the stages that the flow runs: the user's folder, where theirs is a copy of it.
 PROJECT = "BOSS_PROJECT"
+_IN_RECORD = ("nfe", "samples", "teacher_hash", "extractor_hash", "extractor", "student_hash")
 NOT_LOGGED = {"tracking"}  # where the log is; its address may hold a password
 
 
@@ -52,11 +56,13 @@ def tracking_uri(params: Params, root: Path | None = None) -> str:
 def track_budget(params: Params, budget: int) -> str:
     """Project the record of one budget; says in a few words what was done.
 
-    Raises InputError when MLflow cannot be reached or refuses: the record is kept all the same.
+    Raises InputError when the record is not whole, and when MLflow cannot be reached or refuses:
+    the record is kept all the same.
     """
     uri = tracking_uri(params)
+    record = _read_record(budget)  # before, so that MLflow is not blamed for it
     try:
-        return _project(uri, params, budget)
+        return _project(uri, params, record)
     except InputError:
         raise
     # Stores of MLflow and drivers of databases raise what they like, down to ImportError.
@@ -67,6 +73,66 @@ def track_budget(params: Params, budget: int) -> str:
         if database := _sqlite_file(uri):
             message += f" (into a new database, if {database} is moved away)"
         raise InputError(message) from error
+
+
+@dataclass(frozen=True)
+class _Record:
+    """All that is shown of one budget.
+
+    source: of the data, which names the experiment. digest: see `record_hash`. metrics: what is in
+    ``metrics/K.json``. schedules: by their names. curves: the training's, (step, its values)."""
+
+    budget: int
+    source: str
+    digest: str
+    metrics: Json
+    schedules: dict[str, Schedule]
+    curves: list[tuple[int, dict[str, float]]]
+
+
+def _read_record(budget: int) -> _Record:
+    """InputError with the file that is not there, or that has not in it what its stage writes."""
+    path, mend = paths.metrics(budget), "remove it, and `dvc repro` brings it back"
+    metrics = read_json(path)
+    variants = recorded(metrics)
+    lacks = [key for key in _IN_RECORD if key not in metrics] + ["a method"] * (not variants)
+    if lacks:
+        raise InputError(f"{path}: without {', '.join(lacks)}; {mend}")
+    if metrics["nfe"] != budget:
+        raise InputError(f"{path}: nfe: {shown(metrics['nfe'])}; {budget} needed; {mend}")
+    if not isinstance(metrics["student_hash"], dict):
+        raise InputError(f"{path}: student_hash: a JSON object needed; {mend}")
+    for name in variants:
+        of_name = metrics[name]
+        if not isinstance(of_name, dict) or not all(map(_is_number, of_name.values())):
+            raise InputError(f"{path}: {name}: {shown(of_name)}; numbers by name needed; {mend}")
+    if not _is_number(metrics["samples"]):
+        raise InputError(f"{path}: samples: {shown(metrics['samples'])}; a number needed; {mend}")
+
+    card = paths.DATA / "card.json"
+    source = read_json(card).get("source")
+    if not isinstance(source, str):
+        raise InputError(f"{card}: source: {shown(source)}; a name needed; {mend}")
+    schedules = read_schedules().get(budget, {})
+    for variant in variants.values():
+        if variant.schedule not in schedules:
+            raise InputError(f"{paths.SCHEDULES}: no {variant.schedule} of budget {budget}; {mend}")
+    try:
+        rows = pd.read_csv(paths.curves(budget)).to_dict("records")
+        curves = [
+            (int(row.pop("step")), {str(k): float(v) for k, v in row.items()}) for row in rows
+        ]
+    except FileNotFoundError as error:
+        raise InputError(f"{paths.curves(budget)}: no such file; `dvc repro` makes it") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{paths.curves(budget)}: no training's curve; {mend}") from error
+    if not paths.samples(budget).is_dir():
+        raise InputError(f"{paths.samples(budget)}: no such folder; `dvc repro` makes it")
+    return _Record(budget, source, record_hash(budget), metrics, schedules, curves)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def prepare_database(uri: str) -> None:
@@ -115,7 +181,8 @@ def _try_to_connect(uri: str) -> None:
             engine.dispose()
 
 
-def _project(uri: str, params: Params, budget: int) -> str:
+def _project(uri: str, params: Params, record: _Record) -> str:
+    budget, digest = record.budget, record.digest
     database = _sqlite_file(uri)
     # One writer at a time: several on a fresh database crash in its migration, and two budgets
     # that end together would each make the parent.
@@ -124,19 +191,17 @@ def _project(uri: str, params: Params, budget: int) -> str:
         if database is None:
             _try_to_connect(uri)
         client = _client(uri)
-        record = read_json(paths.metrics(budget))
-        experiment = _experiment(client, str(read_json(paths.DATA / "card.json")["source"]), uri)
-        digest = record_hash(budget)
+        experiment = _experiment(client, record.source, uri)
         known = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1)
         if known:
             note_link(uri, digest, experiment, known[0].info.run_id)
             return f"K={budget}: in MLflow"
-        parent = _parent(client, experiment, params, record, budget)
+        parent = _parent(client, experiment, params, record.metrics, budget)
         run = client.create_run(
             experiment, run_name=f"K={budget}", tags={PARENT_TAG: parent}
         ).info.run_id
         _log(client, run, params, record)
-        _log_to_parent(client, parent, record)
+        _log_to_parent(client, parent, record.metrics)
         client.set_terminated(run)
         client.set_terminated(parent)
         # Last, so that a run that was cut short is not taken for the whole of its record.
@@ -165,11 +230,10 @@ def _log_to_parent(client: "MlflowClient", parent: str, record: Json) -> None:
         client.log_batch(parent, metrics=metrics)
 
 
-def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None:
+def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    budget = int(record["nfe"])
-    found = read_schedules()[budget]
+    budget, record, found = of_budget.budget, of_budget.metrics, of_budget.schedules
     schedules = {k: v.model_dump(mode="json") for k, v in found.items()}
     variants = recorded(record)
     now = int(1000 * time.time())
@@ -181,9 +245,8 @@ def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None
         for part, taken in _parts(budget).items()
         for key, found in amounts(taken, intensity).items()
     ]
-    for row in pd.read_csv(paths.curves(budget)).to_dict("records"):
-        step = int(row.pop("step"))
-        metrics += [Metric(f"training/{k}", float(v), now, step) for k, v in row.items()]
+    for step, values in of_budget.curves:
+        metrics += [Metric(f"training/{k}", v, now, step) for k, v in values.items()]
     for start in range(0, len(metrics), 1000):  # the most that one call takes
         client.log_batch(run, metrics=metrics[start : start + 1000])
     tags = {
@@ -194,11 +257,11 @@ def _log(client: "MlflowClient", run: str, params: Params, record: Json) -> None
     }
     if "chosen" in found:
         tags["chosen.objective"] = found["chosen"].objective
-    values = {"nfe": budget, **_flatten(params.model_dump(mode="json", exclude=NOT_LOGGED))}
-    values["tracking.grid_intensity"] = intensity
+    settings = {"nfe": budget, **_flatten(params.model_dump(mode="json", exclude=NOT_LOGGED))}
+    settings["tracking.grid_intensity"] = intensity
     client.log_batch(
         run,
-        params=[Param(k, str(v)) for k, v in values.items()],
+        params=[Param(k, str(v)) for k, v in settings.items()],
         tags=[RunTag(k, v) for k, v in tags.items()],
     )
     client.log_dict(run, schedules, "schedules.json")

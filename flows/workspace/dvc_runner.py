@@ -11,12 +11,12 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
 from boss_core.errors import InputError
@@ -24,8 +24,9 @@ from boss_core.files import write_bytes
 from flows.config import known_parameters
 from flows.strict_yaml import shown
 from flows.telemetry import TELEMETRY_OFF
+from flows.workspace.dvc_lock import LOCK, locked_stages, read_lock
 from flows.workspace.guard import guarded
-from flows.workspace.integrity import absent, not_stored, unstored
+from flows.workspace.integrity import COPIES, absent, not_stored, unstored
 from flows.workspace.scm import require_commit
 
 # What DVC advises after each stage, which is only true at the end of all.
@@ -34,7 +35,6 @@ _HINTS = (
     "To enable auto", "\tgit add", "\tdvc config",
 )  # fmt: skip
 RUN_LOCK = Path(".dvc/tmp/boss-run.lock")
-COPIES = Path(".dvc/tmp/boss-copies")
 # Of an experiment: it names a folder and a git reference.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -173,7 +173,7 @@ class Runner:
         """
         command = guarded(dvc_command("--wait-for-lock", "repro", "--single-item", stage))
         outcome, last, error, busy = Outcome.CACHED, "", "", ""
-        before = absent(self.root, stage)
+        before, since = absent(self.root, stage), time.time()
         with subprocess.Popen(
             command,
             cwd=self.root,
@@ -221,7 +221,7 @@ class Runner:
         if overdue.is_set():
             raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
         if code == 0:
-            if left := unstored(self.root, stage, before=before):
+            if left := unstored(self.root, stage, before=before, since=since):
                 raise StageError(f"{stage}: {not_stored(self.root, left)}")
             return outcome
         if busy and outcome == Outcome.CACHED:
@@ -247,10 +247,11 @@ def _end(child: "subprocess.Popen[str]") -> None:
 def restore(root: Path) -> None:
     """Bring back what a failed stage took away: DVC removes outputs before a stage runs; the
     recorded ones are in its cache."""
-    lock = root / "dvc.lock"
-    if not lock.exists():
+    try:
+        stages = locked_stages(root)
+    except InputError:  # nothing to go by; the run has failed, and the next one says so
         return
-    for stage in yaml.safe_load(lock.read_text()).get("stages", {}).values():
+    for stage in stages.values():
         recorded = [out["path"] for out in stage.get("outs", [])]
         if not all((root / path).exists() for path in recorded):
             dvc(root, "checkout", "--quiet", "--force", *recorded, check=False)
@@ -353,12 +354,15 @@ def _remove_abandoned(copies: Path) -> None:
 
 def _forget(folder: Path, stages: set[str]) -> None:
     """Take stages out of dvc.lock: their results are of other parameters."""
-    path = folder / "dvc.lock"
+    from dvc.utils.serialize import dumps_yaml  # the same YAML that it reads
+
+    path = folder / LOCK
     if not path.exists():
         return
-    content = yaml.safe_load(path.read_text())
-    kept = {name: entry for name, entry in content["stages"].items() if name not in stages}
-    write_bytes(path, yaml.safe_dump(content | {"stages": kept}, sort_keys=False).encode())
+    content = read_lock(path.read_bytes(), path)
+    found = content.get("stages", {})
+    kept = {name: entry for name, entry in found.items() if name not in stages}
+    write_bytes(path, dumps_yaml({**content, "stages": kept}).encode())
 
 
 def override(params: Path, overrides: Sequence[str]) -> None:

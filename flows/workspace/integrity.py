@@ -3,12 +3,11 @@
 DVC records a hash of each, and afterwards goes by size, time and mode: a bit that flips on a disk
 would be restored and read without a word."""
 
-import configparser
 import hashlib
 import json
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -18,8 +17,11 @@ import yaml
 
 from boss_core.errors import InputError
 from flows.progress import progress
+from flows.workspace.dvc_lock import LOCK, CutShortError, locked_stages
 
-LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+PIPELINE = Path("dvc.yaml")
+# Where the copies of a project are that runs with changed parameters have.
+COPIES = Path(".dvc/tmp/boss-copies")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def check_inputs() -> None:
     read = _dependencies(stage)
     try:
         files = list(recorded(Path()))
-    except (yaml.YAMLError, KeyError, TypeError):  # nothing to go by; DVC says so
+    except CutShortError:  # nothing to go by; DVC says so
         return
     for found in files:
         if not any(found.path.is_relative_to(dep) for dep in read):
@@ -70,16 +72,20 @@ def absent(root: Path, stage: str | None = None) -> list[Recorded]:
 
 
 def unstored(
-    root: Path, stage: str | None = None, *, before: Collection[Recorded] | None = ()
+    root: Path,
+    stage: str | None = None,
+    *,
+    before: Collection[Recorded] | None = (),
+    since: float = 0.0,
 ) -> dict[str, list[Path]]:
     """The outputs that DVC could not write into its cache, by the stages that made them, or of one
     stage: it says so, goes on, and ends as if all were well.
 
     before: those that were `absent` before the run; None for all, of a run that failed. Of these
-    only what DVC began to store counts."""
+    only what DVC began to store counts, and that since the time ``since``, the run's start."""
     found: dict[str, list[Path]] = {}
     for entry in absent(root, stage):
-        if (before is None or entry in before) and not _given_up(root, entry):
+        if (before is None or entry in before) and not _given_up(root, entry, since):
             continue
         found.setdefault(entry.stage, []).append(entry.path)
     return found
@@ -91,24 +97,44 @@ def not_stored(root: Path, left: Mapping[str, list[Path]]) -> str:
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
     what = ", ".join(str(path) for paths in left.values() for path in paths)
     free = _readable(disk_usage(there).free)
+    keep = f", `dvc commit --force {' '.join(left)}` keeps what was made, then run again"
+    if _is_copy(root):  # is removed, and typed elsewhere it would record what others made
+        keep = " and run again"
     return (
-        f"{cache}: DVC could not store {what} in its cache ({free} free"
-        f" on its disk); free some, `dvc commit --force {' '.join(left)}` keeps what was made, then"
-        " run again"
+        f"{cache}: DVC could not store {what} in its cache ({free} free on its disk); free some"
+        f"{keep}"
     )
 
 
-def _given_up(root: Path, entry: Recorded) -> bool:
+def _is_copy(root: Path) -> bool:
+    """Whether a folder is the copy that a run with changed parameters has."""
+    return root.resolve().parent.parts[-len(COPIES.parts) :] == COPIES.parts
+
+
+def _given_up(root: Path, entry: Recorded, since: float = 0.0) -> bool:
     """Whether DVC began to store an output and did not come to its end: what it had written lies
-    beside where it belongs. Without that it was not asked to, as by ``dvc repro --no-commit``."""
+    beside where it belongs. Without that it was not asked to, as by ``dvc repro --no-commit``.
+
+    What was written before the output, or before ``since``, is of another run, which was killed."""
     path, cache = root / entry.path, cache_folder(root)
+    newest = since
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
+            made = max(since, file.stat().st_mtime)
+            newest = max(newest, made)
             with open(file, "rb") as content:
                 cached = _cached(cache, hashlib.file_digest(content, _md5).hexdigest())
-            if not cached.exists() and any(cached.parent.glob(".*.tmp")):
+            if not cached.exists() and _begun(cached.parent, made):
                 return True
-    return any(entry.cached.parent.glob(".*.tmp"))
+    return _begun(entry.cached.parent, newest)
+
+
+def _begun(folder: Path, since: float) -> bool:
+    for left in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # DVC is at work
+            if left.stat().st_mtime >= since:
+                return True
+    return False
 
 
 def _readable(size: float) -> str:
@@ -127,17 +153,13 @@ def verify(root: Path, *, remove: bool) -> int:
             f"{LOCK}: not there, so that no outputs are known; the folder of a project that has"
             " run needed"
         )
-    try:
-        outputs = list(recorded(root))
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{LOCK}: cut short or altered, so that no outputs are known; `boss repro` mends it"
-        ) from error
+    outputs = list(recorded(root))
     files = [
         (found, path)
         for found in outputs
         for path in dict.fromkeys((root / found.path, found.cached))
     ]
+    unseen = _not_looked_at(root, outputs)
     bad = set()
     with progress("verify", len(files), "files") as advance:
         for found, path in files:
@@ -150,17 +172,37 @@ def verify(root: Path, *, remove: bool) -> int:
     if remove:
         for path in bad:
             path.unlink()
+    for line in unseen:
+        print(line)
     count = len({path for _, path in files if path.exists() or path in bad})
-    print(f"{count:,} files, {len(bad)} altered{' and removed' if remove and bad else ''}")
+    lacks = f", {len(unseen)} outputs that could not be looked at" if unseen else ""
+    print(f"{count:,} files, {len(bad)} altered{' and removed' if remove and bad else ''}{lacks}")
     if bad and not remove:
         print("`boss verify --remove` takes them away; the next run makes them anew")
     return len(bad)
 
 
+def _not_looked_at(root: Path, outputs: Collection[Recorded]) -> list[str]:
+    """A line for each output of which nothing, or not the files of its folder, can be known."""
+    found = []
+    for entry in outputs:
+        folder, there = root / entry.path, entry.cached.exists()
+        if entry.cached.suffix == ".dir" and (not there or altered(entry.cached, entry.md5)):
+            inside = sum(file.is_file() for file in folder.rglob("*"))
+            how = "altered" if there else "not there"
+            found.append(
+                f"{entry.path}: its list of files in DVC's cache is {how}; {inside:,} files in this"
+                " folder could not be looked at"
+            )
+        elif not there and not folder.exists():
+            found.append(f"{entry.path}: neither in this folder nor in DVC's cache")
+    return found
+
+
 def recorded(root: Path) -> Iterator[Recorded]:
     """Every file of every output that dvc.lock names."""
     cache = cache_folder(root)
-    for stage, entry in _locked(root).items():
+    for stage, entry in locked_stages(root).items():
         for out in entry.get("outs", []):
             path, md5 = Path(out["path"]), out["md5"]
             if not md5.endswith(".dir"):
@@ -173,24 +215,6 @@ def recorded(root: Path) -> Iterator[Recorded]:
                     inside = path / file["relpath"]
                     yield Recorded(stage, inside, file["md5"], _cached(cache, file["md5"]))
             yield Recorded(stage, path, md5.removesuffix(".dir"), listing)
-
-
-def _locked(root: Path) -> Mapping[str, Any]:
-    """The stages of dvc.lock. A stage that ends beside this reader writes it in one go, but in
-    place: what is cut short is looked at again, and raises (as YAML does, KeyError or TypeError)
-    where it stays so."""
-    for tries in range(9, -1, -1):
-        try:
-            text = (root / LOCK).read_text()
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            return yaml.load(text, Loader=loader)["stages"]
-        except FileNotFoundError:
-            return {}
-        except (yaml.YAMLError, KeyError, TypeError):
-            if not tries:
-                raise
-            time.sleep(0.1)
-    raise AssertionError
 
 
 def altered(path: Path, md5: str) -> bool:
@@ -207,14 +231,19 @@ def _md5() -> Any:
 
 
 def cache_folder(root: Path) -> Path:
-    """DVC's cache, of a copy of a project too, which shares that of the project."""
-    folder = root / ".dvc" / "cache"
-    for name in ("config", "config.local"):
-        config = configparser.ConfigParser()
-        config.read(root / ".dvc" / name)
-        if config.has_option("cache", "dir"):
-            folder = root / ".dvc" / config.get("cache", "dir")
-    return folder
+    """DVC's cache, as all of DVC's settings have it, those of the user and of the machine too; of a
+    copy of a project that of the project. InputError where they cannot be read."""
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+
+    try:
+        config = Config(str(root / ".dvc"))
+    except DvcException as error:
+        raise InputError(f"DVC's settings: {' '.join(str(error).split())}") from error
+    cache = config["cache"]
+    if remote := cache.get("local"):  # an older way to name it, before the other for DVC
+        return Path(config["remote"].get(remote, {}).get("url", root / ".dvc" / "cache"))
+    return Path(cache.get("dir", root / ".dvc" / "cache"))
 
 
 def _cached(cache: Path, md5: str) -> Path:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from boss_core.ode.solver_table import steps_of
 from sklearn.datasets import load_digits
 
 from boss_core.checkpoints.folder import load_checkpoint, save_checkpoint
@@ -17,7 +18,6 @@ from boss_core.evaluation.frechet import Extractor, evaluate_images, feature_fun
 from boss_core.evaluation.sampling import sample_images
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.unet import UNet, UNetConfig
-from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
 from boss_core.ode.velocity import sample_noise

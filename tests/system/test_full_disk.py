@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from flows.errors import reported
-from flows.workspace.integrity import absent, recorded, unstored
+from flows.workspace.integrity import COPIES, absent, not_stored, recorded, unstored
 from tests.helpers.disks import OWN_MOUNTS, small_disk
 from tests.helpers.project import Project
 
@@ -66,12 +66,31 @@ def test_what_is_not_in_the_cache(finished: Project, tmp_path: Path) -> None:
     assert unstored(project.folder, before=None) == {}
     (report.cached.parent / ".x.tmp").touch()  # as DVC leaves it where it could not
     assert unstored(project.folder, before=None) == {"report": [report.path]}
+    # What was begun before this run, or before the output was made, a kill has left.
+    left = report.cached.parent / ".x.tmp"
+    begun = left.stat().st_mtime
+    assert unstored(project.folder, before=None, since=begun + 1) == {}
+    assert unstored(project.folder, before=None, since=begun) == {"report": [report.path]}
+    os.utime(left, (begun, (project.folder / report.path).stat().st_mtime - 1))
+    assert unstored(project.folder, before=None) == {}
     # A cache that was cleared is no disk that was full.
     (report.cached.parent / ".x.tmp").unlink()
     assert unstored(project.folder, before=absent(project.folder)) == {}
     # Recorded, but of a budget that is gone.
     (project.folder / report.path).unlink()
     assert unstored(project.folder, before=()) == {}
+
+
+def test_a_copy_has_nothing_to_commit(tmp_path: Path) -> None:
+    copy = tmp_path / COPIES / "lr=1"
+    copy.mkdir(parents=True)
+    left = {"prepare": [Path("data")]}
+    assert not_stored(tmp_path, left).endswith(
+        "free some, `dvc commit --force prepare` keeps what was made, then run again"
+    )
+    said = not_stored(copy, left)
+    assert said.endswith("free some and run again")
+    assert "commit" not in said
 
 
 def test_notes_that_cannot_be_written_are_a_line(finished: Project, tmp_path: Path) -> None:

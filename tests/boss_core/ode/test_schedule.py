@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from boss_core.ode.solver_table import steps_of
 
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
 from boss_core.interop.export import to_comfyui, to_diffusers
 from boss_core.ode.schedule import Schedule, from_sigmas
-from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import euler
 from boss_core.search.choose import roll_out
 from boss_core.straightening.segments import chord_weights, knot_states

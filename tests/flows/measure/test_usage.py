@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from boss_core.files import sha256
 from boss_core.training import distributed as processes
+from flows import paths
 from flows.measure.energy import COUNTER
 from flows.measure.usage import read_usage, stages
+from flows.records.json_files import write_json
+from flows.stages.report import remove_others
 from tests.helpers.project import Project
 from tests.helpers.records import STUDENTS, VARIANTS
 
@@ -155,3 +159,27 @@ def test_energy_is_summed_over_processes(tmp_path: Path) -> None:
         both, one = json.loads((tmp_path / f"{rank}.json").read_text())
         assert both == pytest.approx(1.2)
         assert one != one
+
+
+def test_the_records_of_other_budgets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cache has them: taken away with the outputs of their budget, they would not come back."""
+    monkeypatch.chdir(tmp_path)
+    outputs = [paths.metrics(3), paths.curves(3), paths.samples(3) / "boss.png"]
+    records = [paths.usage("evaluate-3"), paths.usage("finetune-3")]
+    for path in (*outputs, *records, paths.metrics(1)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    remove_others([1])
+    assert not any(path.exists() for path in outputs)
+    assert all(path.exists() for path in (*records, paths.metrics(1)))
+
+
+def test_a_record_without_its_numbers_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(paths.metrics(3), {"nfe": 3})
+    whole = {"seconds": 1.0, "peak_memory_bytes": 2, "result": sha256(paths.metrics(3))}
+    lacks = {"result": whole["result"]}
+    write_json(paths.usage("evaluate-3"), {"a": whole, "b": lacks, "c": 1, "d": {}})
+    assert read_usage("evaluate-3") == {"a": whole}

@@ -18,8 +18,9 @@ import pytest
 
 from boss_core.errors import InputError
 from flows.config import load_params
+from flows.tracking.database import follow, make_database
 from flows.tracking.links import read_links, without_password
-from flows.tracking.runs import track_budget, tracking_uri
+from flows.tracking.runs import prepare_database, track_budget, tracking_uri
 from tests.helpers.project import Project, running_in
 from tests.helpers.records import VARIANTS
 from tests.helpers.servers import free_port, mlflow_server, wait_for
@@ -226,6 +227,77 @@ def test_a_budget_whose_record_is_not_whole_is_passed_over(
     ]
     schedules.unlink()
     assert read_links(uri, [1, 3], project.folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("metrics/3.json", {}, "without nfe, samples, teacher_hash, extractor_hash, extractor"),
+        ("metrics/3.json", {"nfe": 4}, "nfe: 4; 3 needed"),
+        ("metrics/3.json", {"boss": {"fid": "low"}}, "boss: {'fid': 'low'}; numbers by name"),
+        ("data/card.json", {}, "source: None; a name needed"),
+        ("results/schedules.json", {"3": {}}, "no uniform of budget 3"),
+        ("results/curves/3.csv", "", "no training's curve"),
+        ("results/curves/3.csv", "a,b\n1,2\n", "no training's curve"),
+    ],
+)
+def test_mlflow_is_not_blamed_for_a_record_that_is_not_whole(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Any,
+    says: str,
+) -> None:  # fmt: skip
+    project = finished.copy(tmp_path / "project")
+    monkeypatch.chdir(project.folder)
+    path = Path(name)
+    text = change if isinstance(change, str) else ""
+    if isinstance(change, dict):
+        text = json.dumps(json.loads(path.read_text()) | change if change else {})
+    path.unlink()
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        track_budget(load_params(), 3)
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f"{name}: {says}")
+    assert "MLflow" not in line
+
+
+def test_a_file_that_is_no_database(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    database = project.folder / "mlflow.db"
+    database.write_bytes(b"no database " * 100)
+    done = project.run("boss", "ui", code=2)
+    (error,) = done.stderr.splitlines()
+    assert error.startswith(f"error: {database}: no database of MLflow's that works (file is not a")
+    assert error.endswith("move it away, and a new one is made")
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other, other:
+        other.execute("CREATE TABLE mine (a)")
+    (tmp_path / "other.db").replace(database)
+    with pytest.raises(InputError, match="no such table: experiments"):
+        follow(database)
+    # An empty file, as a kill leaves it, is none.
+    database.write_bytes(b"")
+    prepare_database(f"sqlite:///{database}")
+    with closing(sqlite3.connect(database)) as made:
+        assert made.execute("SELECT name FROM experiments").fetchall() == [("Default",)]
+
+
+def test_only_artifacts_that_were_left_behind_are_followed(tmp_path: Path) -> None:
+    """Of an old folder that is gone, of one copied from, and of a store that others use."""
+    database = tmp_path / "new é" / "mlflow.db"
+    make_database(database)
+    copied, shared = tmp_path / "copied é" / "mlruns", tmp_path / "shared" / "mlruns"
+    for folder in (copied, shared):
+        folder.mkdir(parents=True)
+    (copied.parent / "mlflow.db").touch()
+    addresses = [f.as_uri() for f in (tmp_path / "moved" / "mlruns", copied, shared)]
+    client = mlflow.MlflowClient(f"sqlite:///{database}")
+    made = [client.create_experiment(str(n), address) for n, address in enumerate(addresses)]
+    made_runs = [client.create_run(of).info.run_id for of in made]
+    follow(database)
+    here = (database.parent / "mlruns").as_uri()
+    found = [client.get_experiment(of).artifact_location for of in made]
+    assert found == [here, here, shared.as_uri()]
+    uris = [client.get_run(of).info.artifact_uri for of in made_runs]
+    assert [uri.rsplit("/", 2)[0] for uri in uris] == found
 
 
 # What fails in the database, in the order of a projection: the parent and its parameters, the run

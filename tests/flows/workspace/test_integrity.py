@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from boss_core.errors import InputError
-from flows.workspace.integrity import recorded, verify
+from flows.workspace.integrity import cache_folder, recorded, verify
 from tests.helpers.project import Project
 
 
@@ -93,3 +93,72 @@ def test_an_altered_file_is_not_read_and_comes_back(finished: Project, tmp_path:
     project.run("boss", "repro")
     assert project.outputs() == finished.outputs()
     assert "0 altered" in project.run("boss", "verify").stdout
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["dir = {}", 'dir = "{}"', "dir = {} # ours", "dir = {}%x", "local = shared"],
+)
+@pytest.mark.parametrize("level", ["global", "repo", "local"])
+def test_the_cache_is_where_dvc_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, setting: str
+) -> None:
+    project = Project(tmp_path / "project")
+    (project.folder / ".dvc").mkdir(parents=True)
+    (project.folder / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    config = project.folder / ".dvc/config.local"
+    if level == "global":
+        monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path))
+        config = tmp_path / "config"
+    elif level == "repo":
+        config = project.folder / ".dvc/config"
+    cache = tmp_path / "shared"
+    lines = f"[core]\n    no_scm = true\n[cache]\n    {setting.format(cache)}\n"
+    config.write_text(lines + f'[remote "shared"]\n    url = {cache}\n')
+    expected = f"{cache}%x" if "%" in setting else str(cache)
+    assert cache_folder(project.folder) == Path(expected)
+    if setting == "dir = {}":
+        from dvc.repo import Repo
+
+        with Repo(str(project.folder)) as repo:
+            assert repo.cache.repo.path == f"{expected}/files/md5"
+
+
+def test_settings_that_dvc_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[cache\n")
+    with pytest.raises(InputError, match="DVC's settings: config file error") as error:
+        cache_folder(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_looked_at_is_counted(
+    finished: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    files = {str(r.path): r for r in recorded(project.folder)}
+    files["data"].cached.unlink()
+    files["results/report.html"].cached.unlink()
+    (project.folder / "results/report.html").unlink()
+    inside = sum(path.is_file() for path in (project.folder / "data").rglob("*"))
+    assert verify(project.folder, remove=False) == 0
+    shown = capsys.readouterr().out
+    assert (
+        f"data: its list of files in DVC's cache is not there; {inside} files in this folder could"
+        " not be looked at\n"
+    ) in shown
+    assert "results/report.html: neither in this folder nor in DVC's cache\n" in shown
+    assert shown.endswith(" files, 0 altered, 2 outputs that could not be looked at\n")
+
+
+def test_an_altered_file_in_a_cache_of_all_projects_is_found(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    (project.folder / ".dvc/cache").rename(tmp_path / "cache")
+    (tmp_path / "config").write_text(f"[cache]\n    dir = {tmp_path / 'cache'}\n")
+    settings = {"DVC_GLOBAL_CONFIG_DIR": str(tmp_path)}
+    md5 = hashlib.md5((project.folder / "data/train.npy").read_bytes()).hexdigest()
+    flip(tmp_path / "cache/files/md5" / md5[:2] / md5[2:])
+    done = project.run("boss", "verify", code=2, env=settings)
+    assert "(the cache's copy of data/train.npy): altered" in done.stdout

@@ -1,0 +1,69 @@
+"""dvc.lock, DVC's record of what each stage read and made: the one reader of it."""
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from boss_core.errors import InputError
+
+LOCK = Path("dvc.lock")
+# As git leaves it in a file that it could not merge.
+_CONFLICT = re.compile(r"^<{7}( |$)", re.MULTILINE)
+_TRIES, _BETWEEN = 10, 0.1  # and seconds
+
+
+class CutShortError(InputError):
+    """A dvc.lock that is not whole."""
+
+
+def locked_stages(root: Path) -> dict[str, Any]:
+    """The stages of dvc.lock, as DVC reads them; none where it is not there.
+
+    A stage that ends beside this reader writes it in one go, but in place: what is cut short is
+    looked at again. CutShortError where it stays so; InputError where git left a conflict in it."""
+    path = root / LOCK
+    for tries in range(_TRIES, 0, -1):
+        try:
+            stages: dict[str, Any] = read_lock(path.read_bytes(), path).get("stages", {})
+            return stages
+        except FileNotFoundError:
+            return {}
+        except CutShortError:
+            if tries == 1:
+                raise
+            time.sleep(_BETWEEN)
+    raise AssertionError
+
+
+def read_lock(content: bytes, path: Path) -> Mapping[str, Any]:
+    """The whole of a dvc.lock that DVC would take, and whose outputs all have their hash.
+
+    path: its file, for errors. CutShortError and InputError as `locked_stages`."""
+    from dvc.exceptions import DvcException
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import parse_yaml
+    from voluptuous import Invalid
+
+    cut_short = CutShortError(
+        f"{path}: cut short or altered, so that no outputs are known; `boss repro` mends it"
+    )
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise cut_short from error
+    if found := _CONFLICT.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise InputError(
+            f"{path}: a conflict of git's in line {line}; it resolved, as by"
+            f" `git checkout --ours {path}`, needed"
+        )
+    try:
+        lock: Mapping[str, Any] = COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, path))
+    except (DvcException, Invalid, ValueError, RecursionError) as error:
+        raise cut_short from error
+    for entry in lock.get("stages", {}).values():
+        if not all(isinstance(out.get("md5"), str) for out in entry.get("outs", [])):
+            raise cut_short
+    return lock
