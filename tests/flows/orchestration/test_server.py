@@ -9,7 +9,7 @@ import pytest
 from prefect.settings import PREFECT_HOME, temporary_settings
 
 from boss_core.errors import InputError
-from flows import server
+from flows.orchestration import server
 from tests.helpers.servers import free_port
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -8,7 +8,7 @@ from dvc.exceptions import DvcException
 from dvc.utils.strictyaml import load as load_as_dvc
 
 from boss_core.errors import InputError
-from flows import dvc_lock
+from flows.workspace import dvc_lock
 from flows.workspace.dvc_lock import CutShortError, locked_stages
 from flows.workspace.dvc_runner import _forget, recovery, restore
 from flows.workspace.integrity import absent, verify

@@ -1,0 +1,105 @@
+"""What the rest of the library has to know of a solver, once for each. Imports no torch.
+
+A step of a linear multistep method from knot k, of length h_k, is a sum of velocities at the knots
+so far,
+
+    x_{k+1} = x_k + h_k (w_0 v_k + w_1 v_{k-1} + ...),   w_0 + w_1 + ... = 1,
+
+whose weights depend on the lengths of the steps alone. To add one, write its weights and a line in
+`SOLVERS`: sampling, the searches, straightening and the exports read it there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from boss_core.errors import InputError
+
+# From the lengths of the step to take and of those before it, the latest first and as many as there
+# are, numbers or arrays that broadcast, to as many weights.
+Weights = Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver of fixed steps.
+
+    name: what schedules, parameters and options call it.
+    evaluations: of the network in one step.
+    looks_back: how many velocities of earlier knots a step uses, where there are as many.
+    weights: of a linear multistep method; None for others, whose steps evaluate the network
+        between knots. Only for the first can steps be searched from trajectories alone, a network
+        be straightened, and a scheduler of diffusers keep the velocities.
+    diffusers: whether a class of diffusers takes such steps at sigmas that it is given.
+    comfyui: the sampler of ComfyUI that takes them, in a few words; None where there is none.
+    ode_solver: the method of `flow_matching.solver.ODESolver`; None where there is none.
+    """
+
+    name: str
+    evaluations: int
+    looks_back: int
+    weights: Weights | None
+    diffusers: bool
+    comfyui: str | None
+    ode_solver: str | None
+
+
+def _euler(lengths: Sequence[Any]) -> tuple[Any, ...]:
+    return (1.0,)
+
+
+def _ab2(lengths: Sequence[Any]) -> tuple[Any, ...]:
+    """Two-step Adams-Bashforth with unequal steps; Euler without a step before (Hairer, Norsett
+    and Wanner, Solving ODEs I, III.5)."""
+    if len(lengths) < 2:
+        return (1.0,)
+    w = lengths[0] / (2.0 * lengths[1])
+    return (1.0 + w, -w)
+
+
+_TABLE = (
+    Solver("euler", 1, 0, _euler, True, "sampler euler", "euler"),
+    Solver("ab2", 1, 1, _ab2, False, "the sampler of node SamplerLMS with order 2", None),
+    # ComfyUI's heun takes its last step by Euler; diffusers' takes no sigmas.
+    Solver("heun", 2, 0, None, False, None, "heun2"),
+)
+SOLVERS = {solver.name: solver for solver in _TABLE}
+# Those that `boss schedule` and the pipeline search steps for.
+MULTISTEP = tuple(name for name, solver in SOLVERS.items() if solver.weights is not None)
+
+
+def solver_named(name: str) -> Solver:
+    """The record of a solver; InputError for a name that is not known."""
+    if name not in SOLVERS:
+        raise InputError(f"solver: {name!r}; {', '.join(SOLVERS)} known")
+    return SOLVERS[name]
+
+
+def multistep_weights(name: str) -> Weights:
+    """The weights of a linear multistep method; InputError for any other solver."""
+    weights = SOLVERS[name].weights if name in SOLVERS else None
+    if weights is None:
+        raise InputError(f"solver: {name!r}; {' or '.join(MULTISTEP)} needed")
+    return weights
+
+
+def weights_of_steps(name: str, lengths: Sequence[float]) -> list[tuple[float, ...]]:
+    """The weights of every step of a schedule with these lengths, in order: of step k those of the
+    velocities at knots k, k - 1, ..., as far as the solver looks back."""
+    weights, back = multistep_weights(name), SOLVERS[name].looks_back
+    return [
+        tuple(weights(tuple(lengths[k - i] for i in range(min(k, back) + 1))))
+        for k in range(len(lengths))
+    ]
+
+
+def steps_of(budget: int, solver: str) -> int:
+    """The number of steps that a budget of network evaluations pays for. InputError for an
+    unknown solver, and when evaluations would be left over."""
+    each = solver_named(solver).evaluations
+    if budget < 1 or budget % each:
+        raise InputError(
+            f"budget: {budget} evaluations; a positive multiple of {each}, what a step of {solver}"
+            " takes, needed"
+        )
+    return budget // each

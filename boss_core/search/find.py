@@ -1,0 +1,53 @@
+"""The best steps of every budget, by whichever objective: what the pipeline's stage and
+`boss schedule` both call."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from boss_core.bellman.objectives import OBJECTIVES
+from boss_core.costs.matrix import CostMatrix
+from boss_core.errors import InputError
+from boss_core.ode.noise import SEARCH, NoiseSource
+from boss_core.ode.velocity import Velocity
+from boss_core.search.auto import auto_steps
+from boss_core.search.distances import Distance
+from boss_core.search.sampled import NetworkSearch
+from boss_core.search.settings import HELD_OUT, SAMPLED, Progress, SearchSettings, no_progress
+from boss_core.search.steps import FoundSteps, from_costs, named
+
+
+def find_steps(
+    velocity: Velocity,
+    matrix: CostMatrix,
+    budgets: Sequence[int],
+    settings: SearchSettings,
+    source: NoiseSource,
+    distance: Callable[[Tensor], Distance],
+    *,
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[int, FoundSteps]]:
+    """What the settings ask for, budget by budget, each as soon as it is found.
+
+    velocity: the teacher that the costs were measured on, on the device of the source.
+    source: of noise, for the `SAMPLED` objectives only. distance: what ``refine`` and ``auto`` go
+    by, to given samples (`boss_core.search.distances`). progress, say: how it shows its progress
+    and says what came out.
+    """
+    if settings.objective in OBJECTIVES:
+        return from_costs(matrix, budgets, settings)
+    if settings.objective not in SAMPLED:
+        known = ", ".join((*OBJECTIVES, *SAMPLED))
+        raise InputError(f"objective: {settings.objective!r}; {known} known")
+    search = NetworkSearch(velocity, matrix, budgets, settings, distance, progress, say)
+    noise = source.draw(range(settings.samples), SEARCH)
+    if settings.objective == "oss":
+        return named("oss", search.oss(*noise))
+    if settings.objective == "lpips":
+        return named("lpips", search.lpips(*noise))
+    near = search.ends(*noise)
+    if settings.objective == "refine":
+        return search.refined(near)
+    held_out = range(settings.samples, (1 + HELD_OUT) * settings.samples)
+    return auto_steps(search, near, search.ends(*source.draw(held_out, SEARCH)))

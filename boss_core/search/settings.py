@@ -1,0 +1,50 @@
+"""What a search is for, and how it shows what it does."""
+
+import pathlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from boss_core.bellman.objectives import GITS_GAMMA
+
+# Objectives that evaluate the network again.
+SAMPLED = ("oss", "refine", "auto", "lpips")
+# `auto` compares on so many times as many noises as it searches on.
+HELD_OUT = 2
+
+# ``progress(label, total, unit)``: a context whose value is called with the work done since.
+Progress = Callable[[str, int | None, str], AbstractContextManager[Callable[[int], None] | None]]
+
+
+def no_progress(
+    label: str, total: int | None, unit: str
+) -> AbstractContextManager[Callable[[int], None] | None]:
+    """Shows nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search is for and how it is done.
+
+    solver: that the steps are for, a linear multistep method.
+    objective: one of `boss_core.bellman.objectives.OBJECTIVES` or of `SAMPLED`.
+    gamma: of ``gits``, which ``auto`` tries too.
+    distance: the name of what ``refine`` and ``auto`` compare samples by, for the record.
+    samples: noises of the `SAMPLED` objectives; ``auto`` holds out `HELD_OUT` times as many.
+    batch_size: states evaluated together; changes no result.
+    lpips: the folder of its weights files, for that objective.
+    """
+
+    solver: str = "euler"
+    objective: str = "l2_squared"
+    gamma: float = GITS_GAMMA
+    distance: str = "sliced_wasserstein"
+    samples: int = 256
+    batch_size: int = 64
+    lpips: pathlib.Path | None = None
+
+    @property
+    def papers(self) -> bool:
+        """Whether these are the steps of the paper."""
+        return (self.solver, self.objective) == ("euler", "l2_squared")

@@ -1,0 +1,112 @@
+"""The steps that a search found, and the schedule that they make."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from boss_core.bellman.bootstrap import bootstrap, predicted_error
+from boss_core.bellman.objectives import OBJECTIVES, StepCosts, optimal_steps
+from boss_core.bellman.recursion import Path
+from boss_core.costs.cost_file import CostKey
+from boss_core.costs.matrix import CostMatrix
+from boss_core.errors import InputError
+from boss_core.ode.schedule import HeldOut, Schedule
+from boss_core.ode.timesteps import nearest_indices, uniform
+from boss_core.search.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class FoundSteps:
+    """The steps of one budget, and the name of the objective that they are the best of.
+    held_out: what ``auto`` went by."""
+
+    objective: str
+    indices: tuple[int, ...]
+    held_out: HeldOut | None = None
+
+
+def from_costs(
+    matrix: CostMatrix, budgets: Sequence[int], settings: SearchSettings
+) -> Iterator[tuple[int, FoundSteps]]:
+    """The best steps of every budget by the cost matrix alone."""
+    return named(settings.objective, cheapest(matrix, budgets, settings, settings.objective))
+
+
+def cheapest(
+    matrix: CostMatrix, budgets: Sequence[int], settings: SearchSettings, objective: str
+) -> dict[int, Path]:
+    """The best path of every budget under an objective of the costs, for the settings' solver."""
+    return optimal_steps(
+        matrix, budgets, objective=objective, solver=settings.solver, gamma=settings.gamma
+    )
+
+
+def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
+    """The grid points nearest to uniform steps; None where the grid is too coarse for them."""
+    try:
+        return nearest_indices(matrix.timesteps, uniform(budget))
+    except InputError:
+        return None
+
+
+def build_schedule(
+    matrix: CostMatrix,
+    group_costs: StepCosts,
+    steps: FoundSteps,
+    settings: SearchSettings,
+    *,
+    seed: int = 0,
+    teacher_hash: str | None = None,
+    settings_hash: str | None = None,
+    evaluations: float | None = None,
+) -> Schedule:
+    """The schedule of steps on the grid of a matrix, with its predicted error and, where the
+    costs chose the steps, the stability of its knots.
+
+    group_costs: `group_step_costs` of ``l2_squared`` for the settings' solver. seed: of the
+    bootstrap. evaluations: for one sample, where a step takes others than the solver's.
+    """
+    predicted, error = predicted_error(group_costs, matrix.group_sizes, steps.indices)
+    budget = len(steps.indices) - 1
+    knots = None
+    if steps.objective in OBJECTIVES:
+        stability = bootstrap(
+            matrix, [budget], objective=steps.objective, solver=settings.solver,
+            gamma=settings.gamma, seed=seed,
+        )  # fmt: skip
+        knots = stability[budget].knots
+    return Schedule(
+        timesteps=tuple(float(matrix.timesteps[i]) for i in steps.indices),
+        indices=steps.indices,
+        solver=settings.solver,
+        objective=steps.objective,
+        predicted_error=predicted,
+        standard_error=error,
+        knot_stability=knots,
+        teacher_hash=teacher_hash,
+        settings_hash=settings_hash,
+        held_out=steps.held_out,
+        evaluations=evaluations,
+    )
+
+
+def hash_settings(
+    key: CostKey, samples: int, settings: SearchSettings, extractor: str | None = None
+) -> str:
+    """The hash of all that steps depend on beside the teacher: of the costs, so many trajectories,
+    and the search. extractor: the hash of the one that samples are compared by."""
+    found: dict[str, object] = asdict(key) | {"samples": samples}
+    del found["teacher_hash"]
+    if not settings.papers:
+        chosen = asdict(settings)
+        del chosen["batch_size"]
+        del chosen["lpips"]
+        found |= {"schedule": chosen, "extractor": extractor}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def named(objective: str, found: Mapping[int, Path]) -> Iterator[tuple[int, FoundSteps]]:
+    """The paths of every budget as the steps of an objective."""
+    for budget, path in found.items():
+        yield budget, FoundSteps(objective, path.indices)
