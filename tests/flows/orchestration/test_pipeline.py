@@ -490,7 +490,8 @@ def test_a_server_that_freezes_holds_no_run(flowed, tmp_path: Path) -> None:
     served = tmp_path / "server"
     served.mkdir()
     command = (
-        "import sys; from flows import cli, launch; launch.LOST = 5.0;"
+        "import sys; from flows.cli import app as cli; from flows.orchestration import launch;"
+        " launch.LOST = 5.0;"
         " sys.argv = ['boss', 'run', '--target', 'prepare']; cli.main()"
     )
     lost = "error: Prefect's server was lost; every finished stage is kept, run again"

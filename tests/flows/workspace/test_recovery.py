@@ -8,9 +8,9 @@ from dvc.exceptions import DvcException
 from dvc.utils.strictyaml import load as load_as_dvc
 
 from boss_core.errors import InputError
-from flows.workspace import dvc_lock
+from flows.workspace import dvc_lock, recovery
 from flows.workspace.dvc_lock import CutShortError, locked_stages
-from flows.workspace.dvc_runner import _forget, recovery, restore
+from flows.workspace.dvc_runner import _forget, restore
 from flows.workspace.integrity import absent, verify
 from flows.workspace.recovery import set_aside_cut_short
 from tests.helpers.project import Project
