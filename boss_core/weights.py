@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,56 @@ def check_weights(source: object, tensors: Mapping[str, Tensor], of: Mapping[str
                 f"{source}: {name}: {bad} of {tensor.numel()} values are not finite"
                 f" (the first is {value:g}); finite weights needed"
             )
+
+
+def add_content(digest: Any, name: str, value: Any) -> None:
+    """Feed a digest with an entry of a state dictionary: the name, dtype, shape and bytes of a
+    tensor of any kind, or what quantisation keeps there. InputError for weights that are not there
+    (offloaded to the meta device)."""
+    if isinstance(value, Mapping):
+        for key, each in sorted(value.items(), key=lambda item: str(item[0])):
+            add_content(digest, f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for k, each in enumerate(value):
+            add_content(digest, f"{name}.{k}", each)
+    elif not isinstance(value, Tensor):
+        digest.update(f"{name} {value!r}\n".encode())
+    else:
+        _add_tensor(digest, name, value.detach())
+
+
+def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise InputError(
+            f"pipeline: the weights of {name} are offloaded, so that they cannot be hashed; the"
+            " hash before offloading needed"
+        )
+    if hasattr(tensor, "__tensor_flatten__"):  # a tensor made of others, as torchao's
+        names, settings = tensor.__tensor_flatten__()
+        digest.update(f"{name} {type(tensor).__name__} {tuple(tensor.shape)}\n".encode())
+        add_content(digest, f"{name}.settings", settings)
+        for each in sorted(names):
+            add_content(digest, f"{name}.{each}", getattr(tensor, each))
+        return
+    if tensor.is_quantized:
+        scales: tuple[Any, ...]
+        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scales = (tensor.q_scale(), tensor.q_zero_point())
+        else:
+            scales = (
+                tensor.q_per_channel_scales(),
+                tensor.q_per_channel_zero_points(),
+                tensor.q_per_channel_axis(),
+            )
+        add_content(digest, f"{name}.scales", scales)
+        tensor = tensor.int_repr()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    # A plain tensor, whatever class keeps the bytes (bitsandbytes, GGUF).
+    tensor = tensor.as_subclass(Tensor)
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().flatten()
+    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
 def check_sums(path: Path) -> None:
