@@ -32,8 +32,8 @@ _SCALARS = (
     bytearray, range, slice, Decimal, Fraction, PurePath,
 )  # fmt: skip
 # What every module of torch has: weights and layers, which are taken by their names, and whether
-# it trains, which is no setting: `import_velocity` changes that.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# it trains, which is no setting: `import_velocity` changes that. And what `compile()` adds.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 
 
 def code_hash(velocity: Any, module: ModuleType, attribute: str) -> str | None:
@@ -165,6 +165,8 @@ class _Held:
             self.seen[id(layer)] = layer
         for layer in network.modules():
             self._class(type(layer))
+            if "_orig_mod" in layer._modules:  # a compiled one computes what the layer in it does
+                continue
             own = vars(layer)
             self.each([(k, v) for k, v in own.items() if k not in _OF_EVERY_MODULE])
             for hooks in ("_forward_pre_hooks", "_forward_hooks"):
