@@ -166,6 +166,17 @@ def test_folder_with_classes(tmp_path: Path) -> None:
     assert images[2, :, 0, 0].tolist() == [1, 0, 255]
 
 
+def test_images_beside_the_class_folders_are_named(tmp_path: Path) -> None:
+    for name in ("dog/b.png", "cat/a.png", "preview.png"):
+        save(tmp_path / name)
+    source = folder(tmp_path)
+    assert source.labels is None
+    said = "no labels: 1 image beside the class folders, as preview.png"
+    assert source.remarks == (f"{tmp_path}: {said}",)
+    save(tmp_path / "a.png")
+    assert folder(tmp_path).remarks[0].endswith("2 images beside the class folders, as a.png")
+
+
 def test_greyscale_folder_without_classes(tmp_path: Path) -> None:
     Image.new("L", (6, 4), 9).save(tmp_path / "x.png")
     source = folder(tmp_path)

@@ -55,9 +55,8 @@ def folder(path: Path) -> ImageSource:
         for file in files:
             yield StoredImage(str(file), partial(Image.open, file))
 
-    return ImageSource(
-        len(files), labels, images, remarks=(*_left_out(path, others), *_links(path, files))
-    )
+    remarks = (*_left_out(path, others), *_beside(path, files), *_links(path, files))
+    return ImageSource(len(files), labels, images, remarks=remarks)
 
 
 def _check_classes(path: Path, names: set[str]) -> None:
@@ -78,6 +77,15 @@ def _left_out(path: Path, others: list[Path]) -> list[str]:
     more = ", ..." if len(others) > _NAMED else ""
     what = "1 file" if len(others) == 1 else f"{len(others)} files"
     return [f"{path}: {what} left out, no images by their names: {names}{more}"]
+
+
+def _beside(path: Path, files: list[Path]) -> list[str]:
+    """Why images in folders have no labels: some lie in none."""
+    beside = [file for file in files if file.parent == path]
+    if not beside or len(beside) == len(files):
+        return []
+    images = "1 image" if len(beside) == 1 else f"{len(beside)} images"
+    return [f"{path}: no labels: {images} beside the class folders, as {beside[0].name}"]
 
 
 def _links(path: Path, files: list[Path]) -> list[str]:
