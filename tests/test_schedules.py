@@ -127,3 +127,17 @@ def test_noise_levels_of_others_become_steps() -> None:
     for levels in wrong:
         with pytest.raises(InputError, match=r"sigmas: .*; noise levels that fall, from 1 "):
             from_sigmas(levels)
+    with pytest.raises(InputError, match=r"sigmas: 1, 0\.5, 1e-17, 0; noise levels that"):
+        from_sigmas((1.0, 0.5, 1e-17, 0.0))
+
+
+@pytest.mark.parametrize("last", [1e-9, 1e-12, 1e-17])
+def test_a_last_noise_level_of_almost_zero_is_zero(last: float) -> None:
+    assert from_sigmas((1.0, 0.5, last)) == from_sigmas((1.0, 0.5))
+
+
+def test_steps_written_for_comfyui_read_back() -> None:
+    for solver in ("euler", "ab2"):
+        steps = Schedule(timesteps=(0.0, 0.35, 0.8, 1.0), solver=solver)
+        levels = [float(level) for level in to_comfyui(steps).split(",")]
+        assert from_sigmas(levels).timesteps == steps.timesteps
