@@ -1,6 +1,10 @@
 """Weights from a file, before they become a network's."""
 
+import errno
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,12 @@ from torch import Tensor, nn
 from boss_core.errors import InputError
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# What zipfile raises where a bit is another than it was: by names, lengths, places and methods.
+_ALTERED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError,
+    ValueError, OverflowError, OSError,
+)  # fmt: skip
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
@@ -113,17 +123,19 @@ def check_sums(path: Path) -> None:
     """InputError where a part of a zip archive, as torch writes them, has not the checksum that it
     was written with: torch compares none. 0 stands for one that was not computed
     (`torch.serialization.set_crc32_options`). Files of other forms have none."""
-    if not zipfile.is_zipfile(path):
-        return
     part = None
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
                 if part.CRC:
                     with archive.open(part) as file:
                         while file.read(1 << 20):
                             pass
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _ALTERED as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a disk that fails
+            raise
         where = "its table" if part is None else part.filename
         raise InputError(
             f"{path}: altered: {where} has another checksum than when it was written; a whole copy"

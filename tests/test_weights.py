@@ -24,6 +24,7 @@ from boss_core.networks.classifier import (
 from boss_core.networks.edm import EDM, EDMConfig, from_published
 from boss_core.networks.unet import UNet
 from boss_core.rectified_flow import load_rectified_flow
+from boss_core.weights import check_sums
 from tests.test_edm import NCSNPP
 from tests.test_rectified_flow import publish, settings, small
 from tests.test_search import CONFIG
@@ -225,3 +226,19 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert folder.exists() == there
+
+
+def test_a_bit_that_is_another_is_refused_in_a_line_or_matters_not(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.ones(2)}, path)
+    whole = path.read_bytes()
+    said = set()
+    for bit in range(0, 8 * len(whole), 5):
+        altered = bytearray(whole)
+        altered[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(altered)
+        try:
+            check_sums(path)
+        except InputError as error:
+            said.add(str(error).split(":")[1])
+    assert said == {" altered"}
