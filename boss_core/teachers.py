@@ -126,6 +126,11 @@ def _imported(name: str, module_name: str, attribute: str) -> tuple[ModuleType, 
             found = getattr(found, part)
     except InputError:
         raise
+    except SystemExit as error:  # of argparse, for one
+        raise InputError(
+            f"velocity: {name!r}: {_where(error)}ends Python when it is imported; that guarded by"
+            " if __name__ == '__main__' needed"
+        ) from error
     except Exception as error:  # the user's module may raise anything
         raise InputError(f"velocity: {name!r}: {_raised(error)}") from error
     finally:
@@ -141,7 +146,7 @@ def calling(name: str | None) -> Iterator[None]:
         yield
     except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # it may raise anything
+    except (Exception, SystemExit) as error:  # it may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         called = any(f.name == "evaluate" and f.filename == _EVALUATE for f in frames)
         if name is None or not called:
@@ -149,16 +154,19 @@ def calling(name: str | None) -> Iterator[None]:
         raise InputError(f"velocity: {name!r}: {_raised(error)}") from error
 
 
-def _raised(error: Exception) -> str:
-    """What went wrong in the user's code, and where, in a line."""
-    message = " ".join(str(error).split())
+def _where(error: BaseException) -> str:
+    """The line of the user's code that raised it, to put before what; none is empty."""
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if is_users_file(frame.filename)]
+    return f"{users[-1].filename}:{users[-1].lineno}: " if users else ""
+
+
+def _raised(error: BaseException) -> str:
+    """What went wrong in the user's code, and where, in a line."""
+    message, where = " ".join(str(error).split()), _where(error)
+    plain = isinstance(error, ModuleNotFoundError | AttributeError) and not where
     if isinstance(error, SyntaxError):
         message, where = error.msg, f"{error.filename}:{error.lineno}: "
-    else:
-        where = f"{users[-1].filename}:{users[-1].lineno}: " if users else ""
-    plain = isinstance(error, ModuleNotFoundError | AttributeError) and not users
     kind = "" if plain else f"{type(error).__name__}: "
     return f"{where}{kind}{message or 'no message'}"
 

@@ -247,6 +247,11 @@ def test_a_network_of_this_project_has_the_hash_of_its_card(folder) -> None:
         ("def v(x):\n    pass\n", r"velocity: 'bad:v' takes \(x\); \(x, t\) needed"),
         ("def v(x, t, labels):\n    pass\n", r"takes \(x, t, labels\); \(x, t\) needed"),
         ("v = None\n", "'bad:v' is a NoneType; v"),
+        ("import sys\nsys.exit(3)\n", r"bad\.py:2: ends Python when it is imported; that guarded"),
+        (
+            "import argparse\nargparse.ArgumentParser().parse_args(['--x'])\n",
+            r"bad\.py:2: ends Python when it is imported; that guarded by if __name__ ",
+        ),
     ],
 )
 def test_what_cannot_be_imported_as_a_velocity_is_one_line(folder, text: str, says: str) -> None:
