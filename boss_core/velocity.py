@@ -135,8 +135,10 @@ def check_repeats(velocity: VelocityField, x: Tensor) -> None:
 
     A network behind a function may still be in training mode, where dropout makes every
     evaluation another and batch normalisation mixes the samples. Two evaluations of the batch.
+    One state, B = 1, has no others beside it: a velocity that mixes samples passes then.
     """
-    times, kept = torch.full((len(x),), 0.5, device=x.device), (len(x) + 1) // 2
+    times = torch.full((len(x),), 0.5, dtype=x.dtype, device=x.device)
+    kept = (len(x) + 1) // 2
     others = x.clone()
     others[kept:] *= 3.0
     before, after = (evaluate(velocity, states, times)[:kept] for states in (x, others))
