@@ -28,7 +28,8 @@ def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler")
 
     scheduler: the pipeline's own, whose settings are kept for the pipeline to read, without effect
         on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
-    timesteps: K + 1 increasing times from 0 to 1.
+    timesteps: K + 1 increasing times from 0 to 1; from later on for image to image, whose pipelines
+        take all of them with ``strength=1.0``.
     """
     return _made(_fixed_class(), scheduler, timesteps, solver)
 
@@ -115,4 +116,4 @@ def _made(kind: Any, scheduler: Any, timesteps: ArrayLike, solver: str) -> Any:
     """A scheduler of that class for these times, with the settings of the pipeline's own."""
     if solver not in ("euler", "ab2"):
         raise InputError(f"solver: {solver!r}; euler or ab2 needed in a scheduler")
-    return kind.like(scheduler, 1.0 - validate_timesteps(timesteps), solver)
+    return kind.like(scheduler, 1.0 - validate_timesteps(timesteps, from_noise=False), solver)
