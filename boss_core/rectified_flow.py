@@ -21,7 +21,7 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
-from boss_core.weights import check_sums, check_weights, skeleton
+from boss_core.weights import check_sums, check_weights, is_of_the_disk, skeleton
 
 # Published networks by name, as JSON of what shapes them.
 PUBLISHED = {path.stem: path for path in sorted(Path(__file__).parent.glob("networks/configs/*"))}
@@ -142,6 +142,8 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
+        if is_of_the_disk(error):
+            raise
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
                 f"{path}: refused, nothing of it was executed: it asks for {named[1]}, and a"

@@ -2,6 +2,7 @@
 
 import errno
 import lzma
+import math
 import struct
 import zipfile
 import zlib
@@ -63,8 +64,9 @@ def check_weights(source: object, tensors: Mapping[str, Tensor], of: Mapping[str
         if not finite.all():
             bad = int((~finite).sum())
             value = float(tensor.flatten()[int(finite.flatten().int().argmin())])
+            where = f" in {str(wanted).removeprefix('torch.')}" if math.isfinite(value) else ""
             raise InputError(
-                f"{source}: {name}: {bad} of {tensor.numel()} values are not finite"
+                f"{source}: {name}: {bad} of {tensor.numel()} values are not finite{where}"
                 f" (the first is {value:g}); finite weights needed"
             )
 
@@ -119,6 +121,12 @@ def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be read, rather than not be what it should: a place that a wrong
+    length in a file leads to is an OSError, too."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def check_sums(path: Path) -> None:
     """InputError where a part of a zip archive, as torch writes them, has not the checksum that it
     was written with: torch compares none. 0 stands for one that was not computed
@@ -134,7 +142,7 @@ def check_sums(path: Path) -> None:
                         while file.read(1 << 20):
                             pass
     except _ALTERED as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a disk that fails
+        if is_of_the_disk(error):
             raise
         where = "its table" if part is None else part.filename
         raise InputError(
