@@ -74,7 +74,9 @@ class Schedule(BaseModel):
     settings_hash: str | None = None
     held_out: HeldOut | None = None
     # Left out where it says nothing: files are those of before it.
-    evaluations: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    evaluations: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, exclude_if=lambda value: value is None
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -8,7 +8,7 @@ import torch
 
 from boss_core.cost import estimate_cost_matrix
 from boss_core.errors import InputError
-from boss_core.exports import to_comfyui, to_diffusers
+from boss_core.exports import to_comfyui, to_diffusers, to_diffusers_fixed
 from boss_core.schedules import Schedule, from_sigmas, steps_of
 from boss_core.selection import roll_out
 from boss_core.solvers import euler
@@ -115,7 +115,12 @@ def test_steps_may_begin_at_a_noise_level_below_1(schedule: Schedule) -> None:
         with pytest.raises(InputError, match=r"run from 0\.4 to 1\.0; 0 to 1 needed"):
             from_noise(steps.timesteps)
     assert "0.6, 0.3, 0.0" in to_comfyui(steps)
-    assert "    0.6,\n    0.3,\n]" in to_diffusers(steps)
+    said = (
+        "# They begin at noise level 0.6, from an image: an image-to-image pipeline, with strength"
+    )
+    for text in (to_diffusers(steps), to_diffusers_fixed(steps)):
+        assert "    0.6,\n    0.3,\n" in text
+        assert said in text
 
 
 def test_noise_levels_of_others_become_steps() -> None:
@@ -141,3 +146,10 @@ def test_steps_written_for_comfyui_read_back() -> None:
         steps = Schedule(timesteps=(0.0, 0.35, 0.8, 1.0), solver=solver)
         levels = [float(level) for level in to_comfyui(steps).split(",")]
         assert from_sigmas(levels).timesteps == steps.timesteps
+
+
+@pytest.mark.parametrize("evaluations", ["-3", "0", "Infinity", "NaN"])
+def test_a_number_of_evaluations_that_is_none_is_refused(evaluations: str) -> None:
+    text = f'{{"timesteps": [0, 0.5, 1], "evaluations": {evaluations}}}'
+    with pytest.raises(InputError, match="schedule: evaluations: Input should be"):
+        Schedule.from_json(text)
