@@ -14,7 +14,7 @@ from boss_core.denoiser import velocity_from_denoiser
 from boss_core.distances import sliced_wasserstein
 from boss_core.errors import InputError
 from boss_core.heun_cost import estimate_heun_costs
-from boss_core.losses import straightening_loss
+from boss_core.losses import flow_matching_loss, straightening_loss
 from boss_core.oss import oss_paths
 from boss_core.perceptual import estimate_lpips_costs
 from boss_core.refine import refine
@@ -148,3 +148,12 @@ def test_the_check_of_a_first_try_says_so_and_changes_nothing() -> None:
         with pytest.raises(InputError, match=f"velocity: changes its {what} in place; a network"):
             checked_velocity(velocity)(noise, torch.full((4,), 0.5))
         assert torch.equal(noise, sample_noise(range(4), SHAPE, seed=0))
+
+
+def test_the_loss_of_a_teacher_leaves_its_times() -> None:
+    data, noise, t = torch.ones(4, 2), torch.zeros(4, 2), torch.rand(4)
+    before = t.clone()
+    flow_matching_loss(lambda x, t: x.mul_(t.mul_(999).view(-1, 1)), data, noise, t)
+    assert torch.equal(t, before)
+    assert torch.equal(data, torch.ones(4, 2))
+    assert torch.equal(noise, torch.zeros(4, 2))
