@@ -467,3 +467,10 @@ def test_data_sets_of_torchvision_that_cannot_serve(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images in it; files ending in"):
         torchvision("ImageFolder", tmp_path)
     assert list(tmp_path.iterdir()) == []  # nothing was downloaded
+
+
+def test_jpegs_of_other_names_are_images(tmp_path: Path) -> None:
+    save(tmp_path / "a.jpe", 10, "JPEG")
+    views = [Image.new("L", (8, 8), value) for value in (20, 200)]
+    views[0].save(tmp_path / "b.mpo", "MPO", save_all=True, append_images=views[1:])
+    assert read(folder(tmp_path))[:, 0, 0, 0].tolist() == [10, 20]

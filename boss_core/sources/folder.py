@@ -12,12 +12,12 @@ from boss_core.errors import InputError
 from boss_core.sources.files import visible_files
 
 SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
-    ".pgm", ".pbm", ".pnm",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".gif", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 # Images too, which Pillow does not open or not with certainty: data that would be missing.
 _OTHER_IMAGES = (
-    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpe", ".svg", ".psd", ".xcf", ".exr", ".hdr",
+    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".exr", ".hdr",
     ".tga", ".dds", ".dcm", ".ico", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".apng",
 )  # fmt: skip
 _NAMED = 3  # of the files that are no images, by their names
