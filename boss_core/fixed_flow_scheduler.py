@@ -111,7 +111,7 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
                 )
             told = self._unshifted(told, mu)
         self.timesteps = told * steps
-        self._step_index = None
+        self._step_index: int | None = None
         self._begin_index = None
 
     def _unshifted(self, levels: torch.Tensor, mu: float | None) -> torch.Tensor:

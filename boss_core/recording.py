@@ -281,7 +281,6 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
         """Euler steps in float32, and the velocities that they were made of."""
 
         track: Track
-        _step_index: int | None
 
         def __deepcopy__(self, memo: Any) -> Any:
             twin = copy.copy(self)
