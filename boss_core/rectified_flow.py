@@ -46,7 +46,8 @@ def load_rectified_flow(
     """The velocity network of a published checkpoint, on the CPU, in evaluation mode and without
     gradients.
 
-    checkpoint: a ``.pth`` file; read with ``weights_only``, so nothing in it is executed.
+    checkpoint: a ``.pth`` file, read with ``weights_only``, so that nothing in it is executed; or
+        a ``.safetensors`` file of a state dict.
     config: the published settings, ``{"data": {...}, "model": {...}}``, as a mapping, the path of
         a JSON file of them, or a name in `PUBLISHED`. Those that only concern training are
         ignored.
@@ -129,7 +130,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     """The content of a file, as ``{"model": ..., "ema": ...}`` or a bare state dict."""
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {kind}; a Rectified Flow checkpoint (one .pth file) needed")
+        raise InputError(f"{path}: {kind}; a Rectified Flow checkpoint (.pth, .safetensors) needed")
     try:
         # Only what is used is read: most of a file is the state of the optimiser.
         if path.suffix == ".safetensors":

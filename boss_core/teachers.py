@@ -13,10 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from boss_core.checkpoints import Network, load_checkpoint, load_rectified_flow
+from boss_core.checkpoints import Network, load_checkpoint, load_rectified_flow, weights_file
 from boss_core.code_hash import code_hash, is_users_file
 from boss_core.errors import InputError
 from boss_core.schedules import Schedule
@@ -50,7 +49,7 @@ def load_teacher(
     """A checkpoint as a teacher, on the CPU.
 
     checkpoint: a folder in this project's layout (`load_checkpoint`), or a Rectified Flow
-        ``.pth`` file, for which ``config`` is needed (`load_rectified_flow`).
+        file, ``.pth`` or ``.safetensors``, for which ``config`` is needed (`load_rectified_flow`).
 
     Raises InputError naming the file that is missing or wrong.
     """
@@ -58,8 +57,8 @@ def load_teacher(
         if config is not None or not use_ema:
             option = "config" if config is not None else "use_ema=False (--raw-weights)"
             raise InputError(
-                f"{checkpoint}: a folder, whose card has all of it, with {option}; neither, or the"
-                " .pth file that it is for, needed"
+                f"{checkpoint}: a folder, whose card says all, with {option}; the folder alone, or"
+                " the file that this is for, needed"
             )
         network, card = load_checkpoint(checkpoint)
         return Teacher(
@@ -72,7 +71,7 @@ def load_teacher(
     if not checkpoint.is_file():
         raise InputError(
             f"{checkpoint}: no such file or folder; a folder with model.safetensors and card.json,"
-            " or a Rectified Flow .pth file needed"
+            " or a Rectified Flow file (.pth, .safetensors), needed"
         )
     if config is None:
         raise InputError(
@@ -185,5 +184,4 @@ def _check_signature(name: str, velocity: Callable[..., Any]) -> None:
 
 def weights_hash(network: nn.Module) -> str:
     """The SHA-256 that `save_checkpoint` would write into the card of this network."""
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()
+    return hashlib.sha256(weights_file(network)).hexdigest()

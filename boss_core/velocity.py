@@ -107,8 +107,8 @@ def scalar_time(network: Callable[[Tensor, Tensor], Tensor]) -> VelocityField:
 
 def checked_velocity(velocity: VelocityField) -> VelocityField:
     """The same velocity; a call that does not hold (see `check_output`), whose result is not
-    finite or which changes its states or times in place is an InputError. The solvers here stand
-    the last, but most of others do not. A look at every value waits for the device: for first
+    finite or which changes its states or times in place is an InputError. The solvers here allow
+    changes in place; most others do not. A look at every value waits for the device: for first
     tries."""
 
     def checked(x: Tensor, t: Tensor, /) -> Tensor:

@@ -65,8 +65,8 @@ def _check_classes(path: Path, names: set[str]) -> None:
     for child in sorted(path.iterdir()):
         if child.is_dir() and not child.name.startswith(".") and child.name not in names:
             raise InputError(
-                f"{child}: no images in it, and every folder beside it is a class; images, or no"
-                " such folder, needed"
+                f"{child}: no images in it, and every folder beside it is a class; add images, or"
+                " remove it"
             )
 
 
