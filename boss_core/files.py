@@ -54,15 +54,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files of these names into a folder, new or not, all of them or none: only once the
-    last is written the first takes its place. A folder made for them goes when they fail."""
+    """Write files of these names into a folder, new or not. A failed write leaves all as they
+    were: only once the last is written they take their places, one after the other. A folder made
+    for them goes when they fail."""
     new = not folder.exists()
     try:
         with ExitStack() as renamed:
-            for name in contents:
-                renamed.enter_context(replacing(folder / name))
             for name, content in contents.items():
-                (folder / f".{name}.part").write_bytes(content)
+                renamed.enter_context(replacing(folder / name)).write_bytes(content)
     except BaseException:
         if new:
             shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.weights import check_sums
+from boss_core.weights import check_sums, is_of_the_disk
 
 # What a pickled array consists of, which torch does not count as harmless by itself: no more than
 # numbers, their kind and their shape.
@@ -29,11 +29,17 @@ def read_tensors(path: Path, needed: str) -> dict[str, Tensor]:
 
     needed: what the file should be, for the InputError when it is not.
     """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: {'a folder' if path.is_dir() else 'no such file'}; {needed} needed"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
+        if is_of_the_disk(error):
+            raise
         named = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it asks for {named[1]}" if named else type(error).__name__
         raise InputError(

@@ -1,8 +1,14 @@
 """Weights from a file, before they become a network's."""
 
+import errno
+import lzma
+import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +16,12 @@ from torch import Tensor, nn
 from boss_core.errors import InputError
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# What zipfile raises where a bit is another than it was: by names, lengths, places and methods.
+_ALTERED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError,
+    ValueError, OverflowError, OSError,
+)  # fmt: skip
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
@@ -52,27 +64,86 @@ def check_weights(source: object, tensors: Mapping[str, Tensor], of: Mapping[str
         if not finite.all():
             bad = int((~finite).sum())
             value = float(tensor.flatten()[int(finite.flatten().int().argmin())])
+            where = f" in {str(wanted).removeprefix('torch.')}" if math.isfinite(value) else ""
             raise InputError(
-                f"{source}: {name}: {bad} of {tensor.numel()} values are not finite"
+                f"{source}: {name}: {bad} of {tensor.numel()} values are not finite{where}"
                 f" (the first is {value:g}); finite weights needed"
             )
+
+
+def add_content(digest: Any, name: str, value: Any) -> None:
+    """Feed a digest with an entry of a state dictionary: the name, dtype, shape and bytes of a
+    tensor of any kind, or what quantisation keeps there. InputError for weights that are not there
+    (offloaded to the meta device)."""
+    if isinstance(value, Mapping):
+        for key, each in sorted(value.items(), key=lambda item: str(item[0])):
+            add_content(digest, f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for k, each in enumerate(value):
+            add_content(digest, f"{name}.{k}", each)
+    elif not isinstance(value, Tensor):
+        digest.update(f"{name} {value!r}\n".encode())
+    else:
+        _add_tensor(digest, name, value.detach())
+
+
+def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise InputError(
+            f"pipeline: the weights of {name} are offloaded, so that they cannot be hashed; the"
+            " hash before offloading needed"
+        )
+    if hasattr(tensor, "__tensor_flatten__"):  # a tensor made of others, as torchao's
+        names, settings = tensor.__tensor_flatten__()
+        digest.update(f"{name} {type(tensor).__name__} {tuple(tensor.shape)}\n".encode())
+        add_content(digest, f"{name}.settings", settings)
+        for each in sorted(names):
+            add_content(digest, f"{name}.{each}", getattr(tensor, each))
+        return
+    if tensor.is_quantized:
+        scales: tuple[Any, ...]
+        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scales = (tensor.q_scale(), tensor.q_zero_point())
+        else:
+            scales = (
+                tensor.q_per_channel_scales(),
+                tensor.q_per_channel_zero_points(),
+                tensor.q_per_channel_axis(),
+            )
+        add_content(digest, f"{name}.scales", scales)
+        tensor = tensor.int_repr()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    # A plain tensor, whatever class keeps the bytes (bitsandbytes, GGUF).
+    tensor = tensor.as_subclass(Tensor)
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().flatten()
+    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be read, rather than not be what it should: a place that a wrong
+    length in a file leads to is an OSError, too."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def check_sums(path: Path) -> None:
     """InputError where a part of a zip archive, as torch writes them, has not the checksum that it
     was written with: torch compares none. 0 stands for one that was not computed
     (`torch.serialization.set_crc32_options`). Files of other forms have none."""
-    if not zipfile.is_zipfile(path):
-        return
     part = None
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             for part in archive.infolist():
                 if part.CRC:
                     with archive.open(part) as file:
                         while file.read(1 << 20):
                             pass
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _ALTERED as error:
+        if is_of_the_disk(error):
+            raise
         where = "its table" if part is None else part.filename
         raise InputError(
             f"{path}: altered: {where} has another checksum than when it was written; a whole copy"

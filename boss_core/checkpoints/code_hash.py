@@ -8,24 +8,32 @@ import ast
 import hashlib
 import sys
 import sysconfig
+from argparse import Namespace
+from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import _lru_cache_wrapper, partial
-from io import BytesIO
-from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from dataclasses import is_dataclass
+from decimal import Decimal
+from fractions import Fraction
+from functools import _lru_cache_wrapper, cached_property, partial, partialmethod
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from boss_core.weights import is_plain
+from boss_core.weights import add_content
 
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
 _OURS = Path(__file__).resolve().parents[1]  # all of this library
 _SCALARS = (
     bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device,
+    bytearray, range, slice, Decimal, Fraction, PurePath,
 )  # fmt: skip
+# What every module of torch has: weights and layers, which are taken by their names, and whether
+# it trains, which is no setting: `import_velocity` changes that. And what `compile()` adds.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 
 
 def code_hash(velocity: Any, module: ModuleType, attribute: str) -> str | None:
@@ -35,9 +43,10 @@ def code_hash(velocity: Any, module: ModuleType, attribute: str) -> str | None:
 
     Source: the module's file and, of what it imports, also inside functions, all that lies in the
     same folder or is no installed package. Weights and settings: modules, tensors, arrays, numbers
-    and texts that the callable reaches through closures, defaults, attributes, and the global
-    names that it uses. Not seen: files that it reads at each call, and what it imports by a
-    computed name.
+    and texts that the callable reaches through closures, defaults, attributes, also of its class,
+    and the global names that its functions use. Not seen: files that it reads at each call, what
+    it imports by a computed name, and what objects of installed packages hold that are neither
+    modules of torch nor plain data.
     """
     files = source_files(module)
     if not files:
@@ -75,23 +84,6 @@ def source_files(module: ModuleType) -> list[Path]:
     return found
 
 
-def content(name: str, value: Any) -> Iterator[bytes]:
-    """The bytes of a named tensor or array: its dtype, shape and numbers; of anything else, as of
-    tensors that are no plain numbers in memory, what torch would store."""
-    yield name.encode()
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        yield f"{value.dtype} {value.shape}".encode()
-        yield value.tobytes()
-    elif type(value) in (Tensor, nn.Parameter, nn.Buffer) and is_plain(value):
-        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
-        yield f"{value.dtype} {tuple(value.shape)}".encode()
-        yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    else:
-        stored = BytesIO()
-        torch.save(value, stored)
-        yield stored.getvalue()
-
-
 class _Held:
     """Feeds a digest with what a value holds. files: of the user's source; values of other code
     are taken as they are named there."""
@@ -104,25 +96,41 @@ class _Held:
         if isinstance(value, _SCALARS):
             self.digest.update(f"{name}={value!r};".encode())
             return
-        if id(value) in self.seen:
+        if isinstance(value, type):
+            self._class(value)
+            return
+        # Equal tuples of a file are one object or several, as it was compiled or read again.
+        if id(value) in self.seen and not isinstance(value, tuple):
             return
         self.seen[id(value)] = value
         match value:
             case nn.Module():
                 self._module(value)
-            case Tensor() | np.ndarray():
-                for part in content(name, value):
-                    self.digest.update(part)
-            case partial():
+            case np.ndarray() if value.dtype == object:
+                self.add(value.tolist())
+            case np.ndarray():
+                self.digest.update(f"{name} {value.dtype} {value.shape}".encode())
+                self.digest.update(value.tobytes())
+            case Tensor() if value.is_meta:
+                self.digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            case Tensor():
+                add_content(self.digest, name, value)
+            case partial() | partialmethod():
                 self.each([("func", value.func), ("args", value.args)])
                 self.add(value.keywords)
             case MethodType():
                 self.each([("self", value.__self__), ("func", value.__func__)])
             case FunctionType():
                 self._function(value)
+            case staticmethod() | classmethod():
+                self.add(value.__func__)
+            case property():
+                self.add(value.fget)
+            case cached_property():
+                self.add(value.func)
             case Mapping():
                 self.each([(str(key), held) for key, held in value.items()])
-            case list() | tuple():
+            case list() | tuple() | deque():
                 self.each([(str(i), held) for i, held in enumerate(value)])
             case set() | frozenset():  # in an order that is the same in every process
                 self.each([("in", v) for v in sorted(value, key=repr) if isinstance(v, _SCALARS)])
@@ -130,21 +138,39 @@ class _Held:
                 self.each([(k, v) for k, v in vars(value).items() if not k.startswith("__")])
             case _lru_cache_wrapper():
                 self.add(value.__wrapped__)
-            case _ if not isinstance(value, type) and self._is_users(type(value)):
-                self.each(list(_attributes(value)))
+        kind = type(value)
+        self._class(kind)
+        plain = isinstance(value, SimpleNamespace | Namespace) or is_dataclass(kind)
+        if plain or (self._is_users(kind) and not isinstance(value, nn.Module)):
+            self.each(list(_attributes(value)))
 
     def each(self, items: list[tuple[str, Any]]) -> None:
         for name, value in items:
             self.add(value, name=name)
 
+    def _class(self, kind: type) -> None:
+        """What classes of the user's hold: settings, and the functions by which it computes."""
+        for base in kind.__mro__:
+            if id(base) not in self.seen and self._is_users(base):
+                self.seen[id(base)] = base
+                held = vars(base).items()
+                self.each([(k, v) for k, v in held if k[:2] != "__" or _has_code(v)])
+
     def _module(self, network: nn.Module) -> None:
-        for name, tensor in [*network.state_dict().items(), *network.named_buffers()]:
-            for part in content(name.replace("_orig_mod.", ""), tensor):
-                self.digest.update(part)
+        for name, held in [*network.state_dict().items(), *network.named_buffers()]:
+            self.digest.update(f"{name.replace('_orig_mod.', '')}:".encode())
+            self.seen.pop(id(held), None)  # a weight that is used twice is named twice
+            self.add(held)
         for layer in network.modules():
-            # Whether it trains is no setting: `import_velocity` changes that.
-            settings = {k: v for k, v in vars(layer).items() if k[0] != "_" and k != "training"}
-            self.each([(k, v) for k, v in settings.items() if not isinstance(v, nn.Module)])
+            self.seen[id(layer)] = layer
+        for layer in network.modules():
+            self._class(type(layer))
+            if "_orig_mod" in layer._modules:  # a compiled one computes what the layer in it does
+                continue
+            own = vars(layer)
+            self.each([(k, v) for k, v in own.items() if k not in _OF_EVERY_MODULE])
+            for hooks in ("_forward_pre_hooks", "_forward_hooks"):
+                self.add(list(own.get(hooks, {}).values()))
             # Networks that bring their own code: exported, scripted and traced ones.
             if isinstance(code := getattr(layer, "code", None), str):
                 self.digest.update(code.encode())
@@ -158,14 +184,22 @@ class _Held:
                 self.add(cell.cell_contents, name="cell")
             except ValueError:  # of a name that has no value yet
                 continue
-        if not self._is_users(function):  # the closure of a decorator leads to what is
+        # By its globals: a wrapper of others has the module's name of what it wraps, and its
+        # closure leads there.
+        module = sys.modules.get(function.__globals__.get("__name__", ""))
+        if module is None or str(_file(module)) not in self.files:
             return
+        self.add(vars(function))
         names = dict.fromkeys(_names(function.__code__))
         self.each([(n, function.__globals__[n]) for n in names if n in function.__globals__])
 
     def _is_users(self, value: Any) -> bool:
         module = sys.modules.get(getattr(value, "__module__", None) or "")
         return module is not None and str(_file(module)) in self.files
+
+
+def _has_code(value: Any) -> bool:
+    return isinstance(value, FunctionType | staticmethod | classmethod | property)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:

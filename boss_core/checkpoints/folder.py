@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from boss_core.checkpoints.rectified_flow import load_rectified_flow
 from boss_core.errors import InputError
@@ -107,8 +107,7 @@ def save_checkpoint(
             f"network: {type(network).__name__}; one of {kinds} needed, which a card describes (for"
             " others safetensors.torch.save_model, and --velocity to search and to sample)"
         )
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    weights = save(tensors)
+    weights = weights_file(network)
     card = Card(
         architecture=names[0],
         config=network.config,
@@ -120,6 +119,11 @@ def save_checkpoint(
     return card
 
 
+def weights_file(network: nn.Module) -> bytes:
+    """The file of weights that `save_checkpoint` writes for a network."""
+    return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+
+
 def load_checkpoint(folder: Path) -> tuple[Network, Card]:
     """The network on the CPU, in evaluation mode and without gradients, and its card.
 
@@ -128,7 +132,7 @@ def load_checkpoint(folder: Path) -> tuple[Network, Card]:
     """
     card = read_card(folder)
     path = folder / WEIGHTS
-    tensors = read_tensors(path, card.weights_sha256)
+    tensors = read_weights(path, card.weights_sha256)
 
     def build() -> Network:
         return ARCHITECTURES[card.architecture][0](card.config)
@@ -165,7 +169,7 @@ def parse_card(path: Path, kind: type[AnyCard]) -> AnyCard:
         raise InputError(f"{path}: {where or 'card'}: {message}") from error
 
 
-def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     """The tensors of a file whose SHA-256, by the card beside it, is ``digest``; InputError where
     it is another, or the file is no safetensors."""
     found = sha256(path)

@@ -13,11 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from boss_core.checkpoints.code_hash import code_hash, is_users_file
-from boss_core.checkpoints.folder import Network, load_checkpoint, load_rectified_flow
+from boss_core.checkpoints.folder import Network, load_checkpoint, load_rectified_flow, weights_file
 from boss_core.errors import InputError
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.velocity import evaluate
@@ -50,7 +49,7 @@ def load_teacher(
     """A checkpoint as a teacher, on the CPU.
 
     checkpoint: a folder in this project's layout (`load_checkpoint`), or a Rectified Flow
-        ``.pth`` file, for which ``config`` is needed (`load_rectified_flow`).
+        file, ``.pth`` or ``.safetensors``, for which ``config`` is needed (`load_rectified_flow`).
 
     Raises InputError naming the file that is missing or wrong.
     """
@@ -58,8 +57,8 @@ def load_teacher(
         if config is not None or not use_ema:
             option = "config" if config is not None else "use_ema=False (--raw-weights)"
             raise InputError(
-                f"{checkpoint}: a folder, whose card has all of it, with {option}; neither, or the"
-                " .pth file that it is for, needed"
+                f"{checkpoint}: a folder, whose card says all, with {option}; the folder alone, or"
+                " the file that this is for, needed"
             )
         network, card = load_checkpoint(checkpoint)
         return Teacher(
@@ -72,7 +71,7 @@ def load_teacher(
     if not checkpoint.is_file():
         raise InputError(
             f"{checkpoint}: no such file or folder; a folder with model.safetensors and card.json,"
-            " or a Rectified Flow .pth file needed"
+            " or a Rectified Flow file (.pth, .safetensors), needed"
         )
     if config is None:
         raise InputError(
@@ -126,6 +125,11 @@ def _imported(name: str, module_name: str, attribute: str) -> tuple[ModuleType, 
             found = getattr(found, part)
     except InputError:
         raise
+    except SystemExit as error:  # of argparse, for one
+        raise InputError(
+            f"velocity: {name!r}: {_where(error)}ends Python when it is imported; that guarded by"
+            " if __name__ == '__main__' needed"
+        ) from error
     except Exception as error:  # the user's module may raise anything
         raise InputError(f"velocity: {name!r}: {_raised(error)}") from error
     finally:
@@ -141,7 +145,7 @@ def calling(name: str | None) -> Iterator[None]:
         yield
     except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # it may raise anything
+    except (Exception, SystemExit) as error:  # it may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         called = any(f.name == "evaluate" and f.filename == _EVALUATE for f in frames)
         if name is None or not called:
@@ -149,16 +153,19 @@ def calling(name: str | None) -> Iterator[None]:
         raise InputError(f"velocity: {name!r}: {_raised(error)}") from error
 
 
-def _raised(error: Exception) -> str:
-    """What went wrong in the user's code, and where, in a line."""
-    message = " ".join(str(error).split())
+def _where(error: BaseException) -> str:
+    """The line of the user's code that raised it, to put before what; none is empty."""
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if is_users_file(frame.filename)]
+    return f"{users[-1].filename}:{users[-1].lineno}: " if users else ""
+
+
+def _raised(error: BaseException) -> str:
+    """What went wrong in the user's code, and where, in a line."""
+    message, where = " ".join(str(error).split()), _where(error)
+    plain = isinstance(error, ModuleNotFoundError | AttributeError) and not where
     if isinstance(error, SyntaxError):
         message, where = error.msg, f"{error.filename}:{error.lineno}: "
-    else:
-        where = f"{users[-1].filename}:{users[-1].lineno}: " if users else ""
-    plain = isinstance(error, ModuleNotFoundError | AttributeError) and not users
     kind = "" if plain else f"{type(error).__name__}: "
     return f"{where}{kind}{message or 'no message'}"
 
@@ -177,5 +184,4 @@ def _check_signature(name: str, velocity: Callable[..., Any]) -> None:
 
 def weights_hash(network: nn.Module) -> str:
     """The SHA-256 that `save_checkpoint` would write into the card of this network."""
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()
+    return hashlib.sha256(weights_file(network)).hexdigest()

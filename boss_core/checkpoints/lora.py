@@ -28,7 +28,7 @@ from boss_core.checkpoints.folder import (
     check_shapes,
     load_checkpoint,
     parse_card,
-    read_tensors,
+    read_weights,
 )
 from boss_core.errors import InputError
 from boss_core.files import write_files
@@ -145,7 +145,7 @@ def load_adapter(
             f" {of_teacher.weights_sha256[:12]}; the network that it was trained on needed"
         )
     path = folder / ADAPTER
-    tensors = read_tensors(path, card.weights_sha256)
+    tensors = read_weights(path, card.weights_sha256)
     ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.ndim}
     if ranks != {card.rank}:  # before layers of whatever rank the card says are made
         found = ", ".join(map(str, sorted(ranks))) or "none"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
-from boss_core.weights import check_sums, check_weights, skeleton
+from boss_core.weights import check_sums, check_weights, is_of_the_disk, skeleton
 
 # Published networks by name, as JSON of what shapes them.
 PUBLISHED = {
@@ -48,7 +48,8 @@ def load_rectified_flow(
     """The velocity network of a published checkpoint, on the CPU, in evaluation mode and without
     gradients.
 
-    checkpoint: a ``.pth`` file; read with ``weights_only``, so nothing in it is executed.
+    checkpoint: a ``.pth`` file, read with ``weights_only``, so that nothing in it is executed; or
+        a ``.safetensors`` file of a state dict.
     config: the published settings, ``{"data": {...}, "model": {...}}``, as a mapping, the path of
         a JSON file of them, or a name in `PUBLISHED`. Those that only concern training are
         ignored.
@@ -131,7 +132,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     """The content of a file, as ``{"model": ..., "ema": ...}`` or a bare state dict."""
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {kind}; a Rectified Flow checkpoint (one .pth file) needed")
+        raise InputError(f"{path}: {kind}; a Rectified Flow checkpoint (.pth, .safetensors) needed")
     try:
         # Only what is used is read: most of a file is the state of the optimiser.
         if path.suffix == ".safetensors":
@@ -144,6 +145,8 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
+        if is_of_the_disk(error):
+            raise
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
                 f"{path}: refused, nothing of it was executed: it asks for {named[1]}, and a"

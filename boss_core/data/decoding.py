@@ -46,7 +46,9 @@ def read_header(image: Image.Image) -> Header:
         raise InputError("floating-point pixels; 8 or 16 bits a channel needed")
     if _sixteen_bits(image):
         if image.format not in ("PNG", "TIFF", "PPM"):
-            raise InputError("16 bits a pixel, but no PNG, TIFF or PGM; one of these, or 8, needed")
+            raise InputError(
+                f"16 bits a pixel in {image.format}; PNG, TIFF or PGM, or 8 bits, needed"
+            )
     elif image.mode == "I":
         raise InputError("32-bit or signed pixels; 8 or 16 bits a channel needed")
     width, height = image.size

@@ -12,12 +12,12 @@ from boss_core.data.images import ImageSource, StoredImage
 from boss_core.errors import InputError
 
 SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
-    ".pgm", ".pbm", ".pnm",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".gif", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 # Images too, which Pillow does not open or not with certainty: data that would be missing.
 _OTHER_IMAGES = (
-    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpe", ".svg", ".psd", ".xcf", ".exr", ".hdr",
+    ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".exr", ".hdr",
     ".tga", ".dds", ".dcm", ".ico", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".apng",
 )  # fmt: skip
 _NAMED = 3  # of the files that are no images, by their names
@@ -55,9 +55,8 @@ def folder(path: Path) -> ImageSource:
         for file in files:
             yield StoredImage(str(file), partial(Image.open, file))
 
-    return ImageSource(
-        len(files), labels, images, remarks=(*_left_out(path, others), *_links(path, files))
-    )
+    remarks = (*_left_out(path, others), *_beside(path, files), *_links(path, files))
+    return ImageSource(len(files), labels, images, remarks=remarks)
 
 
 def _check_classes(path: Path, names: set[str]) -> None:
@@ -66,8 +65,8 @@ def _check_classes(path: Path, names: set[str]) -> None:
     for child in sorted(path.iterdir()):
         if child.is_dir() and not child.name.startswith(".") and child.name not in names:
             raise InputError(
-                f"{child}: no images in it, and every folder beside it is a class; images, or no"
-                " such folder, needed"
+                f"{child}: no images in it, and every folder beside it is a class; add images, or"
+                " remove it"
             )
 
 
@@ -78,6 +77,15 @@ def _left_out(path: Path, others: list[Path]) -> list[str]:
     more = ", ..." if len(others) > _NAMED else ""
     what = "1 file" if len(others) == 1 else f"{len(others)} files"
     return [f"{path}: {what} left out, no images by their names: {names}{more}"]
+
+
+def _beside(path: Path, files: list[Path]) -> list[str]:
+    """Why images in folders have no labels: some lie in none."""
+    beside = [file for file in files if file.parent == path]
+    if not beside or len(beside) == len(files):
+        return []
+    images = "1 image" if len(beside) == 1 else f"{len(beside)} images"
+    return [f"{path}: no labels: {images} beside the class folders, as {beside[0].name}"]
 
 
 def _links(path: Path, files: list[Path]) -> list[str]:

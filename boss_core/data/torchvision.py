@@ -113,7 +113,7 @@ def _check_classes(parts: list[Any], root: Path) -> None:
     for part in parts:
         for name in getattr(part, "classes", None) or ():
             if str(name).startswith("."):
-                raise InputError(f"{root}: {name} is taken for a class; no such folder needed")
+                raise InputError(f"{root}: {name} is taken for a class; remove it")
 
 
 def _named_splits(constructor: Any, name: str, root: Path, common: dict[str, bool]) -> list[Any]:

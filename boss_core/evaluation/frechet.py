@@ -29,6 +29,7 @@ from boss_core.files import sha256
 from boss_core.networks.classifier import load_classifier
 from boss_core.pixels import to_uint8
 from boss_core.tensor_files import arrays_only, read_tensors
+from boss_core.weights import is_of_the_disk
 
 
 class ClassifierExtractor(FeatureExtractorBase):
@@ -218,6 +219,8 @@ def _check_cache(cache: Path, key: str) -> None:
             with arrays_only():
                 torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))
         except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
+            if is_of_the_disk(error):
+                raise
             raise InputError(
                 f"{path}: truncated, or not features only ({type(error).__name__}; nothing of it"
                 " was executed); remove it, and what made it makes it anew"

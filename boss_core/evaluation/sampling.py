@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.ode.solvers import SOLVERS
+from boss_core.ode.timesteps import validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, sample_noise, with_labels
 from boss_core.pixels import to_uint8
 
@@ -45,7 +46,7 @@ def sample_images(
         raise InputError(f"solver: {solver!r}; one of {', '.join(SOLVERS)} needed")
     if samples < 1:
         raise InputError(f"samples: {samples}; at least 1 needed")
-    start = float(np.asarray(timesteps, dtype=np.float64)[0])
+    start = float(validate_timesteps(timesteps, from_noise=False)[0])
     if start > NEARLY_NOISE:
         raise InputError(
             f"timesteps: begin at {start:g}, noise level {1 - start:g}; steps from noise, 0, needed"

@@ -3,8 +3,11 @@
 diffusers is imported where it is used only: the rest of the library works without it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -25,7 +28,8 @@ def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler")
 
     scheduler: the pipeline's own, whose settings are kept for the pipeline to read, without effect
         on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
-    timesteps: K + 1 increasing times from 0 to 1.
+    timesteps: K + 1 increasing times from 0 to 1; from later on for image to image, whose pipelines
+        take all of them with ``strength=1.0``.
     """
     return _made(_fixed_class(), scheduler, timesteps, solver)
 
@@ -44,6 +48,18 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
 
         state: Tensor
 
+        # Pipelines look for the names of the arguments to learn what the scheduler accepts.
+        def set_timesteps(
+            self,
+            num_inference_steps: int | None = None,
+            device: Any = None,
+            sigmas: Any = None,
+            mu: float | None = None,
+            timesteps: Any = None,
+        ) -> None:
+            with without_traceback():
+                super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+
         def step(
             self,
             model_output: Tensor,
@@ -52,14 +68,42 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
             return_dict: bool = True,
             **kwargs: Any,
         ) -> Any:
-            start = sample.float() if self.step_index is None else self.state
-            (self.state,) = super().step(
-                model_output.float(), timestep, start, return_dict=False, **kwargs
-            )
-            state = self.state.to(sample.dtype)
+            start = sample.float()
+            if self.step_index is not None:
+                start = self.state
+                refuse_changes(sample, start, self.step_index)
+            with without_traceback():
+                (self.state,) = super().step(
+                    model_output.float(), timestep, start, return_dict=False, **kwargs
+                )
+            state = self.state.to(sample.dtype, copy=True)  # a network may work in place
             return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
 
     return _made(CarryingScheduler, scheduler, timesteps, solver)
+
+
+@contextmanager
+def without_traceback() -> Iterator[None]:
+    """What `FixedFlowScheduler` refuses, as an InputError: it stands alone, without our errors."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def refuse_changes(sample: Tensor, state: Tensor, k: int) -> None:
+    """InputError where the state that comes to step k is another than the step before left."""
+    # Rounding to bfloat16 moves a state by 2^-9 of itself; whatever blends another image in, or
+    # adds noise, moves it by much more.
+    same = sample.shape == state.shape and torch.allclose(
+        sample.float(), state, rtol=2**-7, atol=1e-3, equal_nan=True
+    )
+    if not same:
+        raise InputError(
+            f"pipeline: changes the states between steps {k - 1} and {k} (inpainting, callbacks"
+            " and networks that work in place do so); one whose steps follow its velocity alone"
+            " needed"
+        )
 
 
 def _fixed_class() -> Any:
@@ -71,4 +115,4 @@ def _fixed_class() -> Any:
 def _made(kind: Any, scheduler: Any, timesteps: ArrayLike, solver: str) -> Any:
     """A scheduler of that class for these times, with the settings of the pipeline's own."""
     multistep_weights(solver)
-    return kind.like(scheduler, 1.0 - validate_timesteps(timesteps), solver)
+    return kind.like(scheduler, 1.0 - validate_timesteps(timesteps, from_noise=False), solver)

@@ -85,6 +85,7 @@ def to_diffusers(schedule: Schedule) -> str:
         f"# {schedule.steps} steps: call the pipeline with sigmas=sigmas (never timesteps=).\n"
         "# One whose call takes no sigmas, as Wan's, or that tells its network times of its own,\n"
         "# as CogView4's and GLM-Image's, needs --to diffusers-fixed.\n"
+        f"{_from_image(schedule)}"
     )
 
 
@@ -101,6 +102,7 @@ def to_diffusers_fixed(schedule: Schedule) -> str:
         f"    pipeline.scheduler, fixed_sigmas, solver={schedule.solver!r}\n"
         ")\n"
         f"# Call the pipeline with num_inference_steps={schedule.steps}.\n"
+        f"{_from_image(schedule)}"
         "# To load it again once saved, have the class in a module fixed_flow_scheduler.py.\n"
     )
 
@@ -167,7 +169,8 @@ def check_scheduler(
     what to pass instead. Found by running a copy of it.
 
     mu: what the pipeline passes to ``set_timesteps`` when ``use_dynamic_shifting`` is on
-        (diffusers' ``calculate_shift`` of the number of image tokens); needed then only.
+        (diffusers' ``calculate_shift`` of the number of image tokens); needed then only, and not
+        for one with fixed steps, which has no use for it.
 
     Raises InputError for a scheduler that does not take the steps of the schedule's solver, and
     when mu is missing. A `boss_core.interop.diffusers_schedulers.fixed_scheduler` takes those of
@@ -189,6 +192,8 @@ def check_scheduler(
             f" for {schedule.solver}; one for the same solver needed (diffusers has only euler,"
             " boss_core.interop.diffusers_schedulers.fixed_scheduler ab2 too)"
         )
+    if "fixed_sigmas" in scheduler._get_init_keys(type(scheduler)):
+        return _fixed_report(scheduler, schedule)
     config: Any = scheduler.config
     dynamic = bool(config.use_dynamic_shifting)
     if dynamic and mu is None:
@@ -212,6 +217,16 @@ def check_scheduler(
         sigmas_used=tuple(used),
         reasons=reasons,
         sigmas_to_pass=tuple(inverse) if unchanged or reachable else None,
+    )
+
+
+def _fixed_report(scheduler: Any, schedule: Schedule) -> SchedulerReport:
+    """Of a `FixedFlowScheduler`, which takes its own steps whatever it is given."""
+    used = tuple(scheduler.config.fixed_sigmas)
+    if _same(used, schedule.sigmas):
+        return SchedulerReport(True, used, (), tuple(diffusers_sigmas(schedule)))
+    return SchedulerReport(
+        False, used, (f"{type(scheduler).__name__}: has steps of its own",), None
     )
 
 
@@ -249,6 +264,17 @@ def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str,
             " of Flux and its kin do not pass sigmas on when they see it"
         )
     return tuple(found)
+
+
+def _from_image(schedule: Schedule) -> str:
+    """A line more for steps that begin late; none for those from noise."""
+    level = schedule.sigmas[0]
+    if level == 1.0:
+        return ""
+    return (
+        f"# They begin at noise level {level!r}, from an image: an image-to-image pipeline, with"
+        " strength=1.0.\n"
+    )
 
 
 def _check_multistep(schedule: Schedule) -> None:

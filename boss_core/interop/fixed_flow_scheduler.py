@@ -48,9 +48,13 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
+        stochastic_sampling: bool = False,
     ) -> None:
         if solver not in ("euler", "ab2"):
             raise ValueError(f"solver: {solver!r}; euler or ab2 needed")
+        # Of the class above, which writes it into each configuration.
+        if stochastic_sampling:
+            raise ValueError("stochastic_sampling: True; False needed, for steps without new noise")
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             shift=shift,
@@ -71,7 +75,12 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
     def like(cls, scheduler: Any, fixed_sigmas: Any, solver: str = "euler") -> Self:
         """One with the settings of a pipeline's own scheduler, as far as they are known here: one
         more, as `use_flow_sigmas` of UniPC, would make some pipelines drop their sigmas."""
-        names = set(cls._get_init_keys(cls)) - {"self", "fixed_sigmas", "solver"}
+        names = set(cls._get_init_keys(cls)) - {
+            "self",
+            "fixed_sigmas",
+            "solver",
+            "stochastic_sampling",
+        }
         kept = {name: scheduler.config[name] for name in names if name in scheduler.config}
         return cls(fixed_sigmas=[float(s) for s in fixed_sigmas], solver=solver, **kept)
 
@@ -102,7 +111,7 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
                 )
             told = self._unshifted(told, mu)
         self.timesteps = told * steps
-        self._step_index = None
+        self._step_index: int | None = None
         self._begin_index = None
 
     def _unshifted(self, levels: torch.Tensor, mu: float | None) -> torch.Tensor:

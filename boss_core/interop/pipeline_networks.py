@@ -4,14 +4,13 @@ diffusers is imported where it is used only: the rest of the library works witho
 """
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.interop.recording import DENOISERS
+from boss_core.weights import add_content
 
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of weights
 
@@ -66,60 +65,12 @@ def pipeline_hash(pipeline: Any) -> str:
             digest.update(f"network {name}\n".encode())
         state = {key.replace(_COMPILED, ""): value for key, value in network.state_dict().items()}
         for key, value in sorted(state.items()):
-            _add(digest, key, value)
+            add_content(digest, key, value)
     parts = dict(getattr(pipeline, "components", {})) | networks
     for name, part in sorted(parts.items()):
         if isinstance(part, torch.nn.Module):
             _add_adapters(digest, name, part, weights=name not in networks)
     return digest.hexdigest()
-
-
-def _add(digest: Any, name: str, value: Any) -> None:
-    """One entry of a state dictionary: a tensor of any kind, or what quantisation keeps there."""
-    if isinstance(value, Mapping):
-        for key, each in sorted(value.items(), key=lambda item: str(item[0])):
-            _add(digest, f"{name}.{key}", each)
-    elif isinstance(value, list | tuple):
-        for k, each in enumerate(value):
-            _add(digest, f"{name}.{k}", each)
-    elif not isinstance(value, Tensor):
-        digest.update(f"{name} {value!r}\n".encode())
-    else:
-        _add_tensor(digest, name, value.detach())
-
-
-def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
-    if tensor.is_meta:
-        raise InputError(
-            f"pipeline: the weights of {name} are offloaded, so that they cannot be hashed; the"
-            " hash before offloading needed"
-        )
-    if hasattr(tensor, "__tensor_flatten__"):  # a tensor made of others, as torchao's
-        names, settings = tensor.__tensor_flatten__()
-        digest.update(f"{name} {type(tensor).__name__} {tuple(tensor.shape)}\n".encode())
-        _add(digest, f"{name}.settings", settings)
-        for each in sorted(names):
-            _add(digest, f"{name}.{each}", getattr(tensor, each))
-        return
-    if tensor.is_quantized:
-        scales: tuple[Any, ...]
-        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            scales = (tensor.q_scale(), tensor.q_zero_point())
-        else:
-            scales = (
-                tensor.q_per_channel_scales(),
-                tensor.q_per_channel_zero_points(),
-                tensor.q_per_channel_axis(),
-            )
-        _add(digest, f"{name}.scales", scales)
-        tensor = tensor.int_repr()
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    # A plain tensor, whatever class keeps the bytes (bitsandbytes, GGUF).
-    tensor = tensor.as_subclass(Tensor)
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    flat = tensor.cpu().contiguous().flatten()
-    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
 def _add_adapters(digest: Any, name: str, network: torch.nn.Module, *, weights: bool) -> None:
@@ -130,11 +81,11 @@ def _add_adapters(digest: Any, name: str, network: torch.nn.Module, *, weights: 
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict) and hasattr(module, "active_adapters"):  # PEFT
             on = [] if module.disable_adapters else list(module.active_adapters)
-            _add(digest, where, {"on": on, "scaling": scaling, "in": module.merged_adapters})
+            add_content(digest, where, {"on": on, "scaling": scaling, "in": module.merged_adapters})
             for key, value in sorted(module.state_dict().items()) if weights else ():
                 if not key.startswith("base_layer."):
-                    _add(digest, f"{where}.{key}", value)
+                    add_content(digest, f"{where}.{key}", value)
     # IP adapters keep their scales in attention processors, which need not be modules.
     for path, processor in sorted(getattr(network, "attn_processors", {}).items()):
         if (scale := getattr(processor, "scale", None)) is not None:
-            _add(digest, f"adapter {name}.{path}.scale", scale)
+            add_content(digest, f"adapter {name}.{path}.scale", scale)

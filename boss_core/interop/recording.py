@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.interop.diffusers_schedulers import refuse_changes, without_traceback
 from boss_core.ode.timesteps import Times
 
 # A tensor that a network is given is the state, or the state with a part replaced, when at least
@@ -130,15 +131,8 @@ class Walk:
             self.stepping.append(track)
             track.state, self.samples = sample.float(), len(sample)
         assert track.state is not None
-        # Rounding to bfloat16 moves a state by 2^-9 of itself; whatever blends another
-        # image in, or adds noise, moves it by much more.
-        if k and not torch.allclose(
-            sample.float(), track.state, rtol=2**-7, atol=1e-3, equal_nan=True
-        ):
-            raise InputError(
-                f"pipeline: changes the states between steps {k - 1} and {k} (inpainting and"
-                " callbacks do so); one whose steps follow its velocity alone needed"
-            )
+        if k:
+            refuse_changes(sample, track.state, k)
         first = k == self.steps  # of the tracks that take this step
         if first:
             self.steps += 1
@@ -163,7 +157,7 @@ class Walk:
             track.state = self.follow[k + 1].states[track.place].float()
         if first and self.on_step is not None:
             self.on_step(len(sample))
-        return track.state.to(sample.dtype)
+        return track.state.to(sample.dtype, copy=True)  # a network may work in place
 
     def _check(self, track: Track, velocity: Tensor, sample: Tensor) -> None:
         k = track.steps
@@ -308,10 +302,8 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
                 walk.tracks.append(self.track)
             self.track.again = self.track.steps > 0
             walk.inverted = bool(self.config.invert_sigmas)
-            try:
+            with without_traceback():
                 super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
-            except ValueError as error:  # that class stands alone, without our errors
-                raise InputError(str(error)) from error
 
         def step(
             self,

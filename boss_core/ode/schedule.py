@@ -13,6 +13,9 @@ from boss_core.errors import InputError
 from boss_core.ode.solver_table import SOLVERS
 from boss_core.ode.timesteps import validate_timesteps
 
+# A last noise level up to this is no step before 0, but a 0 for samplers that would divide by it.
+_ZERO = 1e-9
+
 
 def _known(solver: str) -> str:
     if solver not in SOLVERS:
@@ -76,7 +79,9 @@ class Schedule(BaseModel):
     settings_hash: str | None = None
     held_out: HeldOut | None = None
     # Left out where it says nothing: files are those of before it.
-    evaluations: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    evaluations: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, exclude_if=lambda value: value is None
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -144,14 +149,17 @@ def interval(error: float | None, standard_error: float | None, groups: int) -> 
 
 def from_sigmas(sigmas: Sequence[float], name: str = "sigmas") -> Schedule:
     """Euler steps at noise levels as samplers of others publish them: decreasing, from 1 or below,
-    down to 0, which is added where the list ends before it.
+    down to 0, which is added where the list ends before it. A last level of 1e-9 or less is a 0.
 
     InputError that starts with ``name`` for any other list.
     """
     levels = [float(sigma) for sigma in sigmas]
-    if levels and levels[-1] > 0:
+    if levels and 0 < levels[-1] <= _ZERO:
+        levels[-1] = 0.0
+    elif levels and levels[-1] > 0:
         levels.append(0.0)
-    falls = all(a > b for a, b in itertools.pairwise(levels))
+    # As times, too: 1e-17 and 0 are both 1 there.
+    falls = all(a > b and 1 - a < 1 - b for a, b in itertools.pairwise(levels))
     if len(levels) < 2 or not falls or not 0.0 == levels[-1] < levels[0] <= 1.0:
         shown = ", ".join(f"{level:g}" for level in levels[:8])
         raise InputError(

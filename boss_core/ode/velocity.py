@@ -107,8 +107,8 @@ def scalar_time(network: Callable[[Tensor, Tensor], Tensor]) -> VelocityField:
 
 def checked_velocity(velocity: VelocityField) -> VelocityField:
     """The same velocity; a call that does not hold (see `check_output`), whose result is not
-    finite or which changes its states or times in place is an InputError. The solvers here stand
-    the last, but most of others do not. A look at every value waits for the device: for first
+    finite or which changes its states or times in place is an InputError. The solvers here allow
+    changes in place; most others do not. A look at every value waits for the device: for first
     tries."""
 
     def checked(x: Tensor, t: Tensor, /) -> Tensor:
@@ -135,8 +135,10 @@ def check_repeats(velocity: VelocityField, x: Tensor) -> None:
 
     A network behind a function may still be in training mode, where dropout makes every
     evaluation another and batch normalisation mixes the samples. Two evaluations of the batch.
+    One state, B = 1, has no others beside it: a velocity that mixes samples passes then.
     """
-    times, kept = torch.full((len(x),), 0.5, device=x.device), (len(x) + 1) // 2
+    times = torch.full((len(x),), 0.5, dtype=x.dtype, device=x.device)
+    kept = (len(x) + 1) // 2
     others = x.clone()
     others[kept:] *= 3.0
     before, after = (evaluate(velocity, states, times)[:kept] for states in (x, others))

@@ -14,7 +14,8 @@ def flow_matching_loss(velocity: VelocityField, data: Tensor, noise: Tensor, t: 
     """The flow-matching loss on the linear path (Lipman et al. 2023; Liu et al. 2023):
     x_t = (1 - t) x_0 + t x_1, target x_1 - x_0. ``data``, ``noise``: (B, ...); ``t``: (B,)."""
     weight = t.view(-1, *[1] * (data.ndim - 1))
-    return F.mse_loss(velocity(torch.lerp(noise, data, weight), t), data - noise)
+    # A copy of the caller's times: a velocity may work in place.
+    return F.mse_loss(velocity(torch.lerp(noise, data, weight), t.clone()), data - noise)
 
 
 def straightening_loss(

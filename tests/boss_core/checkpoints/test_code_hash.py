@@ -18,6 +18,9 @@ FILES = {
     "mine.py": """
 import dataclasses
 import functools
+import threading
+import types
+from collections import deque
 import numpy as np
 import torch
 from parts.layers import Net
@@ -58,6 +61,58 @@ def looked_up(name):
 
 def through(x, t):
     return looked_up("a") * x ** kept.power * sum(marked) * single
+
+factor, tuned = torch.tensor(2.0), types.SimpleNamespace(power=torch.tensor(1.0))
+
+def helped(x):
+    return factor * x
+
+class Base:
+    scale = 1.0
+    table = [1.0, 2.0]
+
+class Reaching(Base):
+    def __call__(self, x, t):
+        return self.through(helped(x)) * self.still(x) * self.late
+    def through(self, x):
+        return net(x, None)
+    @staticmethod
+    def still(x, by=deque([1.0])):
+        return by[0] * x ** tuned.power
+    @property
+    def late(self):
+        return chosen.level
+
+class Chosen:
+    level = 0.5
+
+chosen, reaching = Chosen, Reaching()
+
+class Private(torch.nn.Module):
+    gain = 1.0
+    def __init__(self):
+        super().__init__()
+        self._scale = 1.0
+        self.kept = torch.nn.Linear(1, 1)
+        self.kept._shift = 1.0
+        torch.nn.init.ones_(self.kept.weight)
+        torch.nn.init.ones_(self.kept.bias)
+    def get_extra_state(self):
+        return {"steps": 3, "lock": threading.Lock()}
+    def set_extra_state(self, state):
+        pass
+    def forward(self, x, t):
+        return helped(x) * self._scale * self.gain
+
+private = Private()
+compiled = torch.compile(private)
+arranged = functools.partial(private, odd=np.array([1, "a", threading.Lock()], dtype=object))
+
+def marked_by(x, t):
+    return x * marked_by.scale
+
+marked_by.scale = 1.0
+
 class WithoutArguments:
     def __call__(self):
         pass
@@ -130,6 +185,22 @@ def test_code_that_has_changed_has_another_hash(folder, attribute: str, change: 
         ("through", "kept.power.fill_(3)"),
         ("through", "marked.add(0.75)"),
         ("through", "single = np.float32(0.75)"),
+        ("reaching", "factor.fill_(3)"),
+        ("reaching", "net.strength = 2.0"),
+        ("reaching", "Base.scale = 2.0"),
+        ("reaching", "Base.table[1] = 3.0"),
+        ("reaching", "Reaching.still.__defaults__[0][0] = 2.0"),
+        ("reaching", "tuned.power.fill_(2)"),
+        ("reaching", "Chosen.level = 0.25"),
+        ("private", "factor.fill_(3)"),
+        ("private", "Private.gain = 2.0"),
+        ("private", "private._scale = 2.0"),
+        ("private", "private.kept._shift = 2.0"),
+        ("private", "Private.get_extra_state = lambda self: {'steps': 4}"),
+        ("private", "private.register_forward_hook(lambda m, i, o, by=2: by * o)"),
+        ("compiled", "private._scale = 2.0"),
+        ("arranged", "arranged.keywords['odd'][0] = 2"),
+        ("marked_by", "marked_by.scale = 2.0"),
     ],
 )
 def test_weights_and_settings_that_have_changed_have_another_hash(
@@ -148,7 +219,7 @@ def test_two_functions_of_one_file_are_two_searches(folder) -> None:
 
 
 def test_another_process_finds_the_same_hash(folder) -> None:
-    names = ("net", "velocity", "called", "weak", "through")
+    names = ("net", "velocity", "called", "weak", "through", "reaching", "private", "compiled")
     code = (
         "from boss_core.checkpoints.load import import_velocity as v\n"
         f"print(*(v(f'mine:{{a}}', (2,)).hash for a in {names}))"
@@ -176,6 +247,11 @@ def test_a_network_of_this_project_has_the_hash_of_its_card(folder) -> None:
         ("def v(x):\n    pass\n", r"velocity: 'bad:v' takes \(x\); \(x, t\) needed"),
         ("def v(x, t, labels):\n    pass\n", r"takes \(x, t, labels\); \(x, t\) needed"),
         ("v = None\n", "'bad:v' is a NoneType; v"),
+        ("import sys\nsys.exit(3)\n", r"bad\.py:2: ends Python when it is imported; that guarded"),
+        (
+            "import argparse\nargparse.ArgumentParser().parse_args(['--x'])\n",
+            r"bad\.py:2: ends Python when it is imported; that guarded by if __name__ ",
+        ),
     ],
 )
 def test_what_cannot_be_imported_as_a_velocity_is_one_line(folder, text: str, says: str) -> None:

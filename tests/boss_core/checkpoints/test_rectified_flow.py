@@ -255,7 +255,9 @@ def test_files_that_are_no_such_checkpoint(tmp_path: Path) -> None:
     load_rectified_flow(whole, config)
 
     says(tmp_path / "none.pth", config, "none.pth: no such file")
-    says(tmp_path, config, f"{tmp_path}: a folder; a Rectified Flow checkpoint (one .pth file)")
+    says(
+        tmp_path, config, f"{tmp_path}: a folder; a Rectified Flow checkpoint (.pth, .safetensors)"
+    )
     size = whole.stat().st_size
     for kept in (size - 100, size // 2, 30, 0):
         cut = tmp_path / "cut.pth"

@@ -24,6 +24,8 @@ from boss_core.networks.classifier import (
 )
 from boss_core.networks.edm import EDM, EDMConfig, from_published
 from boss_core.networks.unet import UNet
+from boss_core.tensor_files import read_tensors
+from boss_core.weights import check_sums
 from tests.helpers.edm import NCSNPP
 from tests.helpers.rectified_flow import publish, settings, small
 from tests.helpers.unet import CONFIG
@@ -47,7 +49,10 @@ IN_ANY_FILE: dict[str, tuple[Change, str]] = {
     "int8": (lambda t: t.to(torch.int8), "is int8; float32"),
     "complex": (lambda t: t.to(torch.complex64), "is complex64; float32"),
     "8 bits": (lambda t: t.to(torch.float8_e4m3fn), "is float8_e4m3fn; float32"),
-    "too large": (lambda t: t.double() + 1e300, "{n} of {n} values are not finite (the first"),
+    "too large": (
+        lambda t: t.double() + 1e300,
+        "{n} of {n} values are not finite in float32 (the first is 1e+300)",
+    ),
 }
 IN_A_PICKLE: dict[str, tuple[Change, str]] = {
     "sparse": (lambda t: t.to_sparse(), "is sparse_coo; plain numbers needed"),
@@ -225,3 +230,25 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert folder.exists() == there
+
+
+def test_a_bit_that_is_another_is_refused_in_a_line_or_matters_not(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.ones(2)}, path)
+    whole = path.read_bytes()
+    said = set()
+    for bit in range(0, 8 * len(whole), 5):
+        altered = bytearray(whole)
+        altered[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(altered)
+        try:
+            check_sums(path)
+        except InputError as error:
+            said.add(str(error).split(":")[1])
+    assert said == {" altered"}
+
+
+def test_a_file_of_tensors_that_is_not_there_is_not_called_truncated(tmp_path: Path) -> None:
+    refused(lambda: read_tensors(tmp_path, "weights"), f"{tmp_path}: a folder; weights needed")
+    path = tmp_path / "w.pth"
+    refused(lambda: read_tensors(path, "weights"), f"{path}: no such file; weights needed")

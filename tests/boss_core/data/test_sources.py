@@ -166,6 +166,17 @@ def test_folder_with_classes(tmp_path: Path) -> None:
     assert images[2, :, 0, 0].tolist() == [1, 0, 255]
 
 
+def test_images_beside_the_class_folders_are_named(tmp_path: Path) -> None:
+    for name in ("dog/b.png", "cat/a.png", "preview.png"):
+        save(tmp_path / name)
+    source = folder(tmp_path)
+    assert source.labels is None
+    said = "no labels: 1 image beside the class folders, as preview.png"
+    assert source.remarks == (f"{tmp_path}: {said}",)
+    save(tmp_path / "a.png")
+    assert folder(tmp_path).remarks[0].endswith("2 images beside the class folders, as a.png")
+
+
 def test_greyscale_folder_without_classes(tmp_path: Path) -> None:
     Image.new("L", (6, 4), 9).save(tmp_path / "x.png")
     source = folder(tmp_path)
@@ -456,3 +467,10 @@ def test_data_sets_of_torchvision_that_cannot_serve(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images in it; files ending in"):
         torchvision("ImageFolder", tmp_path)
     assert list(tmp_path.iterdir()) == []  # nothing was downloaded
+
+
+def test_jpegs_of_other_names_are_images(tmp_path: Path) -> None:
+    save(tmp_path / "a.jpe", 10, "JPEG")
+    views = [Image.new("L", (8, 8), value) for value in (20, 200)]
+    views[0].save(tmp_path / "b.mpo", "MPO", save_all=True, append_images=views[1:])
+    assert read(folder(tmp_path))[:, 0, 0, 0].tolist() == [10, 20]

@@ -55,3 +55,17 @@ def test_samples_that_are_not_finite_are_refused(value: float) -> None:
 
     with pytest.raises(InputError, match="velocity: samples 0 to 2 are not finite at t = 1; a net"):
         sample("euler", CountedVelocity(velocity))
+
+
+@pytest.mark.parametrize("times", [[], 0.5, [0.0], [0.0, float("nan"), 1.0]])
+def test_what_is_no_list_of_times_is_refused(times) -> None:
+    with pytest.raises(InputError, match="timesteps: "):
+        sample_images(
+            Linear(),
+            times,
+            samples=1,
+            shape=(1, 2, 2),
+            seed=0,
+            batch_size=1,
+            device=torch.device("cpu"),
+        )

@@ -222,10 +222,24 @@ def test_what_is_said_of_other_schedulers_holds() -> None:
 def test_a_scheduler_with_other_steps_baked_in_is_named() -> None:
     scheduler = fixed_scheduler(settings(), uniform(4))
     report = check_scheduler(scheduler, STEPS)
-    assert report.reasons == ("FixedFlowScheduler: uses sigmas of its own",)
+    assert report.reasons == ("FixedFlowScheduler: has steps of its own",)
     assert report.sigmas_used == (1.0, 0.75, 0.5, 0.25, 0.0)
     assert report.sigmas_to_pass is None
-    assert check_scheduler(fixed_scheduler(settings(), STEPS.timesteps), STEPS).unchanged
+    for changed in ({}, {"use_dynamic_shifting": True}, {"invert_sigmas": True}, {"shift": 3.0}):
+        report = check_scheduler(fixed_scheduler(settings(**changed), STEPS.timesteps), STEPS)
+        assert (report.unchanged, report.reasons) == (True, ())
+        assert report.sigmas_used == pytest.approx(STEPS.sigmas)
+
+
+def test_a_fixed_scheduler_may_begin_late() -> None:
+    """Two steps of 0.3 by hand, of dx/dsigma = x, from level 0.6: x (1 - 0.3)^2."""
+    scheduler = fixed_scheduler(settings(), (0.4, 0.7, 1.0))
+    scheduler.set_timesteps(2)
+    assert scheduler.timesteps.tolist() == pytest.approx([600.0, 300.0])
+    x = torch.ones(1, 2)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x).prev_sample
+    torch.testing.assert_close(x, torch.full((1, 2), 0.49))
 
 
 def test_a_scheduler_of_another_solver_is_refused() -> None:

@@ -133,3 +133,20 @@ def test_another_class_that_reads_its_folder_says_what_it_drops(
         logger.removeHandler(caplog.handler)
     assert "'fixed_sigmas': [1.0, 0.9, 0.7, 0.4, 0.0]" in caplog.text
     assert "will be ignored" in caplog.text
+
+
+def test_its_own_folder_is_read_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True, shift=3.0)
+    fixed_scheduler(own, TIMES).save_pretrained(tmp_path)
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        loaded = FixedFlowScheduler.from_pretrained(tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.text
+    assert (loaded.config.shift, loaded.config.stochastic_sampling) == (3.0, False)
+    with pytest.raises(ValueError, match="stochastic_sampling: True; False needed"):
+        FixedFlowScheduler(stochastic_sampling=True)

@@ -94,9 +94,30 @@ def test_times_that_do_not_follow_from_the_sigmas_are_refused() -> None:
     pipeline = odd.cogview4(shift_terminal=0.1)
     with pytest.raises(InputError, match="moves the sigmas by more than a shift"):
         search(pipeline, odd.cogview4_prompts(range(2)))
+    asked = call(odd.cogview4_prompts(range(2)), range(2))
+    with pytest.raises(InputError, match="moves the sigmas by more than a shift"):
+        sample_latents(pipeline, [0.0, 0.5, 1.0], [asked])
     scheduler = fixed_scheduler(FlowMatchEulerDiscreteScheduler(), [0.0, 0.5, 1.0])
     with pytest.raises(ValueError, match="timesteps that do not follow from its sigmas"):
         scheduler.set_timesteps(2, sigmas=[1.0, 0.5], timesteps=[999.0, 100.0])
+
+
+def test_a_network_that_works_in_place_is_named() -> None:
+    pipeline, samples = tiny.sd3(), range(2)
+    asked = call(tiny.sd3_prompts(samples, 1.0), samples)
+
+    def halve(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        kwargs["hidden_states"].mul_(0.5)
+
+    hook = pipeline.transformer.register_forward_pre_hook(halve, with_kwargs=True)
+    says = "changes the states between steps 0 and 1 .*networks that work in place"
+    with pytest.raises(InputError, match=says):
+        estimate_pipeline_cost(pipeline, uniform(4), [asked], check=False)
+    asked = call(tiny.sd3_prompts(samples, 1.0), samples)
+    for solver in ("euler", "ab2"):
+        with pytest.raises(InputError, match=says):
+            sample_latents(pipeline, uniform(4), [asked], solver=solver)
+    hook.remove()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from boss_core.search.distances import sliced_wasserstein
 from boss_core.search.forward import oss_paths
 from boss_core.search.lpips import estimate_lpips_costs
 from boss_core.search.refine import refine
-from boss_core.straightening.loss import straightening_loss
+from boss_core.straightening.loss import flow_matching_loss, straightening_loss
 from boss_core.straightening.segments import knot_states
 
 GRID, SHAPE = uniform(6), (1, 2, 2)
@@ -148,3 +148,12 @@ def test_the_check_of_a_first_try_says_so_and_changes_nothing() -> None:
         with pytest.raises(InputError, match=f"velocity: changes its {what} in place; a network"):
             checked_velocity(velocity)(noise, torch.full((4,), 0.5))
         assert torch.equal(noise, sample_noise(range(4), SHAPE, seed=0))
+
+
+def test_the_loss_of_a_teacher_leaves_its_times() -> None:
+    data, noise, t = torch.ones(4, 2), torch.zeros(4, 2), torch.rand(4)
+    before = t.clone()
+    flow_matching_loss(lambda x, t: x.mul_(t.mul_(999).view(-1, 1)), data, noise, t)
+    assert torch.equal(t, before)
+    assert torch.equal(data, torch.ones(4, 2))
+    assert torch.equal(noise, torch.zeros(4, 2))

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from boss_core.ode.solver_table import steps_of
 
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
-from boss_core.interop.export import to_comfyui, to_diffusers
+from boss_core.interop.export import to_comfyui, to_diffusers, to_diffusers_fixed
 from boss_core.ode.schedule import Schedule, from_sigmas
+from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import euler
 from boss_core.search.choose import roll_out
 from boss_core.straightening.segments import chord_weights, knot_states
@@ -116,7 +116,12 @@ def test_steps_may_begin_at_a_noise_level_below_1(schedule: Schedule) -> None:
         with pytest.raises(InputError, match=r"run from 0\.4 to 1\.0; 0 to 1 needed"):
             from_noise(steps.timesteps)
     assert "0.6, 0.3, 0.0" in to_comfyui(steps)
-    assert "    0.6,\n    0.3,\n]" in to_diffusers(steps)
+    said = (
+        "# They begin at noise level 0.6, from an image: an image-to-image pipeline, with strength"
+    )
+    for text in (to_diffusers(steps), to_diffusers_fixed(steps)):
+        assert "    0.6,\n    0.3,\n" in text
+        assert said in text
 
 
 def test_noise_levels_of_others_become_steps() -> None:
@@ -128,3 +133,24 @@ def test_noise_levels_of_others_become_steps() -> None:
     for levels in wrong:
         with pytest.raises(InputError, match=r"sigmas: .*; noise levels that fall, from 1 "):
             from_sigmas(levels)
+    with pytest.raises(InputError, match=r"sigmas: 1, 0\.5, 1e-17, 0; noise levels that"):
+        from_sigmas((1.0, 0.5, 1e-17, 0.0))
+
+
+@pytest.mark.parametrize("last", [1e-9, 1e-12, 1e-17])
+def test_a_last_noise_level_of_almost_zero_is_zero(last: float) -> None:
+    assert from_sigmas((1.0, 0.5, last)) == from_sigmas((1.0, 0.5))
+
+
+def test_steps_written_for_comfyui_read_back() -> None:
+    for solver in ("euler", "ab2"):
+        steps = Schedule(timesteps=(0.0, 0.35, 0.8, 1.0), solver=solver)
+        levels = [float(level) for level in to_comfyui(steps).split(",")]
+        assert from_sigmas(levels).timesteps == steps.timesteps
+
+
+@pytest.mark.parametrize("evaluations", ["-3", "0", "Infinity", "NaN"])
+def test_a_number_of_evaluations_that_is_none_is_refused(evaluations: str) -> None:
+    text = f'{{"timesteps": [0, 0.5, 1], "evaluations": {evaluations}}}'
+    with pytest.raises(InputError, match="schedule: evaluations: Input should be"):
+        Schedule.from_json(text)

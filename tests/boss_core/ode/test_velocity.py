@@ -133,3 +133,8 @@ def test_a_velocity_is_of_each_state_and_the_time_alone() -> None:
     ):
         for count in (1, 2, 9):
             check_repeats(right, x[:count])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_velocity_repeats_in_its_own_dtype(dtype: torch.dtype) -> None:
+    check_repeats(lambda x, t: x * t[:, None], torch.ones(4, 2, dtype=dtype))
