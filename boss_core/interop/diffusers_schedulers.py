@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from boss_core.errors import InputError
 from boss_core.ode.solver_table import multistep_weights
 from boss_core.ode.timesteps import validate_timesteps
 
