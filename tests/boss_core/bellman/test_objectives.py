@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from boss_core.bellman.names import OBJECTIVES
 from boss_core.bellman.objectives import (
-    OBJECTIVES,
     group_step_costs,
     optimal_steps,
     path_values,

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boss_core.bellman.objectives import OBJECTIVES, optimal_steps
+from boss_core.bellman.names import OBJECTIVES
+from boss_core.bellman.objectives import optimal_steps
 from boss_core.costs.cost_file import (
     CostKey,
     CostSaver,
