@@ -1,5 +1,6 @@
 """The names that are imported from `boss_core` itself, and the page that lists them."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -94,3 +95,12 @@ def test_a_type_checker_sees_the_names() -> None:
     exec("\n".join(line[4:] for line in block.splitlines()), found)
     del found["__builtins__"]
     assert sorted(found) == sorted(boss_core.__all__)
+
+
+def test_code_of_the_project_imports_from_the_modules() -> None:
+    """A name through the package would hide from the stages' dependencies which code makes it."""
+    for path in [*ROOT.glob("boss_core/**/*.py"), *ROOT.glob("flows/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "boss_core":
+                names = {alias.name for alias in node.names} & set(boss_core.__all__)
+                assert not names, f"{path}: {sorted(names)} from boss_core, not from the module"

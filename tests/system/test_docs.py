@@ -173,6 +173,8 @@ def test_names_of_the_code_are_there(page: str) -> None:
     files = r"(?<![\w/.])((?:boss_core|flows|tests|benchmarks|studies|docs|docker)/[\w./-]*\w/?)"
     for path in set(re.findall(files, text)) - set(OF_USERS):
         assert (ROOT / path).exists(), f"{page}: {path}"
+    for path, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
+        assert f"def {test}(" in read(path), f"{page}: {path}::{test}"
 
 
 @pytest.mark.parametrize("package", ["boss_core", "flows"])
