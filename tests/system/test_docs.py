@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from typer.core import TyperGroup
 
 import boss_core
 from boss_core.networks.edm import EDM, EDMConfig
+from flows.cli.app import app
 from tests.helpers.checkout import ROOT
 from tests.helpers.edm import NCSNPP
 
@@ -182,6 +185,25 @@ def test_the_map_in_the_readme_has_every_folder(package: str) -> None:
     shown = read("README.md").partition("## Where things are\n")[2].split()
     folders = {f"{path.parent.name}/" for path in ROOT.glob(f"{package}/*/__init__.py")}
     assert folders <= set(shown)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY])
+def test_commands_take_the_options_that_they_are_shown_with(page: str) -> None:
+    known = typer.main.get_command(app)
+    assert isinstance(known, TyperGroup)
+    for line in commands(page):
+        name, *words = line.partition("  #")[0].split()[1:]
+        assert name in known.commands, f"{page}: boss {name}"
+        options = {option for p in known.commands[name].params for option in p.opts}
+        shown = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert shown <= options, f"{page}: boss {name} has no {sorted(shown - options)}"
+
+
+def commands(page: str) -> list[str]:
+    """The calls of `boss` on a page: lines of code, and code within a sentence."""
+    lines = re.findall(r"^(?: {4})?(boss [a-z].*)$", read(page), flags=re.MULTILINE)
+    within = re.findall(r"`(boss\s[a-z][^`]*)`", read(page))
+    return [call for line in [*lines, *within] for call in line.split("; ")]
 
 
 def is_there(name: str) -> bool:
