@@ -84,7 +84,9 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other() -> None:
     torch.manual_seed(0)
-    assert run("docs/teachers/other.md", {})["samples"].isfinite().all()  # type: ignore[attr-defined]
+    names = run("docs/teachers/other.md", {})
+    assert names["samples"].isfinite().all()  # type: ignore[attr-defined]
+    assert sum(names["after"]) < 0.9 * sum(names["before"])  # type: ignore[call-overload]
 
 
 def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
