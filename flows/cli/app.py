@@ -373,8 +373,8 @@ def schedule(
     check_grid(grid)
     check_request(budget, grid, spacing, solver, objective, reference)
     wanted = ScheduleSearch(
-        solver=solver,  # type: ignore[arg-type]
-        objective=objective,  # type: ignore[arg-type]
+        solver=solver,
+        objective=objective,
         gamma=gamma,
         distance="sliced_wasserstein" if features is None else "features",
         lpips=str(lpips_weights),
