@@ -5,23 +5,22 @@ python -m tests.helpers.diverging_teacher STEP RANK, in the folder of a project.
 """
 
 import math
-import os
 import sys
-from itertools import count
 from typing import Any
-
-from torch import Tensor
 
 from flows.stages import teacher
 from flows.stages.runner import run_stage
 
 if __name__ == "__main__":
-    loss, calls = teacher.flow_matching_loss, count()
+    train = teacher.train
     at, rank = map(int, sys.argv[1:])
 
-    def diverging(*given: Any) -> Tensor:
-        here = next(calls) == at and int(os.environ.get("RANK", "0")) == rank
-        return loss(*given) * (math.nan if here else 1.0)
+    def diverging(network: Any, loss: Any, *given: Any, **named: Any) -> Any:
+        def of_step(network: Any, step: int, share: Any) -> Any:
+            here = (step, share.rank) == (at, rank)
+            return loss(network, step, share) * (math.nan if here else 1.0)
 
-    teacher.flow_matching_loss = diverging
+        return train(network, of_step, *given, **named)
+
+    teacher.train = diverging
     run_stage(teacher.main, trains=lambda params: True)
