@@ -7,8 +7,8 @@ from tests.helpers.checkout import ROOT
 # Modules without a file of their name, and where what they do is held: for most by whoever uses
 # them, as nobody else does.
 ELSEWHERE = {
+    "bellman/names": "boss_core/bellman/test_objectives",
     "checkpoints/load": "flows/search/test_schedule",  # every kind of file that --checkpoint takes
-    "costs/cost_file": "flows/search/test_schedule",
     "costs/heun": "boss_core/bellman/test_objectives",  # every step by its definition
     "costs/measure": "flows/search/test_schedule",
     "data/files": "boss_core/data/test_folder",  # hidden ones, and links
@@ -19,6 +19,7 @@ ELSEWHERE = {
     "networks/ncsnpp_init": "boss_core/training/test_device_rows",
     "networks/normalization_triton": "boss_core/networks/test_normalization",
     "networks/sizes": "boss_core/checkpoints/test_folder",  # cards of absurd sizes
+    "ode/batches": "boss_core/costs/test_matrix",
     "search/auto": "flows/search/test_chosen",
     "search/find": "flows/search/test_schedule",
     "search/sampled": "flows/search/test_schedule",

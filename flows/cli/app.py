@@ -341,18 +341,19 @@ def schedule(
     `boss schedule --checkpoint checkpoint_8.pth --config cifar10 --budget 4 --budget 8`
     """
     from boss_core.checkpoints.load import calling
+    from boss_core.costs.cost_file import CostKey, network_key
     from boss_core.errors import InputError
     from flows.config import ScheduleSearch
     from flows.search.memory import search_batch
     from flows.search.options import choose_device, choose_teacher, parse_shape, refuse_options
     from flows.search.schedule import (
-        Search,
         check_folder,
         check_grid,
         check_request,
         compared,
         extractor_hash,
-        find_steps,
+        network_steps,
+        noise_of,
         report,
         search_costs,
         steps_of_others,
@@ -372,8 +373,8 @@ def schedule(
     check_grid(grid)
     check_request(budget, grid, spacing, solver, objective, reference)
     wanted = ScheduleSearch(
-        solver=solver,  # type: ignore[arg-type]
-        objective=objective,  # type: ignore[arg-type]
+        solver=solver,
+        objective=objective,
         gamma=gamma,
         distance="sliced_wasserstein" if features is None else "features",
         lpips=str(lpips_weights),
@@ -403,7 +404,7 @@ def schedule(
         shared = call_arguments(guidance, pixels, call)
         of_call = conditions(texts, shared, dtype)
         pipe, weights = load_pipeline(pipeline, dtype, on)
-        search = Search(weights, grid, spacing, seed, conditions=of_call)
+        search = CostKey(weights, grid, spacing, seed, conditions=of_call)
         check_folder(out, search, budgets, wanted, replace=replace)
         matrix, measured = pipeline_costs(
             pipe, search, out, prompts=texts, shared=shared, samples=samples,
@@ -416,17 +417,17 @@ def schedule(
     else:
         teacher = choose_teacher(checkpoint, config, raw_weights, velocity, shape)
         extractor = extractor_hash(features, teacher.shape)
-        of_sample = "x".join(map(str, teacher.shape))
-        search = Search(teacher.hash, grid, spacing, seed, shape=of_sample, reference=reference)
+        source = noise_of(teacher, seed, on)
+        search = network_key(source, teacher.hash, grid, spacing=spacing, reference=reference)
         check_folder(out, search, budgets, wanted, replace=replace)
         if batch_size is None:
             at_a_time = search_batch(teacher.shape, grid, on, reference=reference)
             wanted = wanted.model_copy(update={"batch_size": at_a_time})
         with calling(velocity):
             matrix = search_costs(
-                teacher, search, out, samples=samples, batch_size=wanted.batch_size, device=on
+                teacher, search, out, source, samples=samples, batch_size=wanted.batch_size
             )
-        found = find_steps(teacher, search, matrix, budgets, wanted, on, features)
+        found = network_steps(teacher, matrix, budgets, wanted, source, features)
     with calling(velocity):
         schedules = write_schedules(out, search, matrix, found, wanted, extractor, evaluations)
     report(out, matrix, schedules, wanted, compared(matrix, others))

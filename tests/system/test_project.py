@@ -17,8 +17,8 @@ from boss_core.errors import InputError
 from boss_core.evaluation.frechet import image_hash
 from boss_core.files import sha256
 from flows.config import load_params
-from flows.records.cost_file import read_cost_matrix
 from flows.stages import check, cost
+from tests.helpers.costs import cost_matrix
 from tests.helpers.project import Project
 from tests.helpers.records import PAPERS, STUDENTS, VARIANTS, record
 from tests.helpers.rectified_flow import publish, settings, small
@@ -142,7 +142,7 @@ def test_costs_are_measured_until_the_steps_stay(
     def measured(change: dict[str, object]) -> tuple[CostMatrix, str]:
         project.set(change)
         cost.main(load_params())
-        return read_cost_matrix(project.folder / "results" / "cost.npz")[0], capsys.readouterr().out
+        return cost_matrix(project.folder / "results" / "cost.npz"), capsys.readouterr().out
 
     matrix, shown = measured({"cost.samples": "auto", "cost.max_samples": 40})
     assert f"cost: stopped at {matrix.samples} trajectories" in shown
@@ -156,7 +156,7 @@ def test_costs_are_measured_until_the_steps_stay(
     assert settled(few, range(2, 5))
 
     on_heun, _ = measured({"cost.grid": 12, "cost.samples": 24, "cost.reference": "heun"})
-    euler, _ = read_cost_matrix(finished.folder / "results" / "cost.npz")
+    euler = cost_matrix(finished.folder / "results" / "cost.npz")
     assert (on_heun.cost.diagonal(1) > 0).all()
     assert (euler.cost.diagonal(1) == 0).all()
     # Both are of the same 24 noises: twelve steps of either path lead to nearly the same place.

@@ -4,10 +4,7 @@ import pytest
 
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
-from boss_core.ode.velocity import (
-    sample_labels,
-    sample_noise,
-)
+from boss_core.ode.noise import sample_labels, sample_noise
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 0.5, True])

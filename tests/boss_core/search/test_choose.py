@@ -6,9 +6,10 @@ import scipy.stats
 import torch
 
 from boss_core.errors import InputError
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import SOLVERS, ab2, euler
 from boss_core.ode.timesteps import uniform
-from boss_core.ode.velocity import sample_noise, with_labels
+from boss_core.ode.velocity import with_labels
 from boss_core.search.choose import (
     BASELINE,
     BLOCKS,
@@ -203,7 +204,7 @@ def test_what_cannot_be_is_refused() -> None:
         select({"l2_squared": EVEN}, solver="rk45")
     with pytest.raises(InputError, match="test noise: 19 samples; 20 or more"):
         select({"l2_squared": EVEN}, test=teacher(19, 1))
-    with pytest.raises(InputError, match="batch_size: 0; at least 1"):
+    with pytest.raises(InputError, match="in batches of 0; at least 1"):
         select({"l2_squared": EVEN}, batch_size=0)
     with pytest.raises(InputError, match="labels: 3 for 5 samples"):
         roll_out(
