@@ -23,7 +23,7 @@ from pathlib import Path
 from boss_core.ode.solvers import euler
 from boss_core.checkpoints.load import load_teacher
 from boss_core.ode.timesteps import uniform
-from boss_core.ode.velocity import sample_noise
+from boss_core.ode.noise import sample_noise
 checkpoint, config, samples, batch, grid = sys.argv[1:]
 teacher = load_teacher(Path(checkpoint), config or None)
 start = time.perf_counter()

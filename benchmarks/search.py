@@ -28,9 +28,10 @@ from torch import Tensor
 from boss_core.bellman.recursion import optimal_paths
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, uniform
-from boss_core.ode.velocity import VelocityField, sample_noise
+from boss_core.ode.velocity import VelocityField
 
 BUDGETS = range(1, 21)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from boss_core.ode.solver_table import steps_of
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -23,17 +22,18 @@ from boss_core.bellman.objectives import (
 from boss_core.checkpoints.folder import Network
 from boss_core.costs.heun import HeunCosts, estimate_heun_costs
 from boss_core.costs.matrix import CostMatrix, estimate_cost_matrix
+from boss_core.ode.noise import COSTS, EVALUATION, SEARCH, TRAJECTORIES, sample_labels
 from boss_core.ode.schedule import Schedule
+from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import SOLVERS, rk45
 from boss_core.ode.timesteps import nearest_indices, uniform, union
-from boss_core.ode.velocity import Velocity, sample_labels
+from boss_core.ode.velocity import Velocity
 from boss_core.search.choose import Reference, choose, roll_out
 from boss_core.search.distances import Distance
 from boss_core.search.forward import oss_paths
 from boss_core.search.refine import refine
 from boss_core.straightening.segments import Segments, knot_states
 from boss_core.training.loop import train
-from flows.records.seeds import CHOOSE, COST, EVALUATE, TRAJECTORIES
 from studies.samplers import AUTO, CANDIDATES, REFINED
 from studies.samplers_bench import Bench, Row
 
@@ -121,7 +121,7 @@ class Seed:
 
     @cached_property
     def search_noise(self) -> tuple[Tensor, Tensor | None]:
-        return self.bench.noise(self.seed + COST, self.bench.search_samples)
+        return self.bench.noise(self.seed + COSTS, self.bench.search_samples)
 
     @cached_property
     def search_ends(self) -> Tensor:
@@ -132,14 +132,14 @@ class Seed:
     def held_out(self) -> Reference:
         """The reference path's ends on noise that nothing is searched on."""
         bench = self.bench
-        noise, labels = bench.noise(self.seed + CHOOSE, HELD_OUT * bench.search_samples)
+        noise, labels = bench.noise(self.seed + SEARCH, HELD_OUT * bench.search_samples)
         return roll_out(
             bench.velocity, noise, bench.grid, batch_size=bench.batch_size, labels=labels
         )
 
     @cached_property
     def noise(self) -> tuple[Tensor, Tensor | None]:
-        return self.bench.noise(self.seed + EVALUATE, self.bench.samples)
+        return self.bench.noise(self.seed + EVALUATION, self.bench.samples)
 
     @cached_property
     def fine(self) -> Tensor:

@@ -5,6 +5,7 @@ and the teacher it comes from.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
+LABELS = "labels.json"  # beside a conditional network: how often each label comes
 ADAPTER = "adapter.safetensors"  # in place of the weights: `boss_core.checkpoints.lora`
 
 # What a network of this project has: ``config``, and in it ``sample_shape``, (C, H, W), and
@@ -156,6 +158,22 @@ def read_card(folder: Path) -> Card:
         if not path.is_file():
             raise InputError(f"{path}: no such file; a checkpoint folder has {WEIGHTS} and {CARD}")
     return parse_card(folder / CARD, Card)
+
+
+def read_label_counts(folder: Path) -> tuple[float, ...] | None:
+    """How often each label of a conditional network comes, from `LABELS` beside it; None where
+    there is no such file. InputError for one that says nothing of the kind."""
+    path = folder / LABELS
+    if not path.is_file():
+        return None
+    try:
+        counts = json.loads(path.read_bytes())["counts"]
+        return tuple(float(count) for count in counts)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f'{path}: not the counts of labels ({error}); {{"counts": [...]}}, one for each class,'
+            " needed"
+        ) from error
 
 
 def parse_card(path: Path, kind: type[AnyCard]) -> AnyCard:

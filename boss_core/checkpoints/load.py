@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from boss_core.checkpoints.code_hash import code_hash, is_users_file
-from boss_core.checkpoints.folder import Network, load_checkpoint, load_rectified_flow, weights_file
+from boss_core.checkpoints.folder import (
+    Network,
+    load_checkpoint,
+    load_rectified_flow,
+    read_label_counts,
+    weights_file,
+)
 from boss_core.errors import InputError
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.velocity import evaluate
@@ -33,6 +39,7 @@ class Teacher:
     hash: the SHA-256 of the weights as this project stores them, wherever they came from; of a
         callable from Python code that of its source and weights, None where it has no source.
     classes: the number of labels of a conditional network, else None.
+    frequencies: (classes,), how often each label comes; None where nothing says so.
     schedule: for a student, the steps it was straightened for.
     """
 
@@ -40,6 +47,7 @@ class Teacher:
     shape: tuple[int, ...]
     hash: str | None = None
     classes: int | None = None
+    frequencies: tuple[float, ...] | None = None
     schedule: Schedule | None = None
 
 
@@ -66,6 +74,7 @@ def load_teacher(
             network.config.sample_shape,
             card.weights_sha256,
             getattr(network.config, "classes", None),
+            read_label_counts(checkpoint),
             card.schedule,
         )
     if not checkpoint.is_file():

@@ -4,6 +4,7 @@ An ``.npz`` with the sum so far (`CostSum.state`), what it depends on (`CostKey`
 who read it without this package, the costs and their standard errors.
 """
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ import torch
 from boss_core.costs.matrix import CostSum
 from boss_core.errors import InputError
 from boss_core.files import replacing
+from boss_core.ode.noise import NoiseSource
 from boss_core.ode.timesteps import GRIDS, Times
 
 SAVE_INTERVAL = 30.0  # seconds of a long search that a power cut may cost
@@ -53,6 +55,29 @@ class CostKey:
     def empty_sum(self, device: torch.device | str = "cpu") -> CostSum:
         """A sum to begin with."""
         return CostSum(self.timesteps, device, reference=self.reference)
+
+
+def network_key(
+    source: NoiseSource,
+    teacher_hash: str | None,
+    grid: int,
+    *,
+    spacing: str = "uniform",
+    reference: str = "euler",
+) -> CostKey:
+    """That of the costs of a network on noise of this source."""
+    frequencies = None
+    if source.frequencies is not None:
+        frequencies = hashlib.sha256(json.dumps(source.frequencies).encode()).hexdigest()
+    return CostKey(
+        teacher_hash,
+        grid,
+        spacing,
+        source.seed,
+        shape="x".join(map(str, source.shape)),
+        conditions=frequencies,
+        reference=reference,
+    )
 
 
 def write_costs(path: Path, key: CostKey, total: CostSum) -> None:

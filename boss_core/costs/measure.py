@@ -15,7 +15,7 @@ def measure_costs(
     samples: int,
     batch_size: int,
     on_step: Callable[[int], None] | None = None,
-    on_batch: Callable[[], bool] | None = None,
+    on_batch: Callable[[], bool | None] | None = None,
 ) -> None:
     """Roll out trajectories into the sum until it has ``samples`` of them.
 

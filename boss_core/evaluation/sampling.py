@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import SOLVERS
 from boss_core.ode.timesteps import validate_timesteps
-from boss_core.ode.velocity import Velocity, check_labels, sample_noise, with_labels
+from boss_core.ode.velocity import Velocity, check_labels, with_labels
 from boss_core.pixels import to_uint8
 
 # Threads that draw noise for a GPU: beside the launches one takes some 0.1 s for 1,000 images of

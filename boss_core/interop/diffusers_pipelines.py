@@ -31,8 +31,8 @@ from boss_core.interop.pipeline_networks import pipeline_hash as pipeline_hash
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.pipeline_rounding import rounding_points, rounding_variance
 from boss_core.interop.recording import Walk
+from boss_core.ode.noise import check_seed
 from boss_core.ode.timesteps import validate_timesteps
-from boss_core.ode.velocity import check_seed
 
 _OURS = ("num_inference_steps", "sigmas", "timesteps", "output_type")
 

@@ -318,7 +318,7 @@ def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
                     "pipeline: gives each token a noise level of its own; one for all needed"
                 )
             state = walk.take(self.track, model_output, sample)
-            self._step_index = self.track.steps  # type: ignore[assignment]
+            self._step_index = self.track.steps
             return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
 
     recorder = RecordingEulerScheduler.like(scheduler, 1.0 - walk.times)

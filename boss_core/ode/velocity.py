@@ -3,15 +3,11 @@
 from collections.abc import Callable, Mapping, Sized
 from typing import Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.errors import InputError
 
-# Seeds are below this: numpy's generators take no larger ones beside an index, torch's none.
-SEEDS = 2**63
 # How far two evaluations at the same states may be apart, relative to them: more than rounding to
 # bfloat16 inside a network makes, and less than dropout does.
 _SAME = 0.01
@@ -196,54 +192,3 @@ def _kind(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"a {name} of {len(value)}"
     return f"a {name}"
-
-
-def check_seed(seed: int) -> None:
-    """InputError for a seed that the generators here and torch's do not both take."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEEDS:
-        raise InputError(f"seed: {seed!r}; an integer from 0 to 2^63 - 1 needed")
-
-
-def sample_noise(indices: range, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Standard normal noise, float32 on the CPU, shape (len(indices), *shape).
-
-    Sample ``i`` depends on ``seed`` and ``i`` alone (a counter-based generator keyed with
-    both), never on the batch it is drawn in or on the device: any batch size gives the same
-    samples. torch's CPU generator would not do: it uses only the low 32 bits of a seed.
-    InputError for a seed below 0 or above 2^63 - 1.
-    """
-    check_seed(seed)
-    noise = np.empty((len(indices), *shape), dtype=np.float32)
-    for row, index in enumerate(indices):
-        generator = np.random.Generator(np.random.Philox(key=[seed, index]))
-        generator.standard_normal(out=noise[row], dtype=np.float32)
-    return torch.from_numpy(noise)
-
-
-def sample_labels(
-    indices: range, classes: int, seed: int, *, frequencies: ArrayLike | None = None
-) -> Tensor:
-    """One label for each sample, in 0..classes-1: int64 on the CPU, shape (len(indices),).
-
-    As in `sample_noise`, sample ``i`` depends on ``seed`` and ``i`` alone; its label is
-    independent of its noise. ``frequencies``: (classes,), how often each label shall come, of
-    any sum; all alike without it. InputError when they are not one number >= 0 a class, and for a
-    seed as in `sample_noise`.
-    """
-    check_seed(seed)
-    weights = np.asarray(np.ones(classes) if frequencies is None else frequencies, dtype=float)
-    if weights.shape != (classes,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
-        raise InputError(
-            f"frequencies: {weights.tolist()} found; one for each of {classes} classes, none"
-            " negative and not all zero, needed"
-        )
-    cumulative = weights.cumsum()
-    cumulative /= cumulative[-1]
-    # Noise takes the generator's numbers from counter 0 on; no sample is large enough for it to
-    # reach this one.
-    generators = (
-        np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, 1]))
-        for index in indices
-    )
-    uniform = np.array([generator.random() for generator in generators])
-    return torch.from_numpy(np.searchsorted(cumulative, uniform, side="right").astype(np.int64))

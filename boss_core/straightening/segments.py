@@ -9,11 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solver_table import MULTISTEP, SOLVERS, weights_of_steps
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
-from boss_core.ode.velocity import Velocity, check_labels, sample_noise, with_labels
+from boss_core.ode.velocity import Velocity, check_labels, with_labels
 from boss_core.straightening.loss import straightening_loss
 from boss_core.training.device_rows import Rows, to_device
 from boss_core.training.randomness import Loss, Share, step_generator

@@ -231,45 +231,37 @@ def check_options(asked: Request) -> None:
 def search_network(asked: Request) -> None:
     """Search the steps of a network, or of a callable, and write and report them."""
     from boss_core.checkpoints.load import calling
+    from boss_core.costs.cost_file import network_key
     from flows.search.memory import search_batch
     from flows.search.options import choose_device, choose_teacher
     from flows.search.schedule import (
-        Search,
         check_folder,
         extractor_hash,
-        find_steps,
+        network_steps,
+        noise_of,
         search_costs,
         write_schedules,
     )
 
-    of, out = asked.network, asked.out
+    of, out, reference = asked.network, asked.out, asked.reference
     on = choose_device(asked.device, float64=True)
     teacher = choose_teacher(of.checkpoint, of.config, of.raw_weights, of.velocity, of.shape)
     extractor = extractor_hash(asked.features, teacher.shape)
-    search = Search(
-        teacher.hash,
-        asked.grid,
-        asked.spacing,
-        asked.seed,
-        shape="x".join(map(str, teacher.shape)),
-        reference=asked.reference,
-    )
-    check_folder(out, search, asked.budgets, asked.settings(1), replace=asked.replace)
-    size = asked.batch_size or search_batch(
-        teacher.shape, asked.grid, on, reference=asked.reference
-    )
+    source = noise_of(teacher, asked.seed, on)
+    key = network_key(source, teacher.hash, asked.grid, spacing=asked.spacing, reference=reference)
+    check_folder(out, key, asked.budgets, asked.settings(1), replace=asked.replace)
+    size = asked.batch_size or search_batch(teacher.shape, asked.grid, on, reference=reference)
     wanted = asked.settings(size)
     with calling(of.velocity):
-        matrix = search_costs(
-            teacher, search, out, samples=asked.samples, batch_size=size, device=on
-        )
-        found = find_steps(teacher, search, matrix, asked.budgets, wanted, on, asked.features)
-        schedules = write_schedules(out, search, matrix, found, wanted, extractor)
+        matrix = search_costs(teacher, key, out, source, samples=asked.samples, batch_size=size)
+        found = network_steps(teacher, matrix, asked.budgets, wanted, source, asked.features)
+        schedules = write_schedules(out, key, matrix, found, wanted, extractor)
     show(asked, matrix, schedules)
 
 
 def search_pipeline(asked: Request, source: str) -> None:
     """Search the steps of a diffusers pipeline, and write and report them."""
+    from boss_core.costs.cost_file import CostKey
     from flows.search.diffusers_schedule import (
         call_arguments,
         check_pipeline_request,
@@ -281,7 +273,7 @@ def search_pipeline(asked: Request, source: str) -> None:
         rounding_lines,
     )
     from flows.search.options import choose_device, parse_shape
-    from flows.search.schedule import Search, check_folder, write_schedules
+    from flows.search.schedule import check_folder, write_schedules
 
     of, out, wanted = asked.pipeline, asked.out, asked.settings(asked.batch_size or 20)
     on = choose_device(asked.device, float64=True)
@@ -294,16 +286,16 @@ def search_pipeline(asked: Request, source: str) -> None:
     shared = call_arguments(of.guidance, size, of.call)
     of_call = conditions(prompts, shared, dtype)
     pipeline, weights = load_pipeline(source, dtype, on)
-    search = Search(weights, asked.grid, asked.spacing, asked.seed, conditions=of_call)
-    check_folder(out, search, asked.budgets, wanted, replace=asked.replace)
+    key = CostKey(weights, asked.grid, asked.spacing, asked.seed, conditions=of_call)
+    check_folder(out, key, asked.budgets, wanted, replace=asked.replace)
     matrix, measured = pipeline_costs(
-        pipeline, search, out, prompts=prompts, shared=shared, samples=asked.samples,
+        pipeline, key, out, prompts=prompts, shared=shared, samples=asked.samples,
         batch_size=wanted.batch_size, device=on,
     )  # fmt: skip
     found = find_pipeline_steps(
-        pipeline, search, matrix, asked.budgets, wanted, prompts=prompts, shared=shared
+        pipeline, key, matrix, asked.budgets, wanted, prompts=prompts, shared=shared
     )
-    schedules = write_schedules(out, search, matrix, found, wanted, None, measured.evaluations)
+    schedules = write_schedules(out, key, matrix, found, wanted, None, measured.evaluations)
     show(asked, matrix, schedules)
     for line in rounding_lines(measured, matrix, schedules, asked.objective, dtype):
         print(line)

@@ -6,12 +6,14 @@ proportions of the training data beside the network, and every later stage draws
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from boss_core.ode.velocity import sample_labels
+from boss_core.checkpoints.folder import Network, read_label_counts
+from boss_core.ode.noise import NoiseSource, sample_labels
 from flows import paths
-from flows.records.json_files import read_json, write_json
+from flows.records.json_files import write_json
 
 
 def write_label_counts(
@@ -30,10 +32,16 @@ def write_label_counts(
     write_json(paths.LABEL_COUNTS, {"counts": counts})
 
 
+def noise_source(network: Network, seed: int, on: torch.device) -> NoiseSource:
+    """Where the samples of the teacher start: see `boss_core.ode.noise`."""
+    counts = None if network.config.classes is None else read_label_counts(paths.TEACHER)
+    return NoiseSource(network.config.sample_shape, seed, on, network.config.classes, counts)
+
+
 def draw_labels(classes: int | None, samples: int, seed: int) -> Tensor | None:
     """(samples,) int64 on the CPU, each from ``seed`` and its index alone; None for a network
     without classes."""
     if classes is None:
         return None
-    counts = read_json(paths.LABEL_COUNTS)["counts"]
+    counts = read_label_counts(paths.TEACHER)
     return sample_labels(range(samples), classes, seed, frequencies=counts)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boss_core.bellman.objectives import optimal_steps, path_values, step_costs
+from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
@@ -27,22 +28,18 @@ from boss_core.interop.diffusers_pipelines import (
     sample_latents,
 )
 from boss_core.interop.pipeline_rounding import without_rounding
+from boss_core.ode.noise import COSTS, SEARCH, seed_for
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import Times
+from boss_core.search.auto import candidates, chosen, verdict
 from boss_core.search.choose import Reference, choose_sampled
 from boss_core.search.distances import sliced_wasserstein
+from boss_core.search.settings import HELD_OUT
+from boss_core.search.steps import FoundSteps, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
-from flows.search.chosen import Chosen, candidates, chosen_by, from_costs
-from flows.search.schedule import (
-    COST,
-    MEASURED,
-    TEST,
-    Keeper,
-    Search,
-    announce,
-    read_costs,
-)
+from flows.records.searches import say, search_settings
+from flows.search.schedule import COST, MEASURED, announce
 
 # Arguments of a pipeline's call that the search sets, or that are options by other names.
 _SET = ("prompt", "generator", "latents", "num_inference_steps", "sigmas", "timesteps",
@@ -164,7 +161,7 @@ class Measured:
 
 def pipeline_costs(
     pipeline: Any,
-    search: Search,
+    key: CostKey,
     folder: Path,
     *,
     prompts: Sequence[str],
@@ -177,7 +174,7 @@ def pipeline_costs(
     number. ``shared``: further arguments of each call (guidance_scale, height, ...).
 
     InputError too, in a line, for what the pipeline refuses, and for guidance that it ignores."""
-    total = read_costs(folder, search, device)
+    total = read_own_costs(folder / COST, key, device)
     rows = range(total.samples, max(samples, total.samples))
     announce(total, len(rows), min(batch_size, max(1, len(rows))))
     if len(prompts) < rows.stop:
@@ -188,7 +185,7 @@ def pipeline_costs(
             f" is used for {times} of them, with other noise"
         )
     arguments = pipeline_arguments(pipeline, shared)
-    measured = _read_measured(folder, search)
+    measured = _read_measured(folder, key)
     if total.samples and measured is None:
         # A version without it took pipelines that it should not have, or told them other times.
         raise InputError(
@@ -202,18 +199,22 @@ def pipeline_costs(
     def roll_out(part: range, **options: Any) -> Measured:
         texts = [prompts[i % len(prompts)] for i in part]
         calls = prompt_calls(
-            texts, batch_size=len(part), seed=search.seed, first=part.start, **arguments
+            texts,
+            batch_size=len(part),
+            seed=seed_for(COSTS, key.seed),
+            first=part.start,
+            **arguments,
         )
         first = measured is None
         with _refusals(pipeline):
             found = estimate_pipeline_cost(
-                pipeline, search.timesteps, calls, check=first, rounding=first, **options
+                pipeline, key.timesteps, calls, check=first, rounding=first, **options
             )
         return Measured(found.nfe, found.rounding, found.discarded)
 
     with (
-        Keeper(folder, search, total) as keeper,
-        progress("cost", len(rows) * search.grid, "sample steps") as advance,
+        CostSaver(folder / COST, key, total) as saver,
+        progress("cost", len(rows) * key.grid, "sample steps") as advance,
     ):
         for start in range(rows.start, rows.stop, batch_size):
             part = range(start, min(start + batch_size, rows.stop))
@@ -223,13 +224,13 @@ def pipeline_costs(
                 on_step=advance,
                 on_memory=say if start == rows.start else None,
             )
-            measured = measured or _say_measured(found, folder, search)
-            keeper.keep()
+            measured = measured or _say_measured(found, folder, key)
+            saver.save_now_and_then()
     assert measured is not None  # a search has at least one sample
     return total.result(), measured
 
 
-def _say_measured(found: Measured, folder: Path, search: Search) -> Measured:
+def _say_measured(found: Measured, folder: Path, key: CostKey) -> Measured:
     print(f"search: {found.nfe.mean():g} network evaluations in a step", flush=True)
     if found.discarded:
         print(
@@ -239,16 +240,16 @@ def _say_measured(found: Measured, folder: Path, search: Search) -> Measured:
     content = {
         name: None if v is None else np.asarray(v).tolist() for name, v in vars(found).items()
     }
-    text = json.dumps(content | {"search": asdict(search)}, indent=1)
+    text = json.dumps(content | {"search": asdict(key)}, indent=1)
     write_bytes(folder / MEASURED, text.encode() + b"\n")
     return found
 
 
-def _read_measured(folder: Path, search: Search) -> Measured | None:
+def _read_measured(folder: Path, key: CostKey) -> Measured | None:
     """That of the same search, where there is one."""
     try:
         content = json.loads((folder / MEASURED).read_text())
-        if content["search"] != asdict(search):
+        if content["search"] != asdict(key):
             return None
         nfe, rounding = np.array(content["nfe"]), content["rounding"]
         return Measured(nfe, None if rounding is None else np.array(rounding), content["discarded"])
@@ -356,15 +357,16 @@ def check_pipeline_request(objective: str, reference: str, features: Path | None
 
 def find_pipeline_steps(
     pipeline: Any,
-    search: Search,
+    key: CostKey,
     matrix: CostMatrix,
     budgets: Sequence[int],
-    settings: ScheduleSearch,
+    wanted: ScheduleSearch,
     *,
     prompts: Sequence[str],
     shared: Mapping[str, Any],
-) -> Iterator[tuple[int, Chosen]]:
-    """As `find_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
+) -> Iterator[tuple[int, FoundSteps]]:
+    """As `network_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
+    settings = search_settings(wanted)
     if settings.objective != "auto":
         yield from from_costs(matrix, budgets, settings)
         return
@@ -378,7 +380,7 @@ def find_pipeline_steps(
             for part in [rows[start : start + settings.batch_size]]
             for call in prompt_calls(
                 [prompts[i % len(prompts)] for i in part], batch_size=len(part),
-                seed=search.seed, first=part[0], **arguments,
+                seed=seed_for(SEARCH, key.seed), first=part[0], **arguments,
             )
         )  # fmt: skip
         with _refusals(pipeline):
@@ -391,10 +393,10 @@ def find_pipeline_steps(
         }
         return {name: ends[path] for name, path in steps.items()}
 
-    count = 2 * settings.samples  # as `flows.search.chosen` holds out
-    print(f"schedule: {count} trajectories of {search.grid} steps to compare with", flush=True)
-    rows = range(TEST, TEST + count)
+    rows = range(HELD_OUT * settings.samples)  # none of them was searched on
+    say(f"schedule: {len(rows)} trajectories of {key.grid} steps to compare with")
     test = Reference(torch.tensor(rows), sample(rows, matrix.timesteps, "euler"))
     for budget, steps in candidates(matrix, budgets, settings).items():
-        choice = choose_sampled(sampler, search.grid, steps, test, distance=sliced_wasserstein)
-        yield budget, chosen_by(choice, budget, settings.solver)
+        choice = choose_sampled(sampler, key.grid, steps, test, distance=sliced_wasserstein)
+        say(f"schedule: K = {budget}, {settings.solver}: {verdict(choice)}")
+        yield budget, chosen(choice)

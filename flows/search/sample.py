@@ -11,8 +11,9 @@ from boss_core.checkpoints.load import Teacher
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import sample_images
 from boss_core.files import replacing
+from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.schedule import Schedule, from_sigmas
-from boss_core.ode.velocity import check_repeats, sample_labels, sample_noise
+from boss_core.ode.velocity import check_repeats
 from flows.progress import progress
 from flows.report.image_grid import image_grid
 from flows.search.export import read_schedule

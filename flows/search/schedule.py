@@ -6,80 +6,45 @@ and ``cost.png``, the heat map. What compares samples (``refine``, ``auto``) or 
 states (``oss``), or needs its images (``lpips``), evaluates the network once more each time.
 """
 
-import hashlib
-import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from boss_core.bellman.bootstrap import predicted_error
 from boss_core.bellman.objectives import OBJECTIVES, group_step_costs, path_values, step_costs
 from boss_core.checkpoints.folder import Network
 from boss_core.checkpoints.load import Teacher
 from boss_core.costs.ab2 import LARGEST_GRID
-from boss_core.costs.matrix import GROUPS, CostMatrix, CostSum, add_trajectories, rollout_bytes
+from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs, shortened
+from boss_core.costs.matrix import GROUPS, CostMatrix, CostSum, rollout_bytes
+from boss_core.costs.measure import measure_costs
 from boss_core.costs.references import REFERENCES
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import NEARLY_NOISE
-from boss_core.files import replacing, write_bytes
+from boss_core.files import write_bytes
 from boss_core.ode import timesteps
+from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.schedule import Schedule, from_sigmas, interval
-from boss_core.ode.timesteps import Times
-from boss_core.ode.velocity import check_repeats, sample_labels, sample_noise
+from boss_core.ode.solver_table import MULTISTEP
+from boss_core.ode.velocity import check_repeats
+from boss_core.search.find import find_steps
+from boss_core.search.settings import SAMPLED
+from boss_core.search.steps import FoundSteps, build_schedule, hash_settings, uniform_indices
 from flows.config import ScheduleSearch
 from flows.progress import progress
-from flows.search.chosen import (
-    Chosen,
-    chosen_steps,
-    distance_named,
-    knot_stability,
-    uniform_indices,
-)
+from flows.records.searches import distance_named, say, search_settings
 from flows.search.export import read_schedule
 from flows.search.memory import free_bytes
 from flows.search.options import check_place, parse_sigmas
 
 COST, HEAT_MAP = "cost.npz", "cost.png"
 MEASURED = "pipeline.json"  # beside the costs of a pipeline: what was found at its networks
-SOLVERS = ("euler", "ab2")
-SAMPLED = ("oss", "refine", "auto", "lpips")  # objectives that evaluate the network again
-# The first samples of the noise that steps are compared on: no cost matrix gets that far.
-SELECTION, TEST = 1 << 40, 1 << 41
-SAVE_INTERVAL = 30.0  # seconds of a long search that a power cut may cost
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a cost matrix depends on, but for the number of samples.
-
-    teacher_hash: of the weights. grid, spacing: the fine grid's steps and their kind.
-    seed: of noise and labels. shape: of a sample, as ``3x32x32``; None for a pipeline.
-    conditions: a hash of its prompts, guidance and size. reference: the solver of the fine
-    trajectories.
-    """
-
-    teacher_hash: str | None
-    grid: int
-    spacing: str
-    seed: int
-    shape: str | None = None
-    conditions: str | None = None
-    reference: str = "euler"
-
-    @property
-    def timesteps(self) -> Times:
-        return timesteps.GRIDS[self.spacing](self.grid)
 
 
 def check_grid(grid: int) -> None:
@@ -96,8 +61,8 @@ def check_request(
     budgets: Sequence[int], grid: int, spacing: str, solver: str, objective: str, reference: str
 ) -> None:
     """InputError before any work for what cannot be searched."""
-    if solver not in SOLVERS:
-        raise InputError(f"--solver: {solver!r}; {' or '.join(SOLVERS)} needed")
+    if solver not in MULTISTEP:
+        raise InputError(f"--solver: {solver!r}; {' or '.join(MULTISTEP)} needed")
     if objective not in (*OBJECTIVES, *SAMPLED):
         raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
     if solver == "ab2" and grid > LARGEST_GRID:
@@ -114,16 +79,16 @@ def check_request(
 
 
 def check_folder(
-    folder: Path, search: Search, budgets: Sequence[int], wanted: ScheduleSearch, *, replace: bool
+    folder: Path, key: CostKey, budgets: Sequence[int], wanted: ScheduleSearch, *, replace: bool
 ) -> None:
     """InputError, before any work, where the results cannot be written into the folder, belong to
     other costs than those in it, or would take the place of a schedule of another solver,
     objective or network. ``replace``: they may."""
     check_place("--out", folder, folder=True)
-    of_search = (COST,) if search.conditions is None else (COST, MEASURED)
+    of_search = (COST, MEASURED) if key.shape is None else (COST,)
     for name in (*of_search, HEAT_MAP, *(f"{budget}.json" for budget in budgets)):
         check_place("--out", folder / name, folder=False)
-    read_costs(folder, search, torch.device("cpu"))
+    read_own_costs(folder / COST, key)
     for budget in budgets:
         path = folder / f"{budget}.json"
         if replace or not path.exists():
@@ -138,8 +103,8 @@ def check_folder(
                 f"{path}: for {there.solver} by {objective}, and these steps would be for"
                 f" {wanted.solver} by {wanted.objective}; {cure}"
             )
-        if there.teacher_hash != search.teacher_hash:
-            found, now = _short(there.teacher_hash), _short(search.teacher_hash)
+        if there.teacher_hash != key.teacher_hash:
+            found, now = shortened(there.teacher_hash), shortened(key.teacher_hash)
             raise InputError(f"{path}: for the network {found}, and this is {now}; {cure}")
 
 
@@ -172,45 +137,45 @@ def compared(matrix: CostMatrix, others: Sequence[Schedule]) -> list[tuple[tuple
     return found
 
 
+def noise_of(teacher: Teacher, seed: int, device: torch.device) -> NoiseSource:
+    """Where the samples of the teacher start."""
+    return NoiseSource(teacher.shape, seed, device, teacher.classes, teacher.frequencies)
+
+
 def search_costs(
     teacher: Teacher,
-    search: Search,
+    key: CostKey,
     folder: Path,
+    source: NoiseSource,
     *,
     samples: int,
     batch_size: int,
-    device: torch.device,
 ) -> CostMatrix:
     """The costs over at least ``samples`` trajectories, going on from what the folder holds."""
-    total = read_costs(folder, search, device)
+    total = read_own_costs(folder / COST, key, source.device)
     rows = range(total.samples, max(samples, total.samples))
     batch_size = min(batch_size, max(1, len(rows)))
     elements = math.prod(teacher.shape)
-    held = rollout_bytes(search.grid, elements, batch_size, reference=search.reference)
-    announce(total, len(rows), batch_size, held, unchecked=search.teacher_hash is None)
+    held = rollout_bytes(key.grid, elements, batch_size, reference=key.reference)
+    announce(total, len(rows), batch_size, held, unchecked=key.teacher_hash is None)
     if isinstance(teacher.velocity, torch.nn.Module):
-        teacher.velocity.to(device)
+        teacher.velocity.to(source.device)
     if rows and not isinstance(teacher.velocity, Network):
-        first = range(rows.start, rows.start + batch_size)
-        check_repeats(teacher.velocity, sample_noise(first, teacher.shape, search.seed).to(device))
+        noise, _ = source.draw(range(rows.start, rows.start + batch_size), COSTS)
+        check_repeats(teacher.velocity, noise)
     with (
-        Keeper(folder, search, total) as keeper,
-        progress("cost", len(rows) * search.grid, "sample steps") as advance,
+        CostSaver(folder / COST, key, total) as saver,
+        progress("cost", len(rows) * key.grid, "sample steps") as advance,
     ):
-        for start in range(rows.start, rows.stop, batch_size):
-            part = range(start, min(start + batch_size, rows.stop))
-            labels = None
-            if teacher.classes is not None:
-                labels = sample_labels(part, teacher.classes, search.seed).to(device)
-            add_trajectories(
-                total,
-                teacher.velocity,
-                sample_noise(part, teacher.shape, search.seed).to(device),
-                batch_size=batch_size,
-                labels=labels,
-                on_step=advance,
-            )
-            keeper.keep()
+        measure_costs(
+            total,
+            teacher.velocity,
+            source,
+            samples=rows.stop,
+            batch_size=batch_size,
+            on_step=advance,
+            on_batch=saver.save_now_and_then,
+        )
     return total.result()
 
 
@@ -245,68 +210,6 @@ def announce(
         )
 
 
-class Keeper:
-    """Keeps what a search has measured: now and then, and whatever ends it."""
-
-    def __init__(self, folder: Path, search: Search, total: CostSum) -> None:
-        self.folder, self.search, self.total = folder, search, total
-        self.saved, self.last = total.samples, time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def keep(self) -> None:
-        """To be called after each batch."""
-        if time.monotonic() - self.last > SAVE_INTERVAL:
-            self._write()
-
-    def __exit__(self, *_: object) -> None:
-        if self.total.samples > self.saved:
-            self._write()
-
-    def _write(self) -> None:
-        write_costs(self.folder, self.search, self.total)
-        self.saved, self.last = self.total.samples, time.monotonic()
-
-
-def read_costs(folder: Path, search: Search, device: torch.device) -> CostSum:
-    """The sum of costs to go on from: that of the folder, or an empty one.
-
-    InputError when the folder holds the costs of another search, naming what differs.
-    """
-    path = folder / COST
-    if not path.exists():
-        return CostSum(search.timesteps, device, reference=search.reference)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            # A file that names no reference is of before there were others.
-            found = {"reference": "euler"} | json.loads(str(file["search"]))
-            total = CostSum.from_state(file, device)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise InputError(f"{path}: not the costs of a search ({error}); remove it") from error
-    asked = asdict(search)
-    for name, value in asked.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{path}: the costs of another search: {name} is {_short(found.get(name))} there"
-                f" and {_short(value)} now; another --out, or remove the file"
-            )
-    return total
-
-
-def write_costs(folder: Path, search: Search, total: CostSum) -> None:
-    """Write the sum and, for a reader, the costs and their standard errors."""
-    matrix = total.result()
-    with replacing(folder / COST) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            search=json.dumps(asdict(search)),
-            cost=matrix.cost,
-            standard_error=matrix.standard_error,
-            **total.state(),  # type: ignore[arg-type]
-        )
-
-
 def extractor_hash(features: Path | None, shape: Sequence[int]) -> str | None:
     """The hash of the extractor in that folder; InputError without one, or for samples that it
     cannot see."""
@@ -322,35 +225,28 @@ def extractor_hash(features: Path | None, shape: Sequence[int]) -> str | None:
     return read_extractor(features).hash
 
 
-def find_steps(
+def network_steps(
     teacher: Teacher,
-    search: Search,
     matrix: CostMatrix,
     budgets: Sequence[int],
-    settings: ScheduleSearch,
-    device: torch.device,
+    wanted: ScheduleSearch,
+    source: NoiseSource,
     features: Path | None = None,
-) -> Iterator[tuple[int, Chosen]]:
-    """The best steps, budget by budget, for the solver and the objective of the settings.
-    ``features``: the folder of the extractor, where the distance is by features."""
-
-    def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
-        first, count = (TEST, 2) if held_out else (SELECTION, 1)
-        rows = range(first, first + count * settings.samples)
-        labels = None
-        if teacher.classes is not None:
-            labels = sample_labels(rows, teacher.classes, search.seed).to(device)
-        return sample_noise(rows, teacher.shape, search.seed).to(device), labels
-
-    distance = distance_named(settings.distance, features or Path(), settings.batch_size, device)
-    return chosen_steps(teacher.velocity, matrix, budgets, settings, noise, distance)
+) -> Iterator[tuple[int, FoundSteps]]:
+    """The best steps of a network, budget by budget. ``features``: the folder of the extractor,
+    where the distance is by features."""
+    settings, device = search_settings(wanted), torch.device(source.device)
+    distance = distance_named(wanted.distance, features or Path(), wanted.batch_size, device)
+    return find_steps(
+        teacher.velocity, matrix, budgets, settings, source, distance, progress=progress, say=say
+    )
 
 
 def write_schedules(
     folder: Path,
-    search: Search,
+    key: CostKey,
     matrix: CostMatrix,
-    found: Iterable[tuple[int, Chosen]],
+    found: Iterable[tuple[int, FoundSteps]],
     wanted: ScheduleSearch,
     extractor: str | None,
     evaluations: Callable[[Sequence[int]], float] | None = None,
@@ -358,26 +254,19 @@ def write_schedules(
     """The best schedule of every budget, in ``K.json`` as soon as it is found; and the heat
     map. ``extractor``: the hash of the one that samples were compared by. ``evaluations``: those
     for one sample in steps with these indices, where a step may take more than one."""
-    chosen_by = wanted.model_dump(exclude={"batch_size"})  # a batch changes no result
-    found_with: dict[str, object] = {"samples": matrix.samples, "schedule": chosen_by}
-    if extractor is not None:
-        found_with["extractor"] = extractor
-    settings = json.dumps(asdict(search) | found_with, sort_keys=True)
+    settings = search_settings(wanted)
     groups = group_step_costs(matrix, solver=wanted.solver)
+    of_search = hash_settings(key, matrix.samples, settings, extractor)
     schedules = {}
     for budget, steps in found:
-        predicted, error = predicted_error(groups, matrix.group_sizes, steps.indices)
-        schedules[budget] = Schedule(
-            timesteps=tuple(float(matrix.timesteps[i]) for i in steps.indices),
-            indices=steps.indices,
-            solver=wanted.solver,
-            objective=steps.objective,
-            predicted_error=predicted,
-            standard_error=error,
-            knot_stability=knot_stability(matrix, budget, steps, wanted),
-            teacher_hash=search.teacher_hash,
-            settings_hash=hashlib.sha256(settings.encode()).hexdigest(),
-            held_out=steps.held_out,
+        schedules[budget] = build_schedule(
+            matrix,
+            groups,
+            steps,
+            settings,
+            seed=key.seed,
+            teacher_hash=key.teacher_hash,
+            settings_hash=of_search,
             evaluations=None if evaluations is None else evaluations(steps.indices),
         )
         path = folder / f"{budget}.json"
@@ -475,8 +364,3 @@ def _steps_in(path: Path) -> tuple[float, ...]:
         return read_schedule(path).timesteps
     except InputError:
         return ()
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text

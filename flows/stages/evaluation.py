@@ -9,6 +9,7 @@ from boss_core.checkpoints.folder import Network
 from boss_core.errors import InputError
 from boss_core.evaluation.frechet import evaluate_images, image_hash
 from boss_core.evaluation.sampling import sample_images
+from boss_core.ode.noise import EVALUATION, seed_for
 from flows import paths
 from flows.config import Params
 from flows.measure.energy import Usage, measured
@@ -16,7 +17,6 @@ from flows.progress import progress
 from flows.records.extractor import read_extractor
 from flows.records.json_files import read_images
 from flows.records.labels import draw_labels
-from flows.records.seeds import EVALUATE
 from flows.report.image_grid import write_grid
 
 
@@ -59,7 +59,7 @@ class Evaluation:
         """Sample, write ``samples/NAME/VARIANT.png``, and return the metrics and what the sampling
         alone took."""
         settings = self.params.evaluate
-        seed = self.params.seed + EVALUATE
+        seed = seed_for(EVALUATION, self.params.seed)
         labels = draw_labels(network.config.classes, settings.samples, seed)
         network = network.to(self.on)
         with (

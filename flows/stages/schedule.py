@@ -1,106 +1,53 @@
 """The best steps for every budget, the fixed grids beside them, and their predicted errors."""
 
-import hashlib
-import json
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from boss_core.bellman.bootstrap import Stability, bootstrap, predicted_error
-from boss_core.bellman.objectives import OBJECTIVES, group_step_costs
+from boss_core.bellman.bootstrap import Stability, bootstrap
+from boss_core.bellman.objectives import group_step_costs
 from boss_core.bellman.recursion import optimal_paths, path_cost
 from boss_core.checkpoints.folder import Network, load_checkpoint
+from boss_core.costs.cost_file import CostKey, read_costs
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from boss_core.ode import timesteps
-from boss_core.ode.schedule import HeldOut, Schedule
-from boss_core.ode.velocity import sample_noise
+from boss_core.ode.schedule import Schedule
+from boss_core.search.find import find_steps
+from boss_core.search.settings import SAMPLED, SearchSettings
+from boss_core.search.steps import FoundSteps, build_schedule, hash_settings
 from flows import paths
-from flows.config import Params, ScheduleSearch
+from flows.config import Params
 from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
-from flows.records.cost_file import read_cost_matrix
+from flows.progress import progress
+from flows.records.extractor import read_extractor
 from flows.records.json_files import write_json
-from flows.records.labels import draw_labels
-from flows.records.seeds import CHOOSE
-from flows.search.chosen import Chosen, chosen_steps, distance_named, knot_stability
+from flows.records.labels import noise_source
+from flows.records.searches import distance_named, say, search_settings
 from flows.stages.runner import device, run_stage
+
+Build = Callable[[FoundSteps], Schedule]
 
 # The predicted-error curve goes this far, so that a user sees which budget is worth paying for.
 CURVE_BUDGETS = 20
-# Those of the paper, which stand beside whatever is chosen.
-Solver = Literal["euler", "ab2"]
-SOLVER: Solver = "euler"
-OBJECTIVE = "l2_squared"
+# The paper's, which stand beside whatever is chosen.
+PAPERS = SearchSettings()
 
 
 def main(params: Params) -> None:
-    matrix, teacher_hash = read_cost_matrix(paths.COST)
-    cost, grid = matrix.cost, matrix.timesteps
-    solver = params.schedule.solver
-    of_groups = {name: group_step_costs(matrix, solver=name) for name in {SOLVER, solver}}
-
-    def schedule(
-        indices: tuple[int, ...],
-        objective: str,
-        solver: Solver = SOLVER,
-        found_by: ScheduleSearch | None = None,
-        held_out: HeldOut | None = None,
-        knot_stability: tuple[float, ...] | None = None,
-    ) -> Schedule:
-        predicted, error = predicted_error(of_groups[solver], matrix.group_sizes, indices)
-        return Schedule(
-            timesteps=tuple(float(grid[i]) for i in indices),
-            indices=indices,
-            solver=solver,
-            objective=objective,
-            predicted_error=predicted,
-            standard_error=error,
-            knot_stability=knot_stability,
-            teacher_hash=teacher_hash,
-            settings_hash=settings_hash(params, found_by),
-            held_out=held_out,
-        )
-
-    shown = range(1, min(len(grid) - 1, max(CURVE_BUDGETS, *params.budgets)) + 1)
-    best = optimal_paths(cost, shown)  # of all budgets too
-    stable = bootstrap(matrix, shown, objective=OBJECTIVE, solver=SOLVER, seed=params.seed)
-    found: dict[int, dict[str, Schedule]] = {}
-    for budget in params.budgets:
-        knots = stable[budget].knots
-        found[budget] = {"bellman": schedule(best[budget].indices, OBJECTIVE, knot_stability=knots)}
-        for name, make in timesteps.GRIDS.items():
-            try:
-                indices = timesteps.nearest_indices(grid, make(budget))
-            except InputError:
-                continue  # so many steps that this grid puts two on one point: nothing to compare
-            found[budget][name] = schedule(indices, name)
-
+    key, total = read_costs(paths.COST)
+    matrix = total.result()
+    shown = range(1, min(key.grid, max(CURVE_BUDGETS, *params.budgets)) + 1)
+    best = optimal_paths(matrix.cost, shown)  # of all budgets too
+    stable = bootstrap(matrix, shown, seed=params.seed)
+    build = builder(matrix, key, PAPERS, params.seed)
+    found = {k: fixed_schedules(matrix, k, best[k].indices, build) for k in params.budgets}
     usage: Usage | None = None
     if not params.schedule.papers:
-        on = device(params)
-        network, _ = load_checkpoint(paths.TEACHER)
-        network = network.to(on)
-        with measured(on) as search:
-            steps = dict(choose(params, matrix, network, on))
-        if params.schedule.objective not in OBJECTIVES:  # those take the costs alone
-            usage = search
-        for budget, chosen in steps.items():
-            found[budget]["chosen"] = schedule(
-                chosen.indices,
-                chosen.objective,
-                solver,
-                params.schedule,
-                chosen.held_out,
-                knot_stability(matrix, budget, chosen, params.schedule, seed=params.seed),
-            )
-            if solver != SOLVER:
-                uniform = found[budget]["uniform"].indices
-                found[budget]["chosen_uniform"] = schedule(uniform, "uniform", solver)
+        usage = add_chosen(found, params, matrix, key)
     write_json(
         paths.SCHEDULES,
         {
@@ -115,7 +62,7 @@ def main(params: Params) -> None:
         {
             "nfe": k,
             "bellman": best[k].cost,
-            "uniform": path_cost(cost, timesteps.nearest_indices(grid, timesteps.uniform(k))),
+            "uniform": path_cost(matrix.cost, nearest_uniform(matrix, k)),
             **stability(stable[k]),
         }
         for k in shown
@@ -123,30 +70,70 @@ def main(params: Params) -> None:
     write_bytes(paths.PREDICTED_ERROR, pd.DataFrame(rows).to_csv(index=False).encode())
 
 
-def settings_hash(params: Params, found_by: ScheduleSearch | None) -> str:
-    """The hash of what steps depend on beside the teacher; ``found_by``: of chosen ones."""
-    settings: dict[str, object] = {"cost": params.cost.model_dump()}
-    if found_by is not None:
-        settings["schedule"] = found_by.model_dump(exclude={"batch_size"})
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+def nearest_uniform(matrix: CostMatrix, budget: int) -> tuple[int, ...]:
+    """Uniform steps on the grid."""
+    return timesteps.nearest_indices(matrix.timesteps, timesteps.uniform(budget))
 
 
-def choose(
+def fixed_schedules(
+    matrix: CostMatrix, budget: int, bellman: tuple[int, ...], build: Build
+) -> dict[str, Schedule]:
+    """The steps of the paper, and those of the fixed grids, for one budget."""
+    found = {"bellman": build(FoundSteps(PAPERS.objective, bellman))}
+    for name, make in timesteps.GRIDS.items():
+        try:
+            indices = timesteps.nearest_indices(matrix.timesteps, make(budget))
+        except InputError:
+            continue  # so many steps that this grid puts two on one point: nothing to compare
+        found[name] = build(FoundSteps(name, indices))
+    return found
+
+
+def add_chosen(
+    found: dict[int, dict[str, Schedule]], params: Params, matrix: CostMatrix, key: CostKey
+) -> Usage | None:
+    """Beside these the steps that params.yaml asks for, and uniform ones for their solver; what
+    the search took, where it took more than the costs."""
+    settings, on = search_settings(params.schedule), device(params)
+    network, _ = load_checkpoint(paths.TEACHER)
+    with measured(on) as usage:
+        steps = dict(chosen_steps(params, matrix, network.to(on), on))
+    build = builder(matrix, key, settings, params.seed)
+    for budget, chosen in steps.items():
+        found[budget]["chosen"] = build(chosen)
+        if settings.solver != PAPERS.solver:
+            uniform = FoundSteps("uniform", found[budget]["uniform"].indices)
+            found[budget]["chosen_uniform"] = build(uniform)
+    return usage if settings.objective in SAMPLED else None
+
+
+def builder(matrix: CostMatrix, key: CostKey, settings: SearchSettings, seed: int) -> Build:
+    """What makes schedules of steps that one search found."""
+    extractor = None
+    if settings.distance == "features" and settings.objective in ("refine", "auto"):
+        extractor = read_extractor(paths.FEATURES).hash
+    costs = group_step_costs(matrix, solver=settings.solver)
+    of_search = hash_settings(key, matrix.samples, settings, extractor)
+
+    def build(steps: FoundSteps) -> Schedule:
+        return build_schedule(
+            matrix, costs, steps, settings,
+            seed=seed, teacher_hash=key.teacher_hash, settings_hash=of_search,
+        )  # fmt: skip
+
+    return build
+
+
+def chosen_steps(
     params: Params, matrix: CostMatrix, network: Network, on: torch.device
-) -> Iterator[tuple[int, Chosen]]:
+) -> Iterator[tuple[int, FoundSteps]]:
     """The chosen steps, budget by budget. network: the teacher, on the device."""
-    samples, seed = params.schedule.samples, params.seed + CHOOSE
-
-    def noise(held_out: bool) -> tuple[Tensor, Tensor | None]:
-        rows = range(samples, 3 * samples) if held_out else range(samples)
-        # A label comes with the index of its sample: those of both are drawn at once.
-        labels = draw_labels(network.config.classes, 3 * samples, seed)
-        start = sample_noise(rows, network.config.sample_shape, seed).to(on)
-        return start, None if labels is None else labels[rows.start : rows.stop].to(on)
-
-    settings = params.schedule
+    settings = search_settings(params.schedule)
+    source = noise_source(network, params.seed, on)
     distance = distance_named(settings.distance, paths.FEATURES, settings.batch_size, on)
-    return chosen_steps(network, matrix, params.budgets, settings, noise, distance)
+    return find_steps(
+        network, matrix, params.budgets, settings, source, distance, progress=progress, say=say
+    )
 
 
 def stability(found: Stability) -> dict[str, float]:

@@ -24,7 +24,8 @@ from boss_core.files import write_bytes
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.ncsnpp_init import initialise
 from boss_core.networks.unet import UNet, UNetConfig
-from boss_core.ode.velocity import sample_noise, with_labels
+from boss_core.ode.noise import sample_noise
+from boss_core.ode.velocity import with_labels
 from boss_core.pixels import from_uint8
 from boss_core.straightening.loss import flow_matching_loss
 from boss_core.training.device_rows import Rows

@@ -4,6 +4,7 @@ import numpy as np
 
 from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.files import new_array, replacing_folder
+from boss_core.ode.noise import TRAJECTORIES, seed_for
 from boss_core.ode.timesteps import uniform, union
 from boss_core.straightening.segments import knot_states
 from flows import paths
@@ -13,7 +14,6 @@ from flows.measure.usage import write_usage
 from flows.progress import progress
 from flows.records.json_files import write_json
 from flows.records.labels import draw_labels
-from flows.records.seeds import TRAJECTORIES
 from flows.records.variants import needed_knots, read_schedules, students
 from flows.stages.runner import device, run_stage
 
@@ -32,7 +32,7 @@ def main(params: Params) -> None:
     settings = params.trajectories
     shape = (settings.samples, len(knots), *network.config.sample_shape)
     print(f"trajectories: {len(knots)} of {params.cost.grid + 1} grid points kept")
-    seed = params.seed + TRAJECTORIES
+    seed = seed_for(TRAJECTORIES, params.seed)
     labels = draw_labels(network.config.classes, settings.samples, seed)
     steps = settings.samples * params.cost.grid
     with replacing_folder(paths.TRAJECTORIES) as folder:

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from boss_core.ode.solver_table import steps_of
 from sklearn.datasets import load_digits
 
 from boss_core.checkpoints.folder import load_checkpoint, save_checkpoint
@@ -18,16 +17,16 @@ from boss_core.evaluation.frechet import Extractor, evaluate_images, feature_fun
 from boss_core.evaluation.sampling import sample_images
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.ode.noise import COSTS, EVALUATION, sample_noise
+from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
-from boss_core.ode.velocity import sample_noise
 from boss_core.pixels import from_uint8
 from boss_core.search.distances import feature_frechet
 from boss_core.straightening.loss import flow_matching_loss
 from boss_core.training.loop import train
 from boss_core.training.randomness import Share
 from boss_core.training.settings import TrainingSettings
-from flows.records.seeds import COST, EVALUATE
 from studies.samplers import AUTO, CANDIDATES, REFINED, Cell, main, parsed, plan
 from studies.samplers_page import changes, rank_correlations, verdicts
 from tests.helpers.checkout import ROOT
@@ -131,7 +130,7 @@ def test_a_row_is_what_sampling_and_measuring_gives(folder: Path) -> None:
     network, _ = load_checkpoint(folder / "teacher")
     images = sample_images(
         network, uniform(GRID)[row["indices"]], samples=SAMPLES, shape=(1, 8, 8),
-        seed=1 + EVALUATE, batch_size=25, device=torch.device("cpu"),
+        seed=1 + EVALUATION, batch_size=25, device=torch.device("cpu"),
     )  # fmt: skip
     found = evaluate_images(
         images, np.load(folder / "train.npy"),
@@ -213,7 +212,7 @@ def test_without_an_extractor_torch_fidelity_is_not_needed(folder: Path) -> None
 def test_predictions_by_features_are_distances_on_the_noise_of_the_search(folder: Path) -> None:
     rows = rows_of(folder)
     network, _ = load_checkpoint(folder / "teacher")
-    noise = sample_noise(range(16), (1, 8, 8), COST)
+    noise = sample_noise(range(16), (1, 8, 8), COSTS)
     features = feature_function(
         Extractor("classifier", folder / "features/classifier.safetensors"), 16, torch.device("cpu")
     )

@@ -10,8 +10,8 @@ from boss_core.bellman.bootstrap import bootstrap, settled
 from boss_core.bellman.objectives import OBJECTIVES, optimal_steps
 from boss_core.costs.heun import estimate_heun_costs
 from boss_core.costs.matrix import CostMatrix, CostSum, estimate_cost_matrix
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.timesteps import uniform
-from boss_core.ode.velocity import sample_noise
 
 GRID = uniform(6)
 SPREAD = np.array([0.0, 1.0, 0.4, 0.7, 1.2, 0.5])  # of the increments d_l

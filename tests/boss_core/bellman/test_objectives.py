@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from boss_core.ode.solver_table import steps_of
 
 from boss_core.bellman.objectives import (
     OBJECTIVES,
@@ -17,9 +16,11 @@ from boss_core.bellman.objectives import (
 from boss_core.bellman.recursion import optimal_paths
 from boss_core.costs.heun import estimate_heun_costs
 from boss_core.costs.matrix import CostMatrix, estimate_cost_matrix
+from boss_core.ode.noise import sample_labels, sample_noise
+from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import euler, heun
 from boss_core.ode.timesteps import quadratic, uniform
-from boss_core.ode.velocity import CountedVelocity, sample_labels, sample_noise
+from boss_core.ode.velocity import CountedVelocity
 from flows.records.cost_file import read_cost_matrix, write_cost_matrix
 
 GRID = quadratic(8)

@@ -9,9 +9,9 @@ import torch
 from boss_core.bellman.recursion import optimal_two_step_paths
 from boss_core.costs.ab2 import LARGEST_GRID, ab2_cost_blocks, ab2_costs
 from boss_core.costs.matrix import estimate_cost_matrix
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import karras, quadratic, uniform
-from boss_core.ode.velocity import sample_noise
 
 
 def velocity(x, t):

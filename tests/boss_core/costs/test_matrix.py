@@ -15,8 +15,9 @@ from boss_core.costs.matrix import (
     rollout_bytes,
 )
 from boss_core.errors import InputError
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.timesteps import karras, quadratic, uniform
-from boss_core.ode.velocity import CountedVelocity, sample_noise
+from boss_core.ode.velocity import CountedVelocity
 from tests.helpers.checkout import SHARED, needs_shared
 from tests.helpers.costs import pairwise, smooth
 

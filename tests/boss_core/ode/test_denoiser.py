@@ -12,9 +12,9 @@ from boss_core.bellman.recursion import optimal_paths
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
 from boss_core.ode.denoiser import velocity_from_denoiser
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import euler, heun
 from boss_core.ode.timesteps import karras, validate_timesteps
-from boss_core.ode.velocity import sample_noise
 
 MEAN, WIDTH = 0.3, 0.5
 

@@ -14,9 +14,10 @@ from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import sample_images
 from boss_core.ode.denoiser import velocity_from_denoiser
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import SOLVERS, euler, rk45
 from boss_core.ode.timesteps import uniform
-from boss_core.ode.velocity import checked_velocity, sample_noise, with_labels
+from boss_core.ode.velocity import checked_velocity, with_labels
 from boss_core.search.choose import roll_out
 from boss_core.search.distances import sliced_wasserstein
 from boss_core.search.forward import oss_paths

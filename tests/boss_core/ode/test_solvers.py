@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import ab2, euler, heun, rk45
 from boss_core.ode.timesteps import karras, quadratic, uniform
-from boss_core.ode.velocity import CountedVelocity, sample_noise
+from boss_core.ode.velocity import CountedVelocity
 from tests.helpers.linear import Linear
 
 

@@ -9,16 +9,10 @@ from torch import Tensor, nn
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
+from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.solvers import SOLVERS, euler, rk45
 from boss_core.ode.timesteps import quadratic, uniform
-from boss_core.ode.velocity import (
-    check_repeats,
-    checked_velocity,
-    sample_labels,
-    sample_noise,
-    scalar_time,
-    time_first,
-)
+from boss_core.ode.velocity import check_repeats, checked_velocity, scalar_time, time_first
 
 
 class Mlp(nn.Module):

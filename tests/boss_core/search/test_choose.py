@@ -6,9 +6,10 @@ import scipy.stats
 import torch
 
 from boss_core.errors import InputError
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import SOLVERS, ab2, euler
 from boss_core.ode.timesteps import uniform
-from boss_core.ode.velocity import sample_noise, with_labels
+from boss_core.ode.velocity import with_labels
 from boss_core.search.choose import (
     BASELINE,
     BLOCKS,

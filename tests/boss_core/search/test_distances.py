@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from boss_core.errors import InputError
-from boss_core.ode.velocity import sample_noise
+from boss_core.ode.noise import sample_noise
 from boss_core.search.distances import endpoint_error, energy, feature_frechet, sliced_wasserstein
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.solvers import SOLVERS, euler
 from boss_core.ode.timesteps import quadratic, uniform
-from boss_core.ode.velocity import CountedVelocity, sample_labels, sample_noise
+from boss_core.ode.velocity import CountedVelocity
 from boss_core.search.forward import oss_paths
 
 GRID = quadratic(9)

@@ -13,10 +13,10 @@ from boss_core.bellman.recursion import optimal_paths
 from boss_core.checkpoints.folder import save_checkpoint
 from boss_core.errors import InputError
 from boss_core.networks.unet import UNet, UNetConfig
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import quadratic, uniform
-from boss_core.ode.velocity import sample_noise
 from boss_core.search.lpips import (
     URLS,
     estimate_lpips_costs,

@@ -8,9 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boss_core.errors import InputError
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import SOLVERS, euler
 from boss_core.ode.timesteps import karras, nearest_indices, quadratic, uniform
-from boss_core.ode.velocity import CountedVelocity, sample_noise, scalar_time, with_labels
+from boss_core.ode.velocity import CountedVelocity, scalar_time, with_labels
 from boss_core.search.distances import endpoint_error, energy, sliced_wasserstein
 from boss_core.search.refine import refine
 from tests.helpers.mixture import mixture_velocity, rotated_velocity

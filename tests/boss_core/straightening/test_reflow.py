@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
-from boss_core.ode.velocity import sample_noise
 from boss_core.straightening.reflow import VALIDATION_TIMES, Pairs
 from boss_core.training.randomness import Share
 from tests.helpers.linear import Linear

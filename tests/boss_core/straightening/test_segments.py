@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import ab2, euler
 from boss_core.ode.timesteps import quadratic, uniform
-from boss_core.ode.velocity import sample_noise
 from boss_core.straightening.loss import flow_matching_loss, straightening_loss
 from boss_core.straightening.segments import Segments, chord_weights, knot_states
 from boss_core.training.randomness import Share

@@ -1,7 +1,9 @@
 """The chosen steps of every budget, on the teacher of a small project."""
 
+import json
 import re
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -10,18 +12,18 @@ import torch
 
 from boss_core.bellman.objectives import optimal_steps
 from boss_core.checkpoints.folder import load_checkpoint
+from boss_core.costs.cost_file import read_costs
 from boss_core.costs.matrix import CostMatrix
+from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import ab2, euler
-from boss_core.ode.velocity import sample_noise
 from boss_core.search import distances
 from boss_core.search.forward import oss_paths
+from boss_core.search.steps import FoundSteps
 from flows import paths
 from flows.config import Method, Params, load_params
-from flows.records.cost_file import read_cost_matrix
 from flows.records.variants import needed_knots, recorded, students, variants
 from flows.report import plots
-from flows.search.chosen import Chosen
-from flows.stages.schedule import choose
+from flows.stages.schedule import chosen_steps
 from tests.helpers.held_out import beyond_chance
 from tests.helpers.project import Project
 
@@ -33,14 +35,14 @@ class Setting:
 
     def __init__(self) -> None:
         self.params: Params = load_params()
-        self.matrix: CostMatrix = read_cost_matrix(paths.COST)[0]
+        self.matrix: CostMatrix = read_costs(paths.COST)[1].result()
         self.network = load_checkpoint(paths.TEACHER)[0]
         self.noise = sample_noise(range(SAMPLES), self.network.config.sample_shape, SEED)
 
-    def choose(self, **change: object) -> dict[int, Chosen]:
+    def choose(self, **change: object) -> dict[int, FoundSteps]:
         schedule = self.params.schedule.model_copy(update=change)
         params = self.params.model_copy(update={"schedule": schedule, "budgets": [1, 4]})
-        return dict(choose(params, self.matrix, self.network, torch.device("cpu")))
+        return dict(chosen_steps(params, self.matrix, self.network, torch.device("cpu")))
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def setting(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Setting:
 def test_an_objective_of_the_costs(setting: Setting, objective: str, solver: str) -> None:
     found = setting.choose(objective=objective, solver=solver, gamma=1.3)
     expected = optimal_steps(setting.matrix, [1, 4], objective=objective, solver=solver, gamma=1.3)
-    assert found == {k: Chosen(objective, path.indices) for k, path in expected.items()}
+    assert found == {k: FoundSteps(objective, path.indices) for k, path in expected.items()}
 
 
 def test_oss_on_the_noise_of_the_search(setting: Setting) -> None:
@@ -63,7 +65,7 @@ def test_oss_on_the_noise_of_the_search(setting: Setting) -> None:
         setting.network, setting.noise, setting.matrix.timesteps, [1, 4], solver="ab2",
         batch_size=7,
     )  # fmt: skip
-    assert found == {k: Chosen("oss", path.indices) for k, path in expected.items()}
+    assert found == {k: FoundSteps("oss", path.indices) for k, path in expected.items()}
 
 
 @pytest.mark.parametrize("name", ["sliced_wasserstein", "energy", "features"])
@@ -114,7 +116,7 @@ def test_the_best_of_all_is_said_for_every_budget(
             assert f": {held_out.winner} is {held_out.gain:.1%} nearer" in line
         if "chosen" not in line:
             cheapest = optimal_steps(setting.matrix, [budget], solver="ab2")[budget]
-            assert found[budget] == Chosen("l2_squared", cheapest.indices, held_out)
+            assert found[budget] == FoundSteps("l2_squared", cheapest.indices, held_out)
 
 
 def test_columns_are_those_of_the_schedules(setting: Setting) -> None:
@@ -163,3 +165,34 @@ def test_students_are_those_of_the_methods_and_need_their_knots_only(setting: Se
         "reflow_distill": (0, last),
     }.items():
         assert needed_knots(found[name], schedules) == knots
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("bellman", []), ("chosen", ["--solver", "ab2", "--objective", "auto"])],
+)
+def test_the_command_finds_what_the_stages_find(
+    finished: Project, tmp_path: Path, name: str, options: list[str]
+) -> None:
+    """One search: on the same network and settings the same schedules, to the bit."""
+    params = load_params(finished.folder / "params.yaml")
+    wanted = params.schedule
+    arguments = [
+        "--checkpoint", "models/teacher", "--grid", params.cost.grid, "--seed", params.seed,
+        "--samples", params.cost.samples, "--batch-size", params.cost.batch_size,
+        "--noises", wanted.samples, "--gamma", wanted.gamma, "--out", tmp_path / name, *options,
+    ]  # fmt: skip
+    if wanted.distance == "features":
+        arguments += ["--features", "models/features"]
+    for budget in params.budgets:
+        arguments += ["--budget", budget]
+    finished.run("boss", "schedule", *map(str, arguments))
+    of_stages = json.loads((finished.folder / "results" / "schedules.json").read_text())
+    for budget in params.budgets:
+        found = json.loads((tmp_path / name / f"{budget}.json").read_text())
+        assert found == of_stages[str(budget)][name]
+    costs = [
+        np.load(folder / "cost.npz") for folder in (finished.folder / "results", tmp_path / name)
+    ]
+    for array in costs[0].files:
+        np.testing.assert_array_equal(costs[0][array], costs[1][array])

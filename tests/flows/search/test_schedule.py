@@ -20,15 +20,14 @@ from boss_core.evaluation.sampling import sample_images
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet
+from boss_core.ode.noise import COSTS, SEARCH, sample_labels, sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import SOLVERS, euler
 from boss_core.ode.timesteps import karras, nearest_indices, uniform
-from boss_core.ode.velocity import sample_labels, sample_noise
 from boss_core.search.distances import feature_frechet, sliced_wasserstein
 from boss_core.search.forward import oss_paths
 from flows.records.extractor import read_extractor
 from flows.search import memory
-from flows.search.schedule import SELECTION
 from tests.helpers.checkout import SHARED, needs_shared
 from tests.helpers.edm import NCSNPP
 from tests.helpers.held_out import beyond_chance
@@ -71,7 +70,7 @@ def test_schedules_are_those_of_the_library(boss) -> None:
         "--samples", 25, "--batch-size", 8, "--seed", 3,
     )  # fmt: skip
     assert (code, err) == (0, "")
-    noise = sample_noise(range(25), (1, 8, 8), seed=3)
+    noise = sample_noise(range(25), (1, 8, 8), seed=3 + COSTS)
     matrix = estimate_cost_matrix(network, noise, uniform(30), batch_size=25)
     for budget, path in optimal_paths(matrix.cost, [2, 4]).items():
         found = Schedule.from_json(Path(f"schedules/{budget}.json").read_text())
@@ -154,7 +153,7 @@ def test_costs_on_the_path_of_another_solver(boss, reference: str, evaluations: 
     code, out, err = boss("schedule", *options, "--samples", 30, "--reference", reference)
     assert (code, err) == (0, "")
     assert f"30 trajectories of 20 steps: {evaluations}" in " ".join(out.split())
-    noise = sample_noise(range(30), (1, 8, 8), seed=0)
+    noise = sample_noise(range(30), (1, 8, 8), seed=COSTS)
     matrix = estimate_cost_matrix(network, noise, uniform(20), batch_size=30, reference=reference)
     np.testing.assert_allclose(np.load("schedules/cost.npz")["cost"], matrix.cost, rtol=1e-6)
     for solver in ("euler", "ab2"):  # the second from the same costs
@@ -256,7 +255,7 @@ def test_a_denoiser_of_edm_on_its_own_grid(boss) -> None:
     save_checkpoint(Path("edm"), network)
     options = ["--spacing", "karras", "--grid", 9, "--samples", 2, "--budget", 3]
     assert boss("schedule", "--checkpoint", "edm", *options)[0] == 0
-    noise = sample_noise(range(2), network.config.sample_shape, 0)
+    noise = sample_noise(range(2), network.config.sample_shape, COSTS)
     matrix = estimate_cost_matrix(network.eval(), noise, karras(9), batch_size=2)
     found = Schedule.from_json(Path("schedules/3.json").read_text())
     assert found.indices == optimal_paths(matrix.cost, [3])[3].indices
@@ -283,9 +282,10 @@ def test_a_conditional_network_has_its_labels(boss) -> None:
     network = UNet(CONFIG.model_copy(update={"classes": 3})).eval()
     torch.nn.init.normal_(network.last.weight, std=0.3)
     save_checkpoint(Path("net"), network)
-    options = ["--budget", 2, "--grid", 6, "--samples", 5, "--batch-size", 2]
+    options = ["--budget", 2, "--grid", 6, "--samples", 5, "--batch-size", 2, "--seed", 1]
     assert boss("schedule", "--checkpoint", "net", *options)[0] == 0
-    noise, labels = sample_noise(range(5), (1, 8, 8), 0), sample_labels(range(5), 3, 0)
+    seed = COSTS + 1
+    noise, labels = sample_noise(range(5), (1, 8, 8), seed), sample_labels(range(5), 3, seed)
     assert len(set(labels.tolist())) > 1
     expected = estimate_cost_matrix(network, noise, uniform(6), batch_size=5, labels=labels)
     far = np.triu_indices(7, k=2)
@@ -378,7 +378,7 @@ def test_objectives_are_those_of_the_library(boss, solver: str, objective: str) 
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "knots: each within a grid step of here in " in out
-    noise = sample_noise(range(8), (1, 8, 8), seed=0)
+    noise = sample_noise(range(8), (1, 8, 8), seed=COSTS)
     matrix = estimate_cost_matrix(network, noise, uniform(12), batch_size=8)
     path = optimal_steps(matrix, [3], objective=objective, solver=solver, gamma=2)[3]
     stable = bootstrap(matrix, [3], objective=objective, solver=solver, gamma=2)[3]
@@ -396,7 +396,7 @@ def test_steps_forward_are_those_of_the_library(boss) -> None:
         "schedule", "--checkpoint", "net", "--budget", 3, *arguments, "--objective", "oss"
     )
     assert (code, err) == (0, "")
-    noise = sample_noise(range(SELECTION, SELECTION + 20), (1, 8, 8), seed=0)
+    noise = sample_noise(range(20), (1, 8, 8), seed=SEARCH)
     path = oss_paths(network, noise, uniform(8), [3], solver="ab2", batch_size=20)[3]
     assert Schedule.from_json(Path("schedules/3.json").read_text()).indices == path.indices
 
@@ -405,8 +405,8 @@ def test_steps_forward_are_those_of_the_library(boss) -> None:
 def test_refined_steps_sample_nearer_to_the_teacher(boss, solver: str) -> None:
     network = teacher(Path("net"))
     arguments = ["--checkpoint", "net", "--budget", 3, "--grid", 20, "--samples", 4]
-    arguments += ["--solver", solver, "--noises", 40]
-    noise = sample_noise(range(SELECTION, SELECTION + 40), (1, 8, 8), seed=0)
+    arguments += ["--solver", solver, "--noises", 40, "--seed", 2]
+    noise = sample_noise(range(40), (1, 8, 8), seed=SEARCH + 2)
     distance = sliced_wasserstein(euler(network, noise, uniform(20)))
     found = {}
     for objective in ("l2_squared", "refine"):
@@ -448,7 +448,7 @@ def test_steps_refined_by_features_are_nearer_in_those_of_the_folder(boss) -> No
     card = {"extractor": "classifier", "weights": "classifier.safetensors"}
     Path("features/card.json").write_text(json.dumps(card))
     extractor = read_extractor(Path("features"))
-    noise = sample_noise(range(SELECTION, SELECTION + 40), (1, 8, 8), seed=0)
+    noise = sample_noise(range(40), (1, 8, 8), seed=SEARCH)
     features = feature_function(extractor, 40, torch.device("cpu"))
     distance = feature_frechet(euler(network, noise, uniform(20)), features)
     arguments = ["--checkpoint", "net", "--budget", 3, "--grid", 20, "--samples", 4]
@@ -614,7 +614,7 @@ def test_published_noise_levels_are_compared_on_the_grid(boss) -> None:
     lists = ["--compare", ",".join(map(str, PUBLISHED)), "--compare", "1,0.5,0"]
     code, out, _ = boss("schedule", "--checkpoint", "net", *options, *lists)
     assert code == 0
-    noise = sample_noise(range(6), (1, 8, 8), seed=0)
+    noise = sample_noise(range(6), (1, 8, 8), seed=COSTS)
     matrix = estimate_cost_matrix(network, noise, uniform(50), batch_size=6)
     rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines()]
     # By hand: 50 (1 - sigma) rounded; 0.00031 falls on the end.
