@@ -19,7 +19,7 @@ from flows.records.json_files import frechet_name
 from flows.records.variants import recorded
 from flows.tracking.links import read_links
 from flows.tracking.runs import tracking_uri
-from flows.workspace.dvc_runner import dvc_environment
+from flows.workspace.process import dvc_environment
 
 RETRIES = 2  # of the projection into MLflow
 

@@ -101,7 +101,7 @@ def measured_schedules(
     curve = pd.read_csv(paths.PREDICTED_ERROR).set_index("nfe")
     intervals = curve[["bellman_low", "bellman_high"]].T.to_dict("list")
     with np.load(paths.COST) as file:
-        groups = len(file["group_gram"])
+        groups = min(int(file["samples"]), len(file["grams"]))  # of one trajectory at least
     for budget, record in records.items():
         for name, variant in variants.items():
             if variant.trained:
