@@ -55,7 +55,8 @@ def _read(text: str, path: Path) -> dict[Any, Any]:
 
 def _as_dvc_reads(text: str, path: Path) -> Any:
     # DVC's own reader, with its settings, but without the second that DVC takes to import.
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         return YAML(typ="safe").load(text) or {}
