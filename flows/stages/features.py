@@ -19,9 +19,9 @@ from boss_core.networks.classifier import (
     save_classifier,
 )
 from boss_core.training.augmentation import augmented
-from boss_core.training.device_rows import Rows
+from boss_core.training.device_rows import DeviceRows
 from boss_core.training.loop import train
-from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, device_generator, step_generator
 from boss_core.training.resume import Checkpoints
 from flows import paths
 from flows.config import Params, network_settings
@@ -102,15 +102,15 @@ def _train_classifier(
         )
     ).to(on)
     settings = params.features.training
-    images, labels = Rows.of(data.images, on), Rows.of(data.labels, on)
+    images, labels = DeviceRows.of(data.images, on), DeviceRows.of(data.labels, on)
 
-    def rows(step: int, share: Share) -> tuple[NDArray]:
+    def rows(step: int, share: BatchShare) -> tuple[NDArray]:
         draw = step_generator(params.seed, step)
         return (share.take(draw.integers(len(images.array), size=settings.batch_size)),)
 
     batch = images.batches(rows)
 
-    def loss(network: Classifier, step: int, share: Share) -> Tensor:
+    def loss(network: Classifier, step: int, share: BatchShare) -> Tensor:
         pixels = batch(step, share)
         if params.features.augment:
             pixels = augmented(pixels, device_generator(params.seed, step, on), share)
@@ -143,7 +143,7 @@ def _measure(network: Classifier, on: torch.device) -> float:
     test = read_images("test")
     assert test.labels is not None
     every = np.arange(len(test.labels))
-    images, labels = Rows.of(test.images, on), Rows.of(test.labels, on)
+    images, labels = DeviceRows.of(test.images, on), DeviceRows.of(test.labels, on)
     found = accuracy(network, images.take(every), labels.take(every))
     print(f"features: classifier is right on {found:.1%} of {len(every)} test images")
     return found

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from flows.records.cost_file import read_cost_matrix, write_cost_matrix
 
 from boss_core.bellman.objectives import (
     OBJECTIVES,
@@ -21,7 +22,6 @@ from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import euler, heun
 from boss_core.ode.timesteps import quadratic, uniform
 from boss_core.ode.velocity import CountedVelocity
-from flows.records.cost_file import read_cost_matrix, write_cost_matrix
 
 GRID = quadratic(8)
 N = len(GRID) - 1

@@ -21,7 +21,7 @@ from boss_core.networks.classifier import (
 )
 from boss_core.training.augmentation import SHIFT, augmented
 from boss_core.training.loop import train
-from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, device_generator, step_generator
 from boss_core.training.settings import TrainingSettings
 from flows import paths
 from flows.config import load_params
@@ -70,7 +70,7 @@ def test_augmentation_depends_on_the_step_alone() -> None:
     assert torch.equal(found, augmented(x, device_generator(3, 7, CPU)))
     assert not torch.equal(found, augmented(x, device_generator(3, 8, CPU)))
     for rank in (0, 1):
-        share = Share(rank, 2)
+        share = BatchShare(rank, 2)
         own = augmented(share.take(x), device_generator(3, 7, CPU), share)
         assert torch.equal(own, share.take(found))
 
@@ -112,7 +112,7 @@ def test_a_resnet_learns_and_measures_each_image_by_itself(tmp_path: Path) -> No
     y = torch.from_numpy(digits.target)
     torch.manual_seed(0)
 
-    def loss(network: Classifier, step: int, share: Share) -> torch.Tensor:
+    def loss(network: Classifier, step: int, share: BatchShare) -> torch.Tensor:
         rows = step_generator(0, step).integers(1500, size=SETTINGS.batch_size)
         return F.cross_entropy(network(x[rows]), y[rows])
 
@@ -156,7 +156,7 @@ def test_weights_without_a_gradient_decay_by_the_learning_rate() -> None:
         update={"iterations": 5, "warmup": 0, "learning_rate_schedule": "constant", "ema_decay": 0}
     )
 
-    def loss(network: nn.Linear, step: int, share: Share) -> torch.Tensor:
+    def loss(network: nn.Linear, step: int, share: BatchShare) -> torch.Tensor:
         return (network.weight * 0).sum() + (network.bias * 0).sum()
 
     found = train(network, loss, settings).network.weight

@@ -10,7 +10,7 @@ from torch import nn
 
 from boss_core.errors import InputError
 from boss_core.training.loop import learning_rate_factor, train
-from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, device_generator, step_generator
 from boss_core.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
@@ -138,10 +138,10 @@ def test_random_numbers_depend_on_seed_and_step_alone() -> None:
 
 def test_shares_make_up_the_batch() -> None:
     batch = np.arange(12)
-    assert [Share(rank, 3).take(batch).tolist() for rank in range(3)] == [
+    assert [BatchShare(rank, 3).take(batch).tolist() for rank in range(3)] == [
         [0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11],
     ]  # fmt: skip
-    assert np.array_equal(Share().take(batch), batch)
+    assert np.array_equal(BatchShare().take(batch), batch)
 
 
 def test_bfloat16_trains_float32_weights_near_those_of_float32() -> None:
@@ -156,7 +156,7 @@ def test_bfloat16_trains_float32_weights_near_those_of_float32() -> None:
         return (found - x.sum(dim=1, keepdim=True)).square().mean()
 
     def validate(network):
-        return {"validation_loss": float(loss(network, 0, Share()))}
+        return {"validation_loss": float(loss(network, 0, BatchShare()))}
 
     chosen = settings(iterations=60, learning_rate=1e-2)
     exact, rounded = (
