@@ -28,7 +28,7 @@ from flows.config import Params, network_settings
 from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import read_images, read_json, write_json
-from flows.stages.check import inception_weights
+from flows.stages.inception import inception_weights
 from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
 
 SCALE_IMAGES = 1024  # enough for a mean
