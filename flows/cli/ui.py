@@ -13,8 +13,8 @@ from flows.config import load_params
 
 def ui(port: int = typer.Option(5000, help="Port on this machine.")) -> None:
     """Open the MLflow UI on the runs of this project; Ctrl-C ends it."""
+    from flows.tracking.connection import prepare_database, tracking_uri
     from flows.tracking.links import without_password
-    from flows.tracking.runs import prepare_database, tracking_uri
 
     uri = tracking_uri(load_params())
     prepare_database(uri)

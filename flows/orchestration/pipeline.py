@@ -23,7 +23,7 @@ from flows.config import TIMEOUT, WORKERS, load_params
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.orchestration.prefect_artifacts import publish_results
 from flows.orchestration.request import check_folder, check_request
-from flows.tracking.runs import PROJECT
+from flows.tracking.connection import PROJECT
 from flows.workspace.experiment import isolated_copy
 from flows.workspace.graph import Stage, out_of_date, read_stages
 from flows.workspace.process import Outcome, Runner, StageError, WorkspaceBusyError, exclusive

@@ -18,9 +18,10 @@ import pytest
 
 from boss_core.errors import InputError
 from flows.config import load_params
+from flows.tracking.connection import prepare_database, tracking_uri
 from flows.tracking.database import follow, make_database
 from flows.tracking.links import read_links, without_password
-from flows.tracking.runs import prepare_database, track_budget, tracking_uri
+from flows.tracking.runs import track_budget
 from tests.helpers.project import Project, running_in
 from tests.helpers.records import VARIANTS
 from tests.helpers.servers import free_port, mlflow_server, wait_for
