@@ -1,11 +1,14 @@
 """The schema of params.yaml: strict, every field with its unit and range. Imports no torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from boss_core.bellman.names import OBJECTIVES
 from boss_core.errors import InputError
+from boss_core.ode.solver_table import MULTISTEP, SOLVERS
+from boss_core.search.settings import SAMPLED
 from boss_core.training.settings import ComputeSettings, Settings, TrainingSettings
 from flows.strict_yaml import read_mapping, shown
 
@@ -18,13 +21,18 @@ TIMEOUT = 24 * 3600.0  # seconds for one stage
 # Precision and recall measure the distance of an image to its third nearest neighbour.
 NEAREST = 4  # images, itself included
 
-# `boss_core.costs.ab2.LARGEST_GRID`: a cost is kept for every three points of the grid.
-AB2_GRID = 300
-
 # No network or picture is wider, and nothing counts further: a slip of the finger that would end
 # in a full memory after the stages before it.
 WIDEST = 2**14
 MOST = 10**9
+
+# What steps can be searched for, and by: as the library has them.
+if TYPE_CHECKING:
+    SearchedSolver: TypeAlias = str
+    SearchedObjective: TypeAlias = str
+else:
+    SearchedSolver = Literal[MULTISTEP]
+    SearchedObjective = Literal["auto", *OBJECTIVES, *(name for name in SAMPLED if name != "auto")]
 
 Budget = Annotated[int, Field(ge=1)]
 Multiplier = Annotated[int, Field(ge=1, le=64)]
@@ -126,12 +134,9 @@ class Cost(Settings):
 
 
 class ScheduleSearch(Settings):
-    solver: Literal["euler", "ab2"] = Field(description="of the chosen steps; the paper's: euler")
-    objective: Literal["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine", "lpips"] = (
-        Field(
-            description="what the chosen steps minimise; auto: the best on held-out noise, lpips"
-            " apart"
-        )
+    solver: SearchedSolver = Field(description="of the chosen steps; the paper's: euler")
+    objective: SearchedObjective = Field(
+        description="what the chosen steps minimise; auto: the best on held-out noise, lpips apart"
     )
     gamma: float = Field(gt=0, le=10, description="gits: weight of the errors carried forward")
     distance: Literal["sliced_wasserstein", "energy", "features"] = Field(
@@ -269,10 +274,11 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _fits_solver(self) -> Self:
-        if self.schedule.solver == "ab2" and self.cost.grid > AB2_GRID:
+        largest = SOLVERS[self.schedule.solver].largest_grid
+        if largest is not None and self.cost.grid > largest:
             raise ValueError(
-                f"schedule.solver: ab2 with cost.grid {self.cost.grid}; a grid of at most"
-                f" {AB2_GRID} steps, or euler, needed"
+                f"schedule.solver: {self.schedule.solver} with cost.grid {self.cost.grid}; a grid"
+                f" of at most {largest} steps, or euler, needed"
             )
         if self.schedule.objective == "lpips" and self.schedule.solver != "euler":
             raise ValueError(

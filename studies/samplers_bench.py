@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from flows.search.chosen import distance_named
 from torch import Tensor
 
 from boss_core.checkpoints.folder import Network, load_checkpoint
@@ -20,6 +19,7 @@ from boss_core.ode.timesteps import Times, uniform
 from boss_core.ode.velocity import Velocity, with_labels
 from boss_core.pixels import from_uint8, to_uint8
 from boss_core.search.distances import Distance, energy, sliced_wasserstein
+from flows.records.searches import distance_named
 
 if TYPE_CHECKING:
     from flows.config import Params

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from boss_core.bellman.names import OBJECTIVES
 from boss_core.bellman.objectives import (
-    OBJECTIVES,
     StepCosts,
     optimal_steps,
     path_values,

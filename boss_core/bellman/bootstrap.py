@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit  # those of scipy.stats take a second to import
 
+from boss_core.bellman.names import GITS_GAMMA
 from boss_core.bellman.objectives import (
-    GITS_GAMMA,
     StepCosts,
     best_paths,
     group_step_costs,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from boss_core.bellman.names import GITS_GAMMA, OBJECTIVES
 from boss_core.bellman.recursion import (
     Combine,
     Path,
@@ -32,9 +33,6 @@ from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.ode.solver_table import SOLVERS, steps_of
 from boss_core.ode.timesteps import validate_steps
-
-OBJECTIVES = ("l2_squared", "l2", "minimax", "gits")
-GITS_GAMMA = 1.15
 
 
 @dataclass(frozen=True)

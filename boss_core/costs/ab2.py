@@ -19,9 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from boss_core.costs.matrix import step_weights
 from boss_core.errors import InputError
+from boss_core.ode.solver_table import SOLVERS
 from boss_core.ode.timesteps import validate_timesteps
 
-LARGEST_GRID = 300  # n^3 / 6 costs are held for each set: 36 MB, of 20 groups 720 MB
+# n^3 / 6 costs are held for each set: 36 MB for 300 steps, of 20 groups 720 MB.
+LARGEST_GRID = SOLVERS["ab2"].largest_grid or 0
 
 
 def ab2_costs(gram: ArrayLike, timesteps: ArrayLike) -> NDArray[np.float64]:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from boss_core.costs.matrix import GROUPS, group_sizes
 from boss_core.errors import InputError
+from boss_core.ode.batches import batches, check_batches
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
-from boss_core.ode.velocity import Velocity, VelocityField, check_labels, evaluate, with_labels
+from boss_core.ode.velocity import Velocity, VelocityField, evaluate
 
 
 @dataclass(frozen=True)
@@ -74,26 +75,18 @@ def estimate_heun_costs(
     is called after each evaluation.
     """
     times = validate_timesteps(timesteps)
-    if len(noise) < 1 or batch_size < 1:
-        raise InputError(
-            f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
-        )
-    check_labels(labels, len(noise))
+    check_batches(noise, labels, batch_size)
     shape = (min(len(noise), GROUPS), len(times), len(times))
     squares = torch.zeros(shape, dtype=torch.float64, device=noise.device)
     norms = torch.zeros_like(squares)
-    for start in range(0, len(noise), batch_size):
-        x = noise[start : start + batch_size]
-        of_batch = with_labels(
-            velocity, None if labels is None else labels[start : start + batch_size]
-        )
+    for rows, x, of_batch in batches(velocity, noise, labels, batch_size):
         cost = _batch_costs(of_batch, x, times, on_step)
         if not cost.isfinite().all():
             raise InputError(
                 "velocity: not finite on the trajectories, or a Heun step off them; a network"
                 " with finite outputs needed"
             )
-        group = torch.arange(start, start + len(x), device=noise.device) % GROUPS
+        group = torch.arange(rows.start, rows.stop, device=noise.device) % GROUPS
         squares.index_add_(0, group, cost)
         norms.index_add_(0, group, cost.sqrt_())
     sizes = group_sizes(len(noise))[:, None, None]

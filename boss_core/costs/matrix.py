@@ -31,13 +31,12 @@ from torch import Tensor
 
 from boss_core.costs.references import check_reference, roll_out_path
 from boss_core.errors import InputError
+from boss_core.ode.batches import batches
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.ode.velocity import (
     Velocity,
     VelocityField,
-    check_labels,
-    with_labels,
 )
 
 # Increments are widened to float64 this many bytes at a time, in a buffer that is used again:
@@ -281,17 +280,8 @@ def add_trajectories(
 ) -> None:
     """Roll out further trajectories, by the sum's reference, into a sum of costs; arguments and
     errors are those of `estimate_cost_matrix`. A search that stopped goes on from its `CostSum`."""
-    if len(noise) < 1 or batch_size < 1:
-        raise InputError(
-            f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
-        )
-    check_labels(labels, len(noise))
     held: Tensor | None = None
-    for start in range(0, len(noise), batch_size):
-        x = noise[start : start + batch_size]
-        of_batch = with_labels(
-            velocity, None if labels is None else labels[start : start + batch_size]
-        )
+    for _, x, of_batch in batches(velocity, noise, labels, batch_size):
         if total.reference == "euler":
             held = _rollout_velocities(of_batch, x, total.timesteps, held, on_step)
             total.add(held[:, : len(x)])

@@ -30,6 +30,8 @@ class Solver:
     weights: of a linear multistep method; None for others, whose steps evaluate the network
         between knots. Only for the first can steps be searched from trajectories alone, a network
         be straightened, and a scheduler of diffusers keep the velocities.
+    largest_grid: the most steps of a fine grid to search on, where a cost is kept for every three
+        points of it; None for no limit.
     diffusers: whether a class of diffusers takes such steps at sigmas that it is given.
     comfyui: the sampler of ComfyUI that takes them, in a few words; None where there is none.
     ode_solver: the method of `flow_matching.solver.ODESolver`; None where there is none.
@@ -39,6 +41,7 @@ class Solver:
     evaluations: int
     looks_back: int
     weights: Weights | None
+    largest_grid: int | None
     diffusers: bool
     comfyui: str | None
     ode_solver: str | None
@@ -58,10 +61,10 @@ def _ab2(lengths: Sequence[Any]) -> tuple[Any, ...]:
 
 
 _TABLE = (
-    Solver("euler", 1, 0, _euler, True, "sampler euler", "euler"),
-    Solver("ab2", 1, 1, _ab2, False, "the sampler of node SamplerLMS with order 2", None),
+    Solver("euler", 1, 0, _euler, None, True, "sampler euler", "euler"),
+    Solver("ab2", 1, 1, _ab2, 300, False, "the sampler of node SamplerLMS with order 2", None),
     # ComfyUI's heun takes its last step by Euler; diffusers' takes no sigmas.
-    Solver("heun", 2, 0, None, False, None, "heun2"),
+    Solver("heun", 2, 0, None, None, False, None, "heun2"),
 )
 SOLVERS = {solver.name: solver for solver in _TABLE}
 # Those that `boss schedule` and the pipeline search steps for.

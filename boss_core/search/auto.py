@@ -3,7 +3,7 @@ steps were searched on."""
 
 from collections.abc import Iterator, Sequence
 
-from boss_core.bellman.objectives import OBJECTIVES
+from boss_core.bellman.names import OBJECTIVES
 from boss_core.costs.matrix import CostMatrix
 from boss_core.ode.schedule import HeldOut
 from boss_core.search.choose import BASELINE, Choice, Reference, search_steps

@@ -16,6 +16,7 @@ from scipy.special import stdtrit  # that of scipy.stats takes a second to impor
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.ode.batches import batches
 from boss_core.ode.solvers import SOLVERS
 from boss_core.ode.timesteps import (
     Times,
@@ -24,7 +25,7 @@ from boss_core.ode.timesteps import (
     validate_steps,
     validate_timesteps,
 )
-from boss_core.ode.velocity import Velocity, check_labels, with_labels
+from boss_core.ode.velocity import Velocity
 from boss_core.search.distances import Distance
 from boss_core.search.refine import Indices, refine
 
@@ -281,14 +282,9 @@ def _ends(
     solver: str,
     batch_size: int,
 ) -> Tensor:
-    check_labels(labels, len(noise))
-    if batch_size < 1:
-        raise InputError(f"batch_size: {batch_size}; at least 1 needed")
     ends = torch.empty_like(noise)
-    for start in range(0, len(noise), batch_size):
-        rows = slice(start, start + batch_size)
-        of_batch = with_labels(velocity, None if labels is None else labels[rows])
-        ends[rows] = SOLVERS[solver](of_batch, noise[rows], timesteps)
+    for rows, start, of_batch in batches(velocity, noise, labels, batch_size):
+        ends[rows] = SOLVERS[solver](of_batch, start, timesteps)
     return ends
 
 

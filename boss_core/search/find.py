@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from boss_core.bellman.objectives import OBJECTIVES
+from boss_core.bellman.names import OBJECTIVES
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.ode.noise import SEARCH, NoiseSource

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from boss_core.bellman.recursion import Path
 from boss_core.errors import InputError
+from boss_core.ode.batches import batches, check_batches
 from boss_core.ode.solver_table import SOLVERS, Weights, multistep_weights
 from boss_core.ode.solvers import euler, linear_step
 from boss_core.ode.timesteps import Times, validate_timesteps
-from boss_core.ode.velocity import Velocity, check_labels, evaluate, with_labels
+from boss_core.ode.velocity import Velocity, evaluate
 
 
 @torch.no_grad()
@@ -58,7 +59,7 @@ def oss_paths(
     of the shape and dtype of its input.
     """
     times = validate_timesteps(timesteps)
-    n, samples = len(times) - 1, len(noise)
+    n = len(times) - 1
     budgets = list(budgets)
     weights = multistep_weights(solver)
     looks_back = SOLVERS[solver].looks_back
@@ -67,11 +68,7 @@ def oss_paths(
     for budget in budgets:
         if not 1 <= budget <= n:
             raise InputError(f"budget: {budget}; 1..{n} needed (the grid has {n} steps)")
-    if samples < 1 or batch_size < 1:
-        raise InputError(
-            f"noise: {samples} samples in batches of {batch_size}; at least 1 of each needed"
-        )
-    check_labels(labels, samples)
+    check_batches(noise, labels, batch_size)
     student = _Student(velocity, noise, times, labels, batch_size, weights, looks_back, on_step)
 
     choices, errors = [], []
@@ -103,11 +100,8 @@ class _Student:
         on_step: Callable[[int], None] | None,
     ) -> None:
         self.times, self.weights, self.on_step = times, weights, on_step
-        self.batches = []
-        for start in range(0, len(noise), batch_size):
-            rows = slice(start, min(start + batch_size, len(noise)))
-            of_batch = with_labels(velocity, None if labels is None else labels[rows])
-            self.batches.append((rows, of_batch))
+        found = batches(velocity, noise, labels, batch_size)
+        self.batches = [(rows, of_batch) for rows, _, of_batch in found]
 
         n = len(times) - 1
         self.teacher = noise.new_empty(n + 1, *noise.shape)

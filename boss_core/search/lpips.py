@@ -19,9 +19,10 @@ from torch_fidelity.sample_similarity_lpips import URL_VGG16_LPIPS, SampleSimila
 from torchvision.models import VGG16_Weights
 
 from boss_core.errors import InputError
+from boss_core.ode.batches import batches
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
-from boss_core.ode.velocity import Velocity, VelocityField, check_labels, with_labels
+from boss_core.ode.velocity import Velocity, VelocityField
 from boss_core.tensor_files import read_tensors
 
 # What torch-fidelity would download: here the files have to be in the user's folder.
@@ -128,17 +129,10 @@ def estimate_lpips_costs(
             f"noise: shape {tuple(noise.shape)}; images, (N, 1 or 3, H, W), needed for the"
             " objective lpips"
         )
-    if len(noise) < 1 or batch_size < 1:
-        raise InputError(
-            f"noise: {len(noise)} samples in batches of {batch_size}; at least 1 of each needed"
-        )
-    check_labels(labels, len(noise))
     total = torch.zeros(n + 1, n + 1, dtype=torch.float64, device=noise.device)
     lengths = torch.from_numpy(times[None, :] - times[:, None]).to(noise)[..., None, None, None]
-    for start in range(0, len(noise), batch_size):
-        rows = slice(start, start + batch_size)
-        of_batch = with_labels(velocity, None if labels is None else labels[rows])
-        states, velocities = _roll_out(of_batch, noise[rows], times)
+    for _, start, of_batch in batches(velocity, noise, labels, batch_size):
+        states, velocities = _roll_out(of_batch, start, times)
         for x, v in zip(states.unbind(1), velocities.unbind(1), strict=True):
             for j in range(2, n + 1):
                 jumps = x[: j - 1] + lengths[: j - 1, j] * v[: j - 1]

@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.ode.batches import check_batches
 from boss_core.ode.solver_table import SOLVERS, multistep_weights, weights_of_steps
 from boss_core.ode.solvers import linear_step
 from boss_core.ode.timesteps import Times, validate_steps, validate_timesteps
-from boss_core.ode.velocity import Velocity, check_labels, evaluate, with_labels
+from boss_core.ode.velocity import Velocity, evaluate, with_labels
 from boss_core.search.distances import Distance
 
 # How far a knot moves, in grid steps to either side: from coarse to fine.
@@ -88,12 +89,9 @@ def refine(
     grid = validate_timesteps(timesteps)
     paths = _validate_starts(starts, len(grid) - 1)
     multistep_weights(solver)
-    if min(len(noise), batch_size, sweeps) < 1:
-        raise InputError(
-            f"noise: {len(noise)} samples in batches of {batch_size}, {sweeps} sweeps; at least 1"
-            " of each needed"
-        )
-    check_labels(labels, len(noise))
+    if sweeps < 1:
+        raise InputError(f"sweeps: {sweeps}; at least 1 needed")
+    check_batches(noise, labels, batch_size)
     trial = _Trial(velocity, noise, grid, solver, batch_size, labels, on_evaluations)
 
     first = trial.evaluate(noise[None], [0])[0]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from boss_core.bellman.objectives import GITS_GAMMA
+from boss_core.bellman.names import GITS_GAMMA
 
 # Objectives that evaluate the network again.
 SAMPLED = ("oss", "refine", "auto", "lpips")
@@ -28,7 +28,7 @@ class SearchSettings:
     """What a search is for and how it is done.
 
     solver: that the steps are for, a linear multistep method.
-    objective: one of `boss_core.bellman.objectives.OBJECTIVES` or of `SAMPLED`.
+    objective: one of `boss_core.bellman.names.OBJECTIVES` or of `SAMPLED`.
     gamma: of ``gits``, which ``auto`` tries too.
     distance: the name of what ``refine`` and ``auto`` compare samples by, for the record.
     samples: noises of the `SAMPLED` objectives; ``auto`` holds out `HELD_OUT` times as many.

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from boss_core.bellman.bootstrap import bootstrap, predicted_error
-from boss_core.bellman.objectives import OBJECTIVES, StepCosts, optimal_steps
+from boss_core.bellman.names import OBJECTIVES
+from boss_core.bellman.objectives import StepCosts, optimal_steps
 from boss_core.bellman.recursion import Path
 from boss_core.costs.cost_file import CostKey
 from boss_core.costs.matrix import CostMatrix

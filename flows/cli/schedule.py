@@ -190,8 +190,8 @@ class Request:
     def settings(self, batch_size: int) -> ScheduleSearch:
         """What the steps are searched by, so many samples at a time."""
         return ScheduleSearch(
-            solver=self.solver,  # type: ignore[arg-type]
-            objective=self.objective,  # type: ignore[arg-type]
+            solver=self.solver,
+            objective=self.objective,
             gamma=self.gamma,
             distance="sliced_wasserstein" if self.features is None else "features",
             lpips=str(self.lpips_weights),

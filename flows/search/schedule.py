@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from boss_core.bellman.bootstrap import predicted_error
-from boss_core.bellman.objectives import OBJECTIVES, group_step_costs, path_values, step_costs
+from boss_core.bellman.names import OBJECTIVES
+from boss_core.bellman.objectives import group_step_costs, path_values, step_costs
 from boss_core.checkpoints.folder import Network
 from boss_core.checkpoints.load import Teacher
-from boss_core.costs.ab2 import LARGEST_GRID
 from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs, shortened
 from boss_core.costs.matrix import GROUPS, CostMatrix, CostSum, rollout_bytes
 from boss_core.costs.measure import measure_costs
@@ -31,7 +31,7 @@ from boss_core.files import write_bytes
 from boss_core.ode import timesteps
 from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.schedule import Schedule, from_sigmas, interval
-from boss_core.ode.solver_table import MULTISTEP
+from boss_core.ode.solver_table import MULTISTEP, SOLVERS
 from boss_core.ode.velocity import check_repeats
 from boss_core.search.find import find_steps
 from boss_core.search.settings import SAMPLED
@@ -65,8 +65,9 @@ def check_request(
         raise InputError(f"--solver: {solver!r}; {' or '.join(MULTISTEP)} needed")
     if objective not in (*OBJECTIVES, *SAMPLED):
         raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
-    if solver == "ab2" and grid > LARGEST_GRID:
-        raise InputError(f"--grid: {grid}; at most {LARGEST_GRID} needed with --solver ab2")
+    largest = SOLVERS[solver].largest_grid
+    if largest is not None and grid > largest:
+        raise InputError(f"--grid: {grid}; at most {largest} needed with --solver {solver}")
     if objective == "lpips" and solver != "euler":
         raise InputError(f"--solver: {solver}; euler needed with --objective lpips")
     if reference not in REFERENCES:

@@ -46,7 +46,7 @@ def main(params: Params) -> None:
     build = builder(matrix, key, PAPERS, params.seed)
     found = {k: fixed_schedules(matrix, k, best[k].indices, build) for k in params.budgets}
     usage: Usage | None = None
-    if not params.schedule.papers:
+    if not search_settings(params.schedule).papers:
         usage = add_chosen(found, params, matrix, key)
     write_json(
         paths.SCHEDULES,

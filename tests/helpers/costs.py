@@ -1,8 +1,12 @@
 """Costs as eq. 5 is written, and a flow to measure them on."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from boss_core.costs.cost_file import read_costs
+from boss_core.costs.matrix import CostMatrix
 from boss_core.ode.solvers import euler
 
 
@@ -30,3 +34,8 @@ def pairwise(velocity, noise, timesteps) -> np.ndarray:
 def smooth(x, t):
     t = t.view(-1, 1)
     return torch.sin(3 * x + 4 * t) + x * t**2
+
+
+def cost_matrix(path: Path) -> CostMatrix:
+    """The matrix of a file of costs."""
+    return read_costs(path)[1].result()

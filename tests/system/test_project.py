@@ -14,7 +14,7 @@ from boss_core.bellman.bootstrap import settled
 from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.evaluation.frechet import image_hash
 from boss_core.files import sha256
-from flows.records.cost_file import read_cost_matrix
+from tests.helpers.costs import cost_matrix
 from tests.helpers.project import Project
 from tests.helpers.records import PAPERS, STUDENTS, VARIANTS, record
 from tests.helpers.rectified_flow import publish, settings, small
@@ -128,7 +128,7 @@ def test_costs_are_measured_until_the_steps_stay(finished: Project, tmp_path: Pa
     project = finished.copy(tmp_path / "auto")
     project.set({"cost.samples": "auto", "cost.max_samples": 40})
     shown = project.run("python", "-m", "flows.stages.cost").stdout
-    matrix, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
+    matrix = cost_matrix(project.folder / "results" / "cost.npz")
     assert f"cost: stopped at {matrix.samples} trajectories" in shown
     assert settled(matrix, range(2, 11)) == ("cost.max_samples" not in shown)
     assert matrix.samples == 40 or "cost.max_samples" not in shown
@@ -136,15 +136,15 @@ def test_costs_are_measured_until_the_steps_stay(finished: Project, tmp_path: Pa
     # On four steps there are few places for a knot: it is soon sure of them.
     project.set({"cost.grid": 4, "cost.max_samples": 400, "cost.batch_size": 20})
     shown = project.run("python", "-m", "flows.stages.cost").stdout
-    few, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
+    few = cost_matrix(project.folder / "results" / "cost.npz")
     assert f"cost: stopped at {few.samples} trajectories: no knot of the paper's" in shown
     assert few.samples < 400
     assert settled(few, range(2, 5))
 
     project.set({"cost.grid": 12, "cost.samples": 24, "cost.reference": "heun"})
     project.run("python", "-m", "flows.stages.cost")
-    on_heun, _ = read_cost_matrix(project.folder / "results" / "cost.npz")
-    euler, _ = read_cost_matrix(finished.folder / "results" / "cost.npz")
+    on_heun = cost_matrix(project.folder / "results" / "cost.npz")
+    euler = cost_matrix(finished.folder / "results" / "cost.npz")
     assert (on_heun.cost.diagonal(1) > 0).all()
     assert (euler.cost.diagonal(1) == 0).all()
     # Both are of the same 24 noises: twelve steps of either path lead to nearly the same place.

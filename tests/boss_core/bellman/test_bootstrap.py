@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from boss_core.bellman.bootstrap import bootstrap, settled
-from boss_core.bellman.objectives import OBJECTIVES, optimal_steps
+from boss_core.bellman.names import OBJECTIVES
+from boss_core.bellman.objectives import optimal_steps
 from boss_core.costs.heun import estimate_heun_costs
 from boss_core.costs.matrix import CostMatrix, CostSum, estimate_cost_matrix
 from boss_core.ode.noise import sample_noise

@@ -7,8 +7,8 @@ import pytest
 import torch
 from flows.records.cost_file import read_cost_matrix, write_cost_matrix
 
+from boss_core.bellman.names import OBJECTIVES
 from boss_core.bellman.objectives import (
-    OBJECTIVES,
     group_step_costs,
     optimal_steps,
     path_values,
@@ -172,19 +172,6 @@ def test_heun_costs_take_what_they_say_and_keep_labels() -> None:
         np.testing.assert_allclose(whole.group_cost[group], alone.cost, rtol=1e-9)
     with pytest.raises(ValueError, match="not finite"):
         estimate_heun_costs(lambda x, t: x * np.inf, noise(3), GRID, batch_size=3)
-
-
-def test_a_matrix_comes_back_from_its_file(tmp_path) -> None:
-    path, written = tmp_path / "cost.npz", matrix()
-    write_cost_matrix(path, written, "hash")
-    read, teacher_hash = read_cost_matrix(path)
-    assert teacher_hash == "hash"
-    for solver, objective in itertools.product(("euler", "ab2"), OBJECTIVES):
-        given = {"solver": solver, "objective": objective}
-        assert optimal_steps(read, [2, 5], **given) == optimal_steps(written, [2, 5], **given)
-    np.savez(path, cost=written.cost)
-    with pytest.raises(ValueError, match=r"cost\.npz: not a cost matrix \(.*timesteps"):
-        read_cost_matrix(path)
 
 
 @pytest.mark.parametrize(

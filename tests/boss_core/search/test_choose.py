@@ -204,7 +204,7 @@ def test_what_cannot_be_is_refused() -> None:
         select({"l2_squared": EVEN}, solver="rk45")
     with pytest.raises(InputError, match="test noise: 19 samples; 20 or more"):
         select({"l2_squared": EVEN}, test=teacher(19, 1))
-    with pytest.raises(InputError, match="batch_size: 0; at least 1"):
+    with pytest.raises(InputError, match="in batches of 0; at least 1"):
         select({"l2_squared": EVEN}, batch_size=0)
     with pytest.raises(InputError, match="labels: 3 for 5 samples"):
         roll_out(

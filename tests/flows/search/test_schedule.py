@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from boss_core.bellman.bootstrap import bootstrap
-from boss_core.bellman.objectives import OBJECTIVES, optimal_steps
+from boss_core.bellman.names import OBJECTIVES
+from boss_core.bellman.objectives import optimal_steps
 from boss_core.bellman.recursion import optimal_paths, path_cost, path_standard_error
 from boss_core.checkpoints.folder import load_rectified_flow, save_checkpoint
 from boss_core.costs.matrix import estimate_cost_matrix
