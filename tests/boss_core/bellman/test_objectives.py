@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from flows.records.cost_file import read_cost_matrix, write_cost_matrix
 
 from boss_core.bellman.names import OBJECTIVES
 from boss_core.bellman.objectives import (
