@@ -232,7 +232,7 @@ def test_a_checkpoint_truncated_or_of_another_shape(project: Project, finished: 
 
 def test_training_that_diverges_says_at_which_step(project: Project, finished: Project) -> None:
     project.set({"teacher.training.learning_rate": 1.0, "teacher.training.gradient_clip": 1e30})
-    path = project.folder / "flows" / "stages" / "teacher.py"
+    path = project.folder / "boss_core" / "training" / "flow_matching.py"
     # Nothing that a schema would let through diverges in thirty steps: make it.
     path.write_text(
         path.read_text().replace(

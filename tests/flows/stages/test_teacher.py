@@ -139,7 +139,7 @@ def test_a_stage_starts_its_processes_itself(prepared: Project, tmp_path: Path) 
     again = load_file(project.folder / "models/teacher/model.safetensors")
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
-    path = project.folder / "flows/stages/teacher.py"
+    path = project.folder / "boss_core/training/flow_matching.py"
     path.write_text(
         path.read_text().replace(
             "return flow_matching_loss(",
