@@ -29,7 +29,8 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import read_images, read_json, write_json
 from flows.stages.inception import inception_weights
-from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
+from flows.stages.runner import device, is_main, run_stage
+from flows.stages.training import checkpoints, training_progress
 
 SCALE_IMAGES = 1024  # enough for a mean
 

@@ -21,7 +21,8 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import read_json
 from flows.records.variants import Loss, read_schedules, students
-from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
+from flows.stages.runner import device, is_main, run_stage
+from flows.stages.training import checkpoints, training_progress
 
 Steps = tuple[tuple[int, ...], str]  # grid indices and solver
 

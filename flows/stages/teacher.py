@@ -30,7 +30,8 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import Images, read_images, read_json
 from flows.records.labels import write_label_counts
-from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
+from flows.stages.runner import device, is_main, run_stage
+from flows.stages.training import checkpoints, training_progress
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 
