@@ -16,9 +16,9 @@ flow: $(VENV)/installed
 test: $(VENV)/installed
 	@OMP_NUM_THREADS=1 python -m pytest -m "not slow and not ui" -n 2 --dist loadfile
 
-# Whole runs of the flow on real servers.
+# Whole runs of the flow on real servers, which have a port each.
 test-slow: $(VENV)/installed
-	@python -m pytest -m slow
+	@OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 --dist loadfile
 
 # The pages of Prefect and MLflow in Debian's Chromium; leaves pictures in screenshots/.
 test-ui: $(VENV)/installed

@@ -5,12 +5,15 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from flows.telemetry import TELEMETRY_OFF
+from tests.helpers.project import Project
+from tests.helpers.servers import prefect_server as start_prefect_server
 
 os.environ.update(TELEMETRY_OFF)
 # Prefect's database and profiles of the tests, apart from the user's.
@@ -35,32 +38,64 @@ def boss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
     return run
 
 
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """A folder that one of pytest's processes fills and all of them read; who comes while another
+    is at it waits."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failure left
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory):
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project after ``boss repro``. Tests that change it work on a copy."""
-    from tests.helpers.project import Project
 
-    project = Project.create(tmp_path_factory.mktemp("finished") / "project")
-    project.run("boss", "repro")
-    project.commit("after the run")
-    return project
+    def make(folder: Path) -> None:
+        project = Project.create(folder / "project")
+        project.run("boss", "repro")
+        project.commit("after the run")
+
+    return Project(made_once(tmp_path_factory, "finished", make) / "project")
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Prefect server on loopback; the environment that leads to it."""
-    from tests.helpers.servers import prefect_server as start
+def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small project after ``boss run``, what that printed, and what Prefect's server kept."""
 
-    with start(tmp_path_factory.mktemp("prefect")) as environment:
+    def make(folder: Path) -> None:
+        project = Project.create(folder / "project")
+        (folder / "prefect").mkdir()
+        with start_prefect_server(folder / "prefect") as environment:
+            shown = project.run("boss", "run", env=environment)
+        (folder / "shown").write_text(shown.stdout + shown.stderr)
+        project.commit("after the flow")
+
+    return made_once(tmp_path_factory, "flowed", make)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(
+    tmp_path_factory: pytest.TempPathFactory, flow_folder: Path
+) -> Iterator[dict[str, str]]:
+    """A Prefect server on loopback that knows the run of `flowed`; the environment that leads to
+    it. Each of pytest's processes has one of its own, on a copy of the database."""
+    home = tmp_path_factory.mktemp("prefect") / "home"
+    shutil.copytree(flow_folder / "prefect", home)
+    with start_prefect_server(home) as environment:
         yield environment
 
 
 @pytest.fixture(scope="session")
-def flowed(tmp_path_factory: pytest.TempPathFactory, prefect_server: dict[str, str]):
-    """A small project after ``boss run`` on the Prefect server, and what that printed."""
-    from tests.helpers.project import Project
-
-    project = Project.create(tmp_path_factory.mktemp("flowed") / "project")
-    shown = project.run("boss", "run", env=prefect_server)
-    project.commit("after the flow")
-    return project, shown.stdout + shown.stderr
+def flowed(flow_folder: Path) -> tuple[Project, str]:
+    """A small project after ``boss run`` on a Prefect server, and what that printed."""
+    return Project(flow_folder / "project"), (flow_folder / "shown").read_text()

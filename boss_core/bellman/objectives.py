@@ -27,11 +27,11 @@ from boss_core.bellman.recursion import (
     batched_two_step_paths,
     validate_cost,
 )
-from boss_core.costs.ab2 import ab2_cost_blocks
 from boss_core.costs.heun import HeunCosts
 from boss_core.costs.matrix import CostMatrix
+from boss_core.costs.two_step import two_step_costs
 from boss_core.errors import InputError
-from boss_core.ode.solver_table import SOLVERS, steps_of
+from boss_core.ode.solver_table import SOLVERS, solver_named, steps_of
 from boss_core.ode.timesteps import validate_steps
 
 
@@ -72,8 +72,8 @@ def optimal_steps(
     `group_step_costs`.
 
     Raises InputError for what is not known or missing, for a budget that the solver cannot
-    spend or the grid has too few steps for, and for ``ab2`` on a grid of more than
-    `boss_core.costs.ab2.LARGEST_GRID` steps.
+    spend or the grid has too few steps for, and on a grid of more steps than the solver's
+    ``largest_grid`` (`boss_core.ode.solver_table`).
     """
     steps = {budget: steps_of(budget, solver) for budget in budgets}
     costs = step_costs(matrix, objective=objective, solver=solver, heun_costs=heun_costs)
@@ -89,10 +89,11 @@ def step_costs(
     heun_costs: HeunCosts | None = None,
 ) -> StepCosts:
     """The costs of all steps over all trajectories: R = 1. Arguments are `optimal_steps`'s."""
-    if solver == "ab2" and not _of_norms(objective):
-        blocks = ab2_cost_blocks(matrix.gram, matrix.timesteps)
+    two_step = _looks_back(solver)
+    if two_step and not _of_norms(objective):
+        blocks = two_step_costs(matrix.gram, matrix.timesteps, solver)
         return StepCosts(matrix.cost[None], [block[None] for block in blocks])
-    if solver == "ab2":
+    if two_step:
         groups = group_step_costs(matrix, objective=objective, solver=solver)
         return weighted(groups, matrix.group_sizes[None] / matrix.samples)
     source = _source(matrix, solver, heun_costs)
@@ -115,10 +116,10 @@ def group_step_costs(
     It is never less than that (Jensen), and is exact with one trajectory a group. Memory:
     G n^3 / 6 numbers, 26 MB for 100 steps and 720 MB for 300.
     """
-    if solver == "ab2":
+    if _looks_back(solver):
         upper = np.triu(matrix.group_gram)
         gram = upper + np.triu(upper, k=1).swapaxes(1, 2)
-        found = StepCosts(matrix.group_cost, ab2_cost_blocks(gram, matrix.timesteps))
+        found = StepCosts(matrix.group_cost, two_step_costs(gram, matrix.timesteps, solver))
         if not _of_norms(objective):
             return found
         assert found.after is not None
@@ -175,6 +176,16 @@ def path_values(
     return terms @ factor ** np.arange(len(each))
 
 
+def _looks_back(solver: str) -> bool:
+    """Whether a step depends on the one before; InputError where it depends on more."""
+    steps = solver_named(solver).looks_back
+    if steps > 1:
+        raise InputError(
+            f"solver: {solver}, which looks back {steps} steps; at most 1 needed for a search"
+        )
+    return steps == 1
+
+
 def _rule(objective: str, gamma: float) -> tuple[float, Combine]:
     """What the recursion does with the step costs of an objective."""
     _of_norms(objective)
@@ -191,10 +202,10 @@ def _source(
     matrix: CostMatrix, solver: str, heun_costs: HeunCosts | None
 ) -> CostMatrix | HeunCosts:
     """Where the costs of the steps of a one-step solver are."""
-    if solver == "euler":
+    if SOLVERS[solver].weights is not None:
         return matrix
     if solver != "heun":
-        raise InputError(f"solver: {solver!r}; {', '.join(SOLVERS)} known")
+        raise InputError(f"solver: {solver!r}, whose steps have no costs; another needed")
     if heun_costs is None:
         raise InputError("heun_costs: missing; those of `estimate_heun_costs` needed")
     if heun_costs.group_cost.shape[1:] != matrix.cost.shape:

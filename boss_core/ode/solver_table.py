@@ -41,10 +41,10 @@ class Solver:
     evaluations: int
     looks_back: int
     weights: Weights | None
-    largest_grid: int | None
-    diffusers: bool
-    comfyui: str | None
-    ode_solver: str | None
+    largest_grid: int | None = None
+    diffusers: bool = False
+    comfyui: str | None = None
+    ode_solver: str | None = None
 
 
 def _euler(lengths: Sequence[Any]) -> tuple[Any, ...]:
@@ -61,10 +61,25 @@ def _ab2(lengths: Sequence[Any]) -> tuple[Any, ...]:
 
 
 _TABLE = (
-    Solver("euler", 1, 0, _euler, None, True, "sampler euler", "euler"),
-    Solver("ab2", 1, 1, _ab2, 300, False, "the sampler of node SamplerLMS with order 2", None),
+    Solver(
+        name="euler",
+        evaluations=1,
+        looks_back=0,
+        weights=_euler,
+        diffusers=True,
+        comfyui="sampler euler",
+        ode_solver="euler",
+    ),
+    Solver(
+        name="ab2",
+        evaluations=1,
+        looks_back=1,
+        weights=_ab2,
+        largest_grid=300,  # 36 MB of costs, and of 20 groups of trajectories 720 MB
+        comfyui="the sampler of node SamplerLMS with order 2",
+    ),
     # ComfyUI's heun takes its last step by Euler; diffusers' takes no sigmas.
-    Solver("heun", 2, 0, None, None, False, None, "heun2"),
+    Solver(name="heun", evaluations=2, looks_back=0, weights=None, ode_solver="heun2"),
 )
 SOLVERS = {solver.name: solver for solver in _TABLE}
 # Those that `boss schedule` and the pipeline search steps for.

@@ -78,7 +78,7 @@ def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
     InputError for other solvers.
     """
     lengths = np.diff(validate_timesteps(timesteps)).tolist()
-    if solver not in MULTISTEP:
+    if solver not in SOLVERS or SOLVERS[solver].weights is None:
         raise InputError(
             f"schedule: for solver {solver}; {' or '.join(MULTISTEP)} needed to straighten for"
         )

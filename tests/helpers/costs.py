@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from boss_core.costs.cost_file import read_costs
 from boss_core.costs.matrix import CostMatrix
+from boss_core.costs.two_step import two_step_costs
 from boss_core.ode.solvers import euler
 
 
@@ -39,3 +41,13 @@ def smooth(x, t):
 def cost_matrix(path: Path) -> CostMatrix:
     """The matrix of a file of costs."""
     return read_costs(path)[1].result()
+
+
+def ab2_costs(gram: NDArray, timesteps: NDArray) -> NDArray:
+    """The costs of all steps of two-step Adams-Bashforth, (n+1, n+1, n+1): entry (i, j, k)."""
+    blocks = two_step_costs(gram, timesteps)
+    n = len(blocks)
+    cost = np.zeros((n + 1, n + 1, n + 1))
+    for j, block in enumerate(blocks):
+        cost[:j, j, j + 1 :] = block
+    return cost

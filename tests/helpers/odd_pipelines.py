@@ -32,24 +32,13 @@ from diffusers import (
     StableDiffusion3ControlNetPipeline,
     VisualClozePipeline,
     WanImageToVideoPipeline,
-    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
-from torch import Tensor
 
 from tests.helpers import tiny_pipelines as tiny
-
-
-def _quiet(pipeline: Any) -> Any:
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def embeds(samples: range, *shape: int) -> Tensor:
-    prompts = [torch.Generator().manual_seed(700 + i) for i in samples]
-    return torch.stack([torch.randn(shape, generator=g) for g in prompts])
+from tests.helpers.tiny_pipelines import embeds, quiet, wan_network
 
 
 def cogview4(**scheduler: Any) -> CogView4Pipeline:
@@ -72,7 +61,7 @@ def cogview4(**scheduler: Any) -> CogView4Pipeline:
         "use_dynamic_shifting": True,
         "time_shift_type": "linear",
     }
-    return _quiet(
+    return quiet(
         CogView4Pipeline(
             tokenizer=None,
             text_encoder=None,
@@ -124,7 +113,7 @@ def ideogram4() -> Ideogram4Pipeline:
             mrope_section=(2, 2, 2),
         ).eval()
 
-    return _quiet(
+    return quiet(
         _Ideogram4(
             scheduler=FlowMatchEulerDiscreteScheduler(),
             vae=None,
@@ -181,7 +170,7 @@ def sd3_controlnet(several: bool = False) -> StableDiffusion3ControlNetPipeline:
     torch.manual_seed(0)
     settings = {**parts["transformer"].config, "num_layers": 2}
     parts["transformer"] = SD3Transformer2DModel.from_config(settings).eval()
-    return _quiet(StableDiffusion3ControlNetPipeline(**parts, controlnet=net))
+    return quiet(StableDiffusion3ControlNetPipeline(**parts, controlnet=net))
 
 
 def sd3_controlnet_prompts(samples: range, several: bool = False) -> dict[str, Any]:
@@ -209,7 +198,7 @@ def z_image() -> ZImagePipeline:
     ).eval()
     for weight in transformer.parameters():
         torch.nn.init.normal_(weight, std=0.1)
-    return _quiet(
+    return quiet(
         ZImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=None,
@@ -246,7 +235,7 @@ def lumina2() -> Lumina2Pipeline:
         axes_lens=(128, 128, 128),
         cap_feat_dim=8,
     ).eval()
-    return _quiet(
+    return quiet(
         Lumina2Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -286,7 +275,7 @@ def hunyuan_image(use_meanflow: bool = False, guider: Any = None) -> HunyuanImag
         rope_axes_dim=(4, 4),
         use_meanflow=use_meanflow,
     ).eval()
-    return _quiet(
+    return quiet(
         HunyuanImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(),
             vae=None,
@@ -324,20 +313,8 @@ def _wan_vae() -> AutoencoderKLWan:
 
 def wan_i2v(expand_timesteps: bool = True) -> WanImageToVideoPipeline:
     """As Wan 2.2 5B: the first frame is given, and put in the place of that of the state."""
-    torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=tiny.WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=1,
-        rope_max_seq_len=32,
-    ).eval()
-    return _quiet(
+    transformer = wan_network(channels=16)
+    return quiet(
         WanImageToVideoPipeline(
             tokenizer=None,
             text_encoder=None,
@@ -366,7 +343,7 @@ def bria() -> BriaPipeline:
         joint_attention_dim=tiny.WIDTH,
         axes_dims_rope=[4, 4, 8],
     ).eval()
-    return _quiet(
+    return quiet(
         BriaPipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -389,20 +366,8 @@ def bria_prompts(samples: range) -> dict[str, Any]:
 
 def skyreels() -> SkyReelsV2DiffusionForcingPipeline:
     """It steps a copy of its scheduler for each frame."""
-    torch.manual_seed(0)
-    transformer = SkyReelsV2Transformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=tiny.WIDTH,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=1,
-        rope_max_seq_len=32,
-    ).eval()
-    return _quiet(
+    transformer = wan_network(SkyReelsV2Transformer3DModel, 16)
+    return quiet(
         SkyReelsV2DiffusionForcingPipeline(
             tokenizer=None,
             text_encoder=None,
@@ -422,7 +387,7 @@ def visualcloze() -> VisualClozePipeline:
     flux = tiny.flux()
     parts = {k: v for k, v in flux.components.items() if "image_encoder" not in k}
     parts.pop("feature_extractor", None)
-    return _quiet(VisualClozePipeline(**parts))
+    return quiet(VisualClozePipeline(**parts))
 
 
 class _Framepack(HunyuanVideoFramepackPipeline):
@@ -458,7 +423,7 @@ def framepack() -> HunyuanVideoFramepackPipeline:
         norm_num_groups=4,
         mid_block_add_attention=False,
     ).eval()
-    return _quiet(
+    return quiet(
         _Framepack(
             text_encoder=None,
             tokenizer=None,
@@ -543,7 +508,7 @@ def ltx2() -> LTX2Pipeline:
         mid_block_add_attention=False,
         mel_bins=8,
     ).eval()
-    return _quiet(
+    return quiet(
         LTX2Pipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
             vae=vae,

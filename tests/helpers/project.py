@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ class Project:
         project.commit("start")
         return project
 
+    @classmethod
+    def bare(cls, folder: Path) -> "Project":
+        """The parameters and inputs alone, for stages that the test calls itself."""
+        shutil.copy(ROOT / "params.yaml", folder)
+        shutil.copytree(ROOT / "inputs", folder / "inputs")
+        project = cls(folder)
+        project.set(TINY)
+        return project
+
     def copy(self, folder: Path) -> "Project":
         """The same project, its cache and outputs included, somewhere else."""
         shutil.copytree(self.folder, folder, symlinks=True)
@@ -83,6 +93,14 @@ class Project:
                 block = block[part]
             block[last] = value
         path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def set_command(self, stage: str, change: Callable[[str], str]) -> None:
+        """Change what a stage of dvc.yaml runs."""
+        path = self.folder / "dvc.yaml"
+        pipeline = yaml.safe_load(path.read_text())
+        definition = pipeline["stages"][stage]
+        definition["cmd"] = change(definition["cmd"])
+        path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
 
     def run(
         self, *command: str, code: int = 0, env: dict[str, str] | None = None

@@ -40,9 +40,15 @@ SIZE = 16  # pixels, of images whose autoencoder halves the side
 WORDS, WIDTH = 5, 32
 
 
-def _quiet(pipeline: Any) -> Any:
+def quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def embeds(samples: range, *shape: int, seed: int = 700) -> Tensor:
+    """One draw for each index, whatever the others are: (len(samples), *shape)."""
+    prompts = [torch.Generator().manual_seed(seed + i) for i in samples]
+    return torch.stack([torch.randn(shape, generator=g) for g in prompts])
 
 
 def sd3(**scheduler: Any) -> StableDiffusion3Pipeline:
@@ -85,7 +91,7 @@ def sd3(**scheduler: Any) -> StableDiffusion3Pipeline:
         text_encoder_3=None,
         tokenizer_3=None,
     )
-    return _quiet(pipeline)
+    return quiet(pipeline)
 
 
 def sd3_with_text(folder: Path) -> None:
@@ -193,7 +199,7 @@ def flux() -> FluxPipeline:
         text_encoder_2=None,
         tokenizer_2=None,
     )
-    return _quiet(pipeline)
+    return quiet(pipeline)
 
 
 def flux_prompts(samples: range) -> dict[str, Any]:
@@ -227,14 +233,13 @@ def sana() -> SanaPipeline:
     pipeline = SanaPipeline(
         transformer=transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
     )
-    return _quiet(pipeline)
+    return quiet(pipeline)
 
 
 def sana_prompts(samples: range) -> dict[str, Any]:
-    prompts = [torch.Generator().manual_seed(300 + i) for i in samples]
     mask = torch.ones(len(samples), WORDS)
     return {
-        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "prompt_embeds": embeds(samples, WORDS, WIDTH, seed=300),
         "prompt_attention_mask": mask,
         "negative_prompt": None,
         "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
@@ -246,34 +251,37 @@ def sana_prompts(samples: range) -> dict[str, Any]:
     }
 
 
-def wan() -> WanPipeline:
-    """With UniPC, as in the published model; its call takes no ``sigmas``."""
+def wan_network(kind: Any = WanTransformer3DModel, channels: int = 4) -> torch.nn.Module:
     torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
+    return kind(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=WIDTH,
         freq_dim=16,
         ffn_dim=32,
         num_layers=1,
         rope_max_seq_len=32,
     ).eval()
+
+
+def wan() -> WanPipeline:
+    """With UniPC, as in the published model; its call takes no ``sigmas``."""
+    transformer = wan_network()
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     pipeline = WanPipeline(
         transformer=transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
     )
-    return _quiet(pipeline)
+    return quiet(pipeline)
 
 
 def wan_prompts(samples: range, guidance_scale: float = 5.0) -> dict[str, Any]:
-    prompts = [torch.Generator().manual_seed(400 + i) for i in samples]
     return {
-        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "prompt_embeds": embeds(samples, WORDS, WIDTH, seed=400),
         "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
         "guidance_scale": guidance_scale,
         "height": 32,
@@ -302,14 +310,13 @@ def qwen_image() -> QwenImagePipeline:
         text_encoder=None,
         tokenizer=None,
     )
-    return _quiet(pipeline)
+    return quiet(pipeline)
 
 
 def qwen_image_prompts(samples: range) -> dict[str, Any]:
-    prompts = [torch.Generator().manual_seed(500 + i) for i in samples]
     mask = torch.ones(len(samples), WORDS, dtype=torch.int64)
     return {
-        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "prompt_embeds": embeds(samples, WORDS, WIDTH, seed=500),
         "prompt_embeds_mask": mask,
         "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
         "negative_prompt_embeds_mask": mask,
@@ -338,7 +345,7 @@ def ltx() -> LTXPipeline:
         text_encoder=None,
         tokenizer=None,
     )
-    return _quiet(pipeline)
+    return quiet(pipeline)
 
 
 def mochi() -> MochiPipeline:
@@ -360,15 +367,14 @@ def mochi() -> MochiPipeline:
         text_encoder=None,
         tokenizer=None,
     )
-    return _quiet(pipeline)
+    return quiet(pipeline)
 
 
 def video_prompts(samples: range) -> dict[str, Any]:
     """For LTX and Mochi."""
-    prompts = [torch.Generator().manual_seed(600 + i) for i in samples]
     mask = torch.ones(len(samples), WORDS, dtype=torch.bool)
     return {
-        "prompt_embeds": torch.stack([torch.randn(WORDS, WIDTH, generator=g) for g in prompts]),
+        "prompt_embeds": embeds(samples, WORDS, WIDTH, seed=600),
         "prompt_attention_mask": mask,
         "negative_prompt_embeds": torch.zeros(len(samples), WORDS, WIDTH),
         "negative_prompt_attention_mask": mask,

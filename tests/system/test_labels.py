@@ -26,10 +26,13 @@ from flows import paths
 from flows.config import load_params
 from flows.records.labels import draw_labels, write_label_counts
 from flows.report.image_grid import COLUMNS, ROWS, image_grid
+from flows.stages import check as check_stage
+from flows.stages import cost, prepare, schedule, teacher, trajectories
 from flows.stages.check import check
 from tests.helpers.checkout import ROOT
 from tests.helpers.costs import pairwise, smooth
 from tests.helpers.project import Project
+from tests.helpers.stages import run_all
 
 CPU = torch.device("cpu")
 
@@ -285,12 +288,15 @@ def test_a_conditional_teacher_needs_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_teacher_draws_the_digit_that_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_teacher_draws_the_digit_that_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Judged by a support vector machine, which has seen real digits only."""
     from sklearn.svm import SVC
 
-    project = Project.create(
-        tmp_path / "project",
+    project = Project.bare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    project.set(
         {
             "teacher.conditional": True,
             "teacher.base_channels": 16,
@@ -299,10 +305,10 @@ def test_a_teacher_draws_the_digit_that_it_is_asked_for(tmp_path: Path) -> None:
             "teacher.training.learning_rate": 4e-3,
             "teacher.training.warmup": 20,
             "teacher.training.ema_decay": 0.99,
-        },
+        }
     )
-    for stage in ("prepare", "teacher"):
-        project.run("python", "-m", f"flows.stages.{stage}")
+    for stage in (prepare, teacher):
+        stage.main(load_params())
     data = project.folder / "data"
     judge = SVC().fit(
         np.load(data / "train.npy").reshape(-1, 64), np.load(data / "train_labels.npy")
@@ -323,11 +329,12 @@ def test_a_teacher_draws_the_digit_that_it_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    folder = tmp_path_factory.mktemp("conditional") / "project"
+    project = Project.bare(tmp_path_factory.mktemp("conditional"))
     methods = ["boss", "boss_lora", "reflow_uniform", "reflow_distill"]
-    project = Project.create(folder, {"teacher.conditional": True, "finetune.methods": methods})
-    project.run("dvc", "repro")
-    project.commit("after the run")
+    project.set({"teacher.conditional": True, "finetune.methods": methods})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.folder)
+        run_all(load_params())
     return project
 
 
@@ -393,7 +400,10 @@ def test_the_pipeline_keeps_labels(conditional: Project, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_a_conditional_network_of_ones_own_on_images_without_labels(
-    conditional: Project, tmp_path: Path
+    conditional: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     project = conditional.copy(tmp_path / "own")
     folder = project.folder / "inputs" / "mine"
@@ -405,8 +415,10 @@ def test_a_conditional_network_of_ones_own_on_images_without_labels(
         | {"teacher.source": "checkpoint", "teacher.path": "inputs/mine"}
     )
     # Not features, for whose extractor there are no weights here: a search by samples needs none.
-    stages = ("check", "prepare", "teacher", "cost", "schedule", "trajectories")
-    shown = project.run("dvc", "repro", "--single-item", *stages).stdout
+    monkeypatch.chdir(project.folder)
+    for stage in (check_stage, prepare, teacher, cost, schedule, trajectories):
+        stage.main(load_params())
+    shown = capsys.readouterr().out
     assert "teacher: 10 classes, but the data has no labels: each is sampled as often" in shown
     labels = np.load(project.folder / "trajectories" / "labels.npy")
     assert np.array_equal(labels, sample_labels(range(60), 10, 2 << 32).numpy())

@@ -21,6 +21,7 @@ METHODS = get_args(Method)
 PRETRAINED = ("pretrained_uniform", "pretrained_bellman", "chosen_uniform", "chosen")
 
 
+@pytest.mark.slow
 def test_one_method_alone(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "boss")
     project.set({"budgets": [3], "finetune.methods": ["boss"]})

@@ -17,6 +17,7 @@ from torchvision.models import VGG16_Weights
 
 from boss_core.checkpoints.folder import load_checkpoint, save_checkpoint
 from boss_core.checkpoints.rectified_flow import load_rectified_flow, read_config
+from boss_core.costs.cost_file import read_costs
 from boss_core.data.arrays import npy, npz
 from boss_core.data.folder import folder
 from boss_core.data.images import image_shape, read_images
@@ -29,7 +30,6 @@ from boss_core.search.lpips import load_lpips
 from flows.config import load_params
 from flows.records.extractor import read_extractor
 from flows.search.export import read_schedule
-from flows.search.schedule import Search, read_costs
 from tests.helpers.project import Project
 
 CPU = torch.device("cpu")
@@ -154,11 +154,6 @@ def test_no_output_of_a_stage_runs_code_in_the_next(finished: Project, tmp_path:
     assert not (project.folder / MARK).exists()
 
 
-def costs(path: Path) -> None:
-    path.rename(path.with_name("cost.npz"))
-    read_costs(path.parent, Search("hash", 10, "uniform", 0, shape="2"), torch.device("cpu"))
-
-
 def checkpoint(weights: bool) -> Callable[[Path], Any]:
     """A folder whose card or whose weights are the file."""
 
@@ -202,7 +197,7 @@ def arrays(path: Path) -> None:
 READERS: dict[str, Callable[[Path], Any]] = {
     "params.yaml": load_params,
     "schedule": read_schedule,
-    "costs": costs,
+    "costs": read_costs,
     "card": checkpoint(weights=False),
     "weights": checkpoint(weights=True),
     "Rectified Flow": lambda path: load_rectified_flow(path, "cifar10"),

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from boss_core.bellman.objectives import group_step_costs, step_costs
-from boss_core.costs.ab2 import ab2_costs
 from boss_core.costs.matrix import CostSum, add_trajectories, estimate_cost_matrix, rollout_bytes
 from boss_core.costs.references import TOLERANCE, roll_out_path
 from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.solvers import heun, rk45
 from boss_core.ode.timesteps import karras, quadratic, uniform
 from boss_core.ode.velocity import CountedVelocity, with_labels
+from tests.helpers.costs import ab2_costs
 
 SOLVERS = {"heun": heun, "rk45": partial(rk45, rtol=TOLERANCE, atol=TOLERANCE)}
 RATE = 1.3

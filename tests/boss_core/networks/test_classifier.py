@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
-    _pool,
     accuracy,
     load_classifier,
     save_classifier,
 )
-from boss_core.training.augmentation import SHIFT, augmented
+from boss_core.pixels import from_uint8
 from boss_core.training.loop import train
-from boss_core.training.randomness import BatchShare, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, step_generator
 from boss_core.training.settings import TrainingSettings
 from flows import paths
 from flows.config import load_params
@@ -45,41 +44,15 @@ def images(count: int, shape: tuple[int, ...] = (1, 8, 8)) -> torch.Tensor:
     return torch.randint(256, (count, *shape), dtype=torch.uint8, generator=draw)
 
 
-def test_augmented_images_are_those_cut_out_by_hand() -> None:
-    x = images(400, (3, 10, 12))
-    found = augmented(x, device_generator(0, 1, CPU))
-    assert (found.shape, found.dtype) == (x.shape, torch.uint8)
-    draw = device_generator(0, 1, CPU)
-    down, right, mirror = (
-        torch.randint(below, (400,), generator=draw).numpy()
-        for below in (2 * SHIFT + 1, 2 * SHIFT + 1, 2)
-    )
-    shifts = np.stack([down, right])
-    for k, (image, (down, right)) in enumerate(zip(x.numpy(), shifts.T, strict=True)):
-        large = np.pad(image, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
-        cut = large[:, down : down + 10, right : right + 12]
-        assert np.array_equal(found[k], cut[:, :, ::-1] if mirror[k] else cut)
-    # All of them happen, about as often as each other: 400 draws of 9, and of 2.
-    assert all(np.bincount(of_axis, minlength=9).min() > 20 for of_axis in shifts)
-    assert np.bincount(mirror).min() > 150
-
-
-def test_augmentation_depends_on_the_step_alone() -> None:
-    x = images(6)
-    found = augmented(x, device_generator(3, 7, CPU))
-    assert torch.equal(found, augmented(x, device_generator(3, 7, CPU)))
-    assert not torch.equal(found, augmented(x, device_generator(3, 8, CPU)))
-    for rank in (0, 1):
-        share = BatchShare(rank, 2)
-        own = augmented(share.take(x), device_generator(3, 7, CPU), share)
-        assert torch.equal(own, share.take(found))
-
-
 @pytest.mark.parametrize("shape", [(2, 2), (8, 6), (7, 4), (9, 5), (1, 1), (3, 1)])
 def test_pooling_is_that_of_torch(shape: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *shape)
-    for side in (1, 2):
-        torch.testing.assert_close(_pool(x, side), F.adaptive_avg_pool2d(x, side))
+    x = images(2, (32, *shape))
+    three_layers = Classifier(ClassifierConfig(channels=1, classes=10, width=8, features=16))
+    for network, side in ((resnet(), 1), (three_layers, 2)):
+        network.trunk = torch.nn.Identity()  # what is pooled is then the image
+        pooled = F.adaptive_avg_pool2d(from_uint8(x), side).flatten(1)
+        expected = network.to_logits(F.silu(network.to_features(pooled)))
+        torch.testing.assert_close(network(x), expected)
 
 
 def test_images_of_28_pixels_train_with_deterministic_gradients() -> None:

@@ -1,125 +1,26 @@
 """Group normalisation: the kernels against torch's own functions in float64."""
 
-import copy
-import importlib
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from boss_core.networks import normalization
-from boss_core.networks.ncsnpp import ResidualBlock, UnbiasedConv2d, UpsamplingConv2d, _shifts
+from boss_core.networks.ncsnpp import ResidualBlock, UnbiasedConv2d, UpsamplingConv2d
 from boss_core.networks.normalization import Summands, add_and_norm, group_norm
 from tests.helpers.checkout import ROOT
+from tests.helpers.kernels import errors, network_errors
 from tests.helpers.rectified_flow import small
-
-# (B, C, H, W), groups, and the channels of x where the others are a skip's: one program an image or
-# several, group sizes and pixels that are no powers of two, one group.
-CASES = [
-    ((2, 64, 32, 32), 16, 48),
-    ((1, 192, 32, 32), 32, 96),
-    ((3, 24, 5, 7), 4, 18),
-    ((2, 6, 4, 4), 1, 6),
-]
-# What is added to x, and whether a skip follows.
-KINDS = [("", False), ("shift of samples", False), ("branch", False), ("branch", True)]
-FACTOR = 0.7
-
-
-def errors(device: str) -> list[float]:
-    """Relative errors of the results and of all gradients, for all cases."""
-    torch.manual_seed(0)
-    return [
-        error
-        for shape, groups, of_x in CASES
-        for added, skips in KINDS
-        if of_x < shape[1] or not skips
-        for error in errors_of(shape, groups, of_x if skips else shape[1], added, device)
-    ]
-
-
-def errors_of(
-    shape: tuple[int, int, int, int], groups: int, of_x: int, added: str, device: str
-) -> list[float]:
-    from boss_core.networks.normalization_triton import normalize
-
-    def images(channels: int) -> Tensor:
-        tensor = torch.randn((shape[0], channels, *shape[2:]), device=device)
-        return tensor.to(memory_format=torch.channels_last)
-
-    inputs = {"x": images(of_x)}
-    if added == "branch":
-        inputs["branch"] = images(of_x)
-    if of_x < shape[1]:
-        inputs["skip"] = images(shape[1] - of_x)
-    if added:
-        shapes = {"branch": (of_x,), "shift of samples": (shape[0], of_x)}
-        inputs["shift"] = torch.randn(shapes[added], device=device)
-    inputs |= {name: torch.randn(shape[1], device=device) for name in ("weight", "bias")}
-    factor = FACTOR if added == "branch" else 1.0
-    exact = {name: tensor.double().requires_grad_() for name, tensor in inputs.items()}
-    for tensor in inputs.values():
-        tensor.requires_grad_()
-
-    total, y, *_ = normalize(
-        *(inputs.get(name) for name in ("x", "branch", "skip", "shift")),
-        factor, inputs["weight"], inputs["bias"], groups, 1e-6, bool(added),
-    )  # fmt: skip
-    expected = exact["x"] + exact.get("branch", 0.0)
-    if added:
-        expected = expected + exact["shift"].view(-1, of_x, 1, 1)
-    expected = torch.cat([expected * factor, *([exact["skip"]] if "skip" in exact else [])], dim=1)
-    normal = F.group_norm(expected, groups, exact["weight"], exact["bias"], 1e-6)
-    outputs, exact_outputs = [y], [F.silu(normal) if added else normal]
-    if added == "branch":
-        outputs, exact_outputs = [total, y], [expected, *exact_outputs]
-    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in outputs)
-    along = [torch.randn_like(tensor) for tensor in outputs]
-    found = [*outputs, *torch.autograd.grad(outputs, list(inputs.values()), along)]
-    wanted = torch.autograd.grad(
-        exact_outputs, list(exact.values()), [tensor.double() for tensor in along]
-    )
-    pairs = zip(found, [*exact_outputs, *wanted], strict=True)
-    return [((ours - theirs).norm() / theirs.norm()).item() for ours, theirs in pairs]
-
-
-def network_errors(device: str) -> list[float]:
-    """Relative errors of a network and of the gradients of its parameters, in float32 against
-    float64, which no kernel takes."""
-    if device == "cpu":  # of a process of its own, where the kernels are interpreted
-        normalization._fits = lambda x: x.dtype == torch.float32
-        normalization.normalize = importlib.import_module(
-            f"{normalization.__name__}_triton"
-        ).normalize
-    network = small("ddpmpp").to(device)
-    x, t = torch.randn(2, 1, 8, 8, device=device), torch.rand(2, device=device)
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        of_dtype = copy.deepcopy(network).to(dtype)
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            v = of_dtype(x.to(dtype), t.to(dtype))
-            found.append([v, *torch.autograd.grad(v.square().sum(), list(of_dtype.parameters()))])
-    return [
-        ((ours - theirs).norm() / theirs.norm()).item()
-        for ours, theirs in zip(*found, strict=True)
-        if theirs.norm() > 1e-6  # the bias of the keys has no gradient
-    ]
 
 
 def test_kernels_interpreted() -> None:
-    """Triton's interpreter runs the kernels on a CPU; it has to be asked for before the import."""
     pytest.importorskip("triton")
-    code = (
-        "from tests.boss_core.networks.test_normalization import errors, network_errors\n"
-        "print(max(errors('cpu')), max(network_errors('cpu')))"
-    )
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "tests.helpers.kernels"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -151,14 +52,34 @@ def test_a_bias_that_the_normalisation_adds() -> None:
     block = ResidualBlock(8, 8, 4, True, None)
     x, embedding = torch.randn(2, 8, 6, 6), torch.randn(2, 4)
     conv, (weight, bias) = block.Conv_0, block.Dense_0()
+    shift = F.linear(embedding, weight, bias) + conv.bias
     assert isinstance(conv, UnbiasedConv2d)
     assert conv.bias is not None
     h = F.conv2d(F.silu(block.GroupNorm_0(x)), conv.weight, conv.bias, padding=1)
     h = F.silu(block.GroupNorm_1(h + F.linear(embedding, weight, bias)[:, :, None, None]))
     h = F.conv2d(h, block.Conv_1.weight, block.Conv_1.bias, padding=1)
-    features, found = block(x, *_shifts([block], embedding))
+    features, found = block(x, shift)
     assert features is x
     torch.testing.assert_close(found.total(), (x + h) / 2**0.5)
+
+
+def test_a_bias_before_the_normalisation_is_one_of_the_time_embedding() -> None:
+    """Moved from the convolution to the layer of the embedding it changes nothing, taken away it
+    does: in all blocks of a network at once."""
+    network = small("ddpmpp").double()
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
+    assert len(blocks) > 4
+    x, t = torch.randn(2, 1, 8, 8).double(), torch.rand(2).double()
+    with torch.no_grad():
+        for block in blocks:
+            block.Conv_0.bias.normal_()
+        before = network(x, t)
+        for block in blocks:
+            block.Dense_0.bias += block.Conv_0.bias
+            block.Conv_0.bias.zero_()
+        torch.testing.assert_close(network(x, t), before)
+        blocks[1].Dense_0.bias.zero_()
+        assert (network(x, t) - before).abs().max() > 1e-3
 
 
 def test_sum_and_skip_before_the_normalisation() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from boss_core.errors import InputError
 from boss_core.training.loop import learning_rate_factor, train
-from boss_core.training.randomness import BatchShare, device_generator, step_generator
+from boss_core.training.randomness import BatchShare
 from boss_core.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
@@ -121,29 +121,6 @@ def test_only_parameters_that_need_gradients_move() -> None:
     assert not torch.equal(trained[1].weight, moving)
 
 
-def test_random_numbers_depend_on_seed_and_step_alone() -> None:
-    def of_host(seed: int, step: int) -> np.ndarray:
-        return step_generator(seed, step).random(4)
-
-    def of_device(seed: int, step: int) -> np.ndarray:
-        return torch.randn(4, generator=device_generator(seed, step, CPU)).numpy()
-
-    for draw in (of_host, of_device):
-        first = draw(3, 5)
-        draw(3, 4)
-        assert np.array_equal(draw(3, 5), first)
-        others = [draw(3, 6), draw(4, 5), draw(2**32 - 1, 5), draw(3, 2**31)]
-        assert not any(np.array_equal(other, first) for other in others)
-
-
-def test_shares_make_up_the_batch() -> None:
-    batch = np.arange(12)
-    assert [BatchShare(rank, 3).take(batch).tolist() for rank in range(3)] == [
-        [0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11],
-    ]  # fmt: skip
-    assert np.array_equal(BatchShare().take(batch), batch)
-
-
 def test_bfloat16_trains_float32_weights_near_those_of_float32() -> None:
     torch.manual_seed(0)
     start = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 1))
@@ -204,29 +181,3 @@ def test_what_layers_draw_depends_on_seed_and_step_and_leaves_no_trace() -> None
     first = run(0, 5)
     assert len({*first.values(), *run(1, 5).values()}) == 10
     assert run(0, 3) == {step: first[step] for step in range(3)}
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_replayed_update_is_the_one_that_it_recorded() -> None:
-    gpu = torch.device("cuda")
-    chosen = settings(
-        iterations=40, learning_rate=0.01, warmup=10, learning_rate_schedule="cosine",
-        gradient_clip=0.5, weight_decay=0.1,
-    )  # fmt: skip
-    rows = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Linear(32, 4)).to(gpu)
-
-        def loss(network, step, share):
-            draw = device_generator(0, step, gpu)
-            x = torch.randn((8, 4), generator=draw, device=gpu)
-            return (network(x) - x.flip(-1)).square().mean()
-
-        trained = train(network, loss, chosen, compile=compiled, log_every=5)
-        flat = torch.cat([p.detach().flatten() for p in trained.network.parameters()])
-        rows.append((flat, [(row["loss"], row["gradient_norm"]) for row in trained.curve]))
-    (plain, curve), (replayed, replayed_curve) = rows
-    assert curve[0][1] > 0.5  # clipped
-    torch.testing.assert_close(replayed, plain, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(replayed_curve, curve, rtol=1e-4)

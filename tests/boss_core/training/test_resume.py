@@ -143,10 +143,8 @@ def test_a_checkpoint_of_another_run_is_never_used(
     assert largest_difference(weights(folder), weights(here(tmp_path / "other", **given))) == 0
 
 
-def test_two_processes_train_the_network_of_one_and_go_on_for_another(
-    whole: Path, killed: Path, tmp_path: Path
-) -> None:
-    both, from_two = tmp_path / "both", tmp_path / "from two"
+def test_two_processes_train_the_network_of_one(whole: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
     started(both, processes=2)
     gradients = [load_file(folder / "gradient.safetensors") for folder in (both, whole)]
     assert largest_difference(*gradients) < 1e-12
@@ -157,6 +155,12 @@ def test_two_processes_train_the_network_of_one_and_go_on_for_another(
         assert row == pytest.approx(other, rel=1e-5)
     assert steps(both) == [30, 40]
 
+
+@pytest.mark.slow
+def test_two_processes_go_on_for_one_and_one_for_two(
+    whole: Path, killed: Path, tmp_path: Path
+) -> None:
+    from_two = tmp_path / "from two"
     from_one = copied(killed, tmp_path / "from one")
     assert started(from_one, processes=2).stdout.count("going on after step 30") == 1
     assert largest_difference(weights(from_one), weights(whole)) < 1e-8
@@ -164,7 +168,7 @@ def test_two_processes_train_the_network_of_one_and_go_on_for_another(
     assert steps(from_two) == [20, 30]
     here(from_two)
     assert largest_difference(weights(from_two), weights(whole)) < 1e-8
-    curve = json.loads((from_two / "curve.json").read_text())
+    curve, expected = (json.loads((f / "curve.json").read_text()) for f in (from_two, whole))
     for row, other in zip(curve, expected, strict=True):
         assert row == pytest.approx(other, rel=1e-5)
 

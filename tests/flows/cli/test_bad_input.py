@@ -1,7 +1,7 @@
 """A user's mistake: one line that names it, exit code 2, and nothing lost."""
 
 import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from boss_core.errors import InputError
+from flows.config import load_params
+from flows.stages import prepare
+from flows.stages.check import check
 from tests.helpers.checkout import ROOT
+from tests.helpers.disks import OWN_MOUNTS, small_disk
 from tests.helpers.project import Project
 
 
@@ -19,13 +24,35 @@ def project(finished: Project, tmp_path: Path) -> Project:
     return finished.copy(tmp_path / "project")
 
 
-def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> None:
-    """``boss repro`` says it, exits with 2, and leaves every output as it was."""
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The parameters and inputs alone, in the folder that this process then is in."""
+    monkeypatch.chdir(tmp_path)
+    return Project.bare(tmp_path)
+
+
+def refused(says: str) -> None:
+    """What every run does first says it, in one line."""
+    with pytest.raises(InputError) as error:
+        check(load_params())
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"finetune.iteratoins": 5}, "params.yaml: finetune.iteratoins: no such parameter"),
+        ({"evaluate.reference_samples": 1600}, "params.yaml: evaluate.reference_samples: 1600"),
+    ],
+)
+def test_a_run_is_refused_before_any_work(
+    project: Project, finished: Project, change: dict, says: str
+) -> None:
+    project.set(change)
     done = project.run("boss", "repro", code=2)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == lines, done.stderr
-    for text in says:
-        assert text in errors[0], errors[0]
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith(f"error: {says}")
     assert "Traceback" not in done.stderr + done.stdout
     assert project.outputs() == finished.outputs()
 
@@ -120,17 +147,17 @@ def refused(project: Project, finished: Project, *says: str, lines: int = 1) -> 
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_parameters(project: Project, finished: Project, change: dict, says: str) -> None:
-    project.set(change)
-    refused(project, finished, says)
+def test_parameters(workspace: Project, change: dict, says: str) -> None:
+    workspace.set(change)
+    refused(says)
 
 
-def test_params_that_are_not_yaml_or_not_there(project: Project, finished: Project) -> None:
-    path = project.folder / "params.yaml"
+def test_params_that_are_not_yaml_or_not_there(workspace: Project) -> None:
+    path = workspace.folder / "params.yaml"
     path.write_text("budgets: [1, 2\nseed: 0\n")
-    refused(project, finished, "params.yaml: not YAML")
+    refused("params.yaml: not YAML")
     path.unlink()
-    refused(project, finished, "params.yaml: no such file")
+    refused("params.yaml: no such file")
 
 
 def test_dvc_repro_alone_refuses_a_misspelt_parameter_too(project: Project) -> None:
@@ -152,43 +179,39 @@ def images(project: Project, count: int = 130, size: int = 8) -> Path:
     return folder
 
 
-def test_images_of_mixed_size(project: Project, finished: Project) -> None:
-    folder = images(project)
+def test_images_of_mixed_size(workspace: Project) -> None:
+    folder = images(workspace)
     Image.new("RGB", (9, 8)).save(folder / "class1" / "odd.png")
-    done = project.run("boss", "repro", code=2)
-    assert "odd.png: 9x8 pixels, but inputs/mine/class0/000.png has 8x8" in done.stderr
-    assert project.outputs() == finished.outputs()
+    refused("odd.png: 9x8 pixels, but inputs/mine/class0/000.png has 8x8")
 
 
-def test_images_of_mixed_size_are_resized_when_asked(project: Project) -> None:
-    folder = images(project)
+def test_images_of_mixed_size_are_resized_when_asked(workspace: Project) -> None:
+    folder = images(workspace)
     Image.new("RGB", (19, 13)).save(folder / "class1" / "odd.png")
-    project.set({"data.image_size": 4})
-    project.run("dvc", "repro", "prepare")
-    assert np.load(project.folder / "data" / "train.npy").shape == (111, 3, 4, 4)
+    workspace.set({"data.image_size": 4})
+    prepare.main(load_params())
+    assert np.load("data/train.npy").shape == (111, 3, 4, 4)
 
 
-def test_arrays_that_cannot_serve_are_refused_before_any_work(
-    project: Project, finished: Project
-) -> None:
-    folder = project.folder / "inputs" / "mine"
+def test_arrays_that_cannot_serve(workspace: Project) -> None:
+    folder = workspace.folder / "inputs" / "mine"
     folder.mkdir()
-    project.set({"data.source": "npy", "data.path": "inputs/mine"})
+    workspace.set({"data.source": "npy", "data.path": "inputs/mine"})
     np.save(folder / "images.npy", np.zeros((200, 8, 8, 3)))
-    refused(project, finished, "inputs/mine/images.npy: dtype float64; uint8 (N, H, W), ")
+    refused("inputs/mine/images.npy: dtype float64; uint8 (N, H, W), ")
     np.save(folder / "images.npy", np.zeros((200, 8, 8, 3), np.uint8))
-    refused(project, finished, "classifier needs labels, and the images in inputs/mine (npy)")
+    refused("classifier needs labels, and the images in inputs/mine (npy)")
     np.save(folder / "labels.npy", np.zeros(199, np.int64))
-    refused(project, finished, "inputs/mine/labels.npy: shape (199,) for 200 images; one label an")
+    refused("inputs/mine/labels.npy: shape (199,) for 200 images; one label an")
 
 
-def test_a_parquet_file_without_the_column(project: Project, finished: Project) -> None:
-    path = project.folder / "inputs" / "mine.parquet"
+def test_a_parquet_file_without_the_column(workspace: Project) -> None:
+    path = workspace.folder / "inputs" / "mine.parquet"
     pq.write_table(pa.table({"img": [b""] * 200, "label": [0] * 200}), path)
-    project.set({"data.source": "parquet", "data.path": "inputs/mine.parquet"})
-    refused(project, finished, "inputs/mine.parquet: no column image; its columns: img, label")
+    workspace.set({"data.source": "parquet", "data.path": "inputs/mine.parquet"})
+    refused("inputs/mine.parquet: no column image; its columns: img, label")
     path.write_bytes(path.read_bytes()[:-9])
-    refused(project, finished, "inputs/mine.parquet: truncated or not a Parquet file")
+    refused("inputs/mine.parquet: truncated or not a Parquet file")
 
 
 def test_a_truncated_image(project: Project, finished: Project) -> None:
@@ -202,88 +225,74 @@ def test_a_truncated_image(project: Project, finished: Project) -> None:
     assert project.outputs() == finished.outputs()
 
 
-def test_a_folder_too_small_for_the_metric(project: Project, finished: Project) -> None:
-    images(project, count=40)
-    refused(project, finished, "evaluate.reference_samples: 100, but 34 of the 40 images")
+def test_a_folder_too_small_for_the_metric(workspace: Project) -> None:
+    images(workspace, count=40)
+    refused("evaluate.reference_samples: 100, but 34 of the 40 images")
 
 
-def test_a_folder_of_good_images_is_prepared(project: Project) -> None:
-    images(project)
-    project.run("dvc", "repro", "prepare")
-    assert np.load(project.folder / "data" / "train.npy").shape == (110, 3, 8, 8)
-    labels = np.load(project.folder / "data" / "train_labels.npy")
-    assert set(labels) == {0, 1}
+def test_a_folder_of_good_images_is_prepared(workspace: Project) -> None:
+    images(workspace)
+    prepare.main(load_params())
+    assert np.load("data/train.npy").shape == (110, 3, 8, 8)
+    assert set(np.load("data/train_labels.npy")) == {0, 1}
 
 
-def test_a_checkpoint_truncated_or_of_another_shape(project: Project, finished: Project) -> None:
-    folder = project.folder / "inputs" / "mine"
-    shutil.copytree(project.folder / "models" / "teacher", folder)
+def test_a_checkpoint_truncated_or_of_another_shape(finished: Project, workspace: Project) -> None:
+    folder = workspace.folder / "inputs" / "mine"
+    shutil.copytree(finished.folder / "models" / "teacher", folder)
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
+    weights.unlink()  # a link, or read-only, where DVC keeps it so
     weights.write_bytes(whole[:-50])
-    project.set({"teacher.source": "checkpoint", "teacher.path": "inputs/mine"})
-    refused(project, finished, "inputs/mine/model.safetensors: truncated or altered")
+    workspace.set({"teacher.source": "checkpoint", "teacher.path": "inputs/mine"})
+    refused("inputs/mine/model.safetensors: truncated or altered")
 
     weights.write_bytes(whole)
     card = (folder / "card.json").read_text()
     (folder / "card.json").write_text(card.replace('"channels": 1', '"channels": 3'))
-    refused(project, finished, "inputs/mine/model.safetensors: first.weight has shape (8, 1, 3, 3)")
+    refused("inputs/mine/model.safetensors: first.weight has shape (8, 1, 3, 3)")
 
 
 def test_training_that_diverges_says_at_which_step(project: Project, finished: Project) -> None:
-    project.set({"teacher.training.learning_rate": 1.0, "teacher.training.gradient_clip": 1e30})
-    path = project.folder / "boss_core" / "training" / "flow_matching.py"
-    # Nothing that a schema would let through diverges in thirty steps: make it.
-    path.write_text(
-        path.read_text().replace(
-            "return flow_matching_loss(", "return 1e38 * (step + 1) ** 9 * flow_matching_loss("
-        )
-    )
-    done = project.run("boss", "repro", code=2)
-    assert "error: training: the loss became inf at step " in done.stderr
+    diverging = ("python", "-m", "tests.helpers.diverging_teacher", "5", "0")
+    done = project.run(*diverging, code=2, env={"PYTHONPATH": str(ROOT)})
+    assert "error: training: the loss became nan at step 5 of 30" in done.stderr
     assert "Traceback" not in done.stderr
     assert project.outputs() == finished.outputs()
 
 
+# On a disk that ends with the process: of 16 MB beside the project.
+FILL = """
+import sys
+from pathlib import Path
+from tests.helpers.project import Project
+finished, folder = Project(Path(sys.argv[1])), Path(sys.argv[2])
+project = finished.copy(folder / "project")
+project.set({"trajectories.samples": 60_000})  # 61 MB of states
+done = project.run("boss", "repro", code=2)
+assert "error: .trajectories.part/states.npy: no space left on the disk" in done.stderr
+assert "Traceback" not in done.stderr
+assert project.outputs() == finished.outputs()
+assert not list(folder.rglob("*.part"))
+"""
+
+
 def test_a_full_disk(finished: Project, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
     size = sum(p.stat().st_size for p in finished.folder.rglob("*") if p.is_file())
-    options = f"size={size + (16 << 20)}"
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(small)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        project = finished.copy(small / "project")
-        project.set({"trajectories.samples": 60_000})  # 61 MB of states
-        done = project.run("boss", "repro", code=2)
-        assert "error: .trajectories.part/states.npy: no space left on the disk" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert project.outputs() == finished.outputs()
-        assert not list(small.rglob("*.part"))
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    mount = small_disk(tmp_path / "small", str(size + (16 << 20)))
+    fill = (sys.executable, "-c", FILL, str(finished.folder), str(tmp_path / "small"))
+    Project(ROOT).run(*OWN_MOUNTS, f'{mount}; exec "$@"', "sh", *fill)
 
 
 def test_a_read_only_folder(tmp_path: Path) -> None:
     folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        shutil.copy(ROOT / "params.yaml", folder)
-        shutil.copytree(ROOT / "inputs", folder / "inputs")
-        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        project, here = Project(folder), {"PYTHONPATH": str(ROOT)}
-        project.run("boss", "check", env=here)  # writes nothing
-        done = project.run("python", "-m", "flows.stages.check", code=2, env=here)
-        assert done.stderr == (
-            "error: results: read-only file system; a place that may be read and written needed\n"
-        )
-        done = project.run("boss", "run", code=2, env=here)
-        assert done.stderr == (
-            f"error: {folder}: may not be written to; a folder for the results needed\n"
-        )
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    script = f"""set -e; {small_disk(folder, "1m")}; cd {folder}
+        cp -r {ROOT}/params.yaml {ROOT}/inputs .; mount -o remount,ro {folder}
+        boss check > /dev/null  # writes nothing
+        set +e; python -m flows.stages.check; echo $?; boss run; echo $?"""
+    done = Project(tmp_path).run(*OWN_MOUNTS, script, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout == "2\n2\n"
+    assert done.stderr == (
+        "error: results: read-only file system; a place that may be read and written needed\n"
+        f"error: {folder}: may not be written to; a folder for the results needed\n"
+    )

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import torch
-from torch import distributed, multiprocessing
 
 from boss_core.files import sha256
-from boss_core.training import distributed as processes
 from flows import paths
 from flows.measure.energy import COUNTER
 from flows.measure.usage import read_usage, stages
@@ -19,7 +16,6 @@ from flows.stages.report import remove_others
 from tests.helpers.project import Project
 from tests.helpers.records import STUDENTS, VARIANTS
 
-CPU = torch.device("cpu")
 # Of `tests.helpers.project.TINY`: parts of each stage, and the images of each.
 EXPECTED = {
     "features": (["training"], 40 * 128),
@@ -42,7 +38,7 @@ def test_every_measured_stage_has_its_record(finished: Project) -> None:
         assert list(found) == names
         for record in found.values():
             assert record.get("images") == images
-            assert 0 < record["seconds"] < 100
+            assert record["seconds"] > 0
             assert record["peak_memory_bytes"] > 2**27  # torch alone takes as much
             assert "energy_kwh" not in record  # nothing measures a CPU's
 
@@ -140,25 +136,6 @@ def test_a_table_of_them(on_a_gpu: Project) -> None:
     assert memory == f"{training['peak_memory_bytes'] / 2**30:.2f}"
     assert (energy, carbon) == ("2", "0.95")  # Wh, and g at 475 g a kWh
     assert len(rows["evaluate@3 chosen"]) == 3
-
-
-def total(rank: int, folder: Path) -> None:
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
-    found = [processes.total(value, CPU) for value in (0.1 + rank, float("nan") if rank else 1.0)]
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    distributed.destroy_process_group()
-
-
-def test_energy_is_summed_over_processes(tmp_path: Path) -> None:
-    """Where one of them has no counter, the sum is not a number."""
-    assert processes.total(0.25, CPU) == 0.25
-    multiprocessing.spawn(total, (tmp_path,), nprocs=2)
-    for rank in (0, 1):
-        both, one = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert both == pytest.approx(1.2)
-        assert one != one
 
 
 def test_the_records_of_other_budgets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,15 @@ from flows.orchestration import server
 from tests.helpers.servers import free_port
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+STALE = "server.log: Prefect's server did not come"
+
+
+def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    """Start a server that ends at once: what is looked at is what comes before it."""
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    monkeypatch.setattr(server.sys, "executable", "/bin/false")
+    with temporary_settings({PREFECT_HOME: folder}), pytest.raises(InputError, match=says):
+        server.start()
 
 
 @pytest.mark.parametrize(
@@ -29,22 +38,20 @@ def test_a_number_that_is_another_process_is_stale(
             command_line = Path(f"/proc/{process.pid}/cmdline")
             while not command_line.read_bytes():  # the system is a moment behind
                 time.sleep(0.01)
-            assert server._serves(pid) is serves
-            monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
-            # A server that ends at once: what is looked at is what comes before it.
-            monkeypatch.setattr(server.sys, "executable", "/bin/false")
-            says = "another server that" if serves else "server.log: Prefect's server did not come"
-            home = temporary_settings({PREFECT_HOME: tmp_path})
-            with home, pytest.raises(InputError, match=says):
-                server.start()
+            refused(tmp_path, monkeypatch, "another server that" if serves else STALE)
             assert pid.exists() is serves
             assert process.poll() is None
         finally:
             process.kill()
-    assert not server._serves(pid)  # of one that ended
+    pid.write_text(f"{process.pid}\n")
+    refused(tmp_path, monkeypatch, STALE)  # of one that ended
+    assert not pid.exists()
 
 
 @pytest.mark.parametrize("content", ["", "prefect", "9" * 30, "-1"])
-def test_no_number_of_a_process(tmp_path: Path, content: str) -> None:
+def test_no_number_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
     (tmp_path / "server.pid").write_text(content)
-    assert not server._serves(tmp_path / "server.pid")
+    refused(tmp_path, monkeypatch, STALE)
+    assert not (tmp_path / "server.pid").exists()

@@ -14,21 +14,10 @@ from boss_core.errors import InputError
 from boss_core.networks.unet import UNet, UNetConfig
 from flows import paths
 from flows.config import load_params
-from flows.stages import (
-    check,
-    cost,
-    evaluate,
-    features,
-    finetune,
-    floor,
-    prepare,
-    report,
-    schedule,
-    teacher,
-    trajectories,
-)
+from flows.stages import check
 from tests.helpers.checkout import ROOT
 from tests.helpers.draws_of_parameters import draw_parameters, write_data, write_parameters
+from tests.helpers.stages import run_all
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +32,7 @@ def project(inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dic
     folder, data = inputs
     (tmp_path / "inputs").symlink_to(folder / "inputs")
     monkeypatch.chdir(tmp_path)
-    # The records of MLflow have tests of their own, and take longer than all of the stages here.
-    monkeypatch.setattr(evaluate, "track_budget", lambda *_: None)
     return data
-
-
-def run_all(params) -> None:
-    for stage in (prepare, features, teacher, cost, schedule, trajectories, floor):
-        stage.main(params)
-    for budget in params.budgets:
-        finetune.main(params, budget)
-        evaluate.main(params, budget)
-    report.main(params)
 
 
 def passes_or_is_refused(change: dict[str, Any]) -> bool:
@@ -88,7 +66,7 @@ def test_what_check_lets_through_ends_no_stage_with_an_error(project) -> None:
 
 @pytest.mark.slow
 def test_the_same_of_many_more(project) -> None:
-    draw_until(15, project, first=1000)
+    draw_until(9, project, first=1000)
 
 
 def test_images_that_are_not_square_go_through_the_whole_pipeline(project) -> None:

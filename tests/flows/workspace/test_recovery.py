@@ -8,8 +8,8 @@ from dvc.exceptions import DvcException
 from dvc.utils.strictyaml import load as load_as_dvc
 
 from boss_core.errors import InputError
-from flows.workspace import dvc_lock, recovery
-from flows.workspace.dvc_lock import CutShortError, forget, locked_stages
+from flows.workspace import recovery
+from flows.workspace.dvc_lock import CutShortError, forget, locked_stages, read_lock
 from flows.workspace.integrity import absent, verify
 from flows.workspace.recovery import restore, set_aside_cut_short
 from tests.helpers.project import Project
@@ -17,34 +17,48 @@ from tests.helpers.project import Project
 CUT = "schema: '2.0'\nstages:\n  check:\n    cmd: 'pyth"
 
 
-@pytest.mark.parametrize(
-    ("name", "left", "says"),
-    [("dvc.lock", "", "moved to dvc.lock.cut-short"), ("dvc.lock", CUT, "moved to"),
-     ("dvc.lock", "schema: '2.0'\nstages:\n", "moved to"),
-     (".dvc/tmp/rwlock", "", "removed"), (".dvc/tmp/rwlock", '{"/a": {"wr', "removed")],
-)  # fmt: skip
-def test_a_file_cut_short_by_a_kill_is_set_aside(
-    finished: Project, tmp_path: Path, name: str, left: str, says: str
-) -> None:
+def test_a_run_goes_on_where_a_kill_cut_files_short(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
-    (project.folder / name).write_text(left)
+    (project.folder / "dvc.lock").write_text(CUT)
+    (project.folder / ".dvc/tmp/rwlock").write_text('{"/a": {"wr')
     done = project.run("boss", "repro")
-    assert f"{name}: cut short, as a kill leaves it; {says}" in done.stderr
+    assert "dvc.lock: cut short, as a kill leaves it; moved to dvc.lock.cut-short" in done.stderr
+    assert ".dvc/tmp/rwlock: cut short, as a kill leaves it; removed" in done.stderr
     assert "> python" not in done.stdout  # all is restored, nothing runs
     assert project.outputs() == finished.outputs()
     assert "up to date" in project.run("dvc", "status").stdout
-    if name == "dvc.lock":
-        assert (project.folder / "dvc.lock.cut-short").read_text() == left
+    assert (project.folder / "dvc.lock.cut-short").read_text() == CUT
     assert "cut-short" not in project.run("git", "status", "--porcelain").stdout
     again = project.run("boss", "repro")
     assert "cut short" not in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "left", "says"),
+    [("dvc.lock", "", "moved to dvc.lock.cut-short"),
+     ("dvc.lock", "schema: '2.0'\nstages:\n", "moved to dvc.lock.cut-short"),
+     (".dvc/tmp/rwlock", "", "removed"), (".dvc/tmp/rwlock", '{"/a": {"wr', "removed")],
+)  # fmt: skip
+def test_a_file_cut_short_by_a_kill_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str,
+    left: str, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(recovery, "PATIENCE", 0.0)
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(left)
+    set_aside_cut_short(tmp_path)
+    assert f"{path}: cut short, as a kill leaves it; {says}" in capsys.readouterr().err
+    assert not path.exists()
+    aside = [p.read_text() for p in path.parent.iterdir() if p.is_file()]
+    assert aside == ([left] if name == "dvc.lock" else [])
+    set_aside_cut_short(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_lock_cut_anywhere_is_taken_as_dvc_takes_it_or_moved_away(
     finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dvc_lock, "_BETWEEN", 0.0)
-    monkeypatch.setattr(dvc_lock, "_TRIES", 1)
     monkeypatch.setattr(recovery, "PATIENCE", 0.0)
     whole = (finished.folder / "dvc.lock").read_bytes()
     # Two stages of it, the second with two-byte signs to cut through; every fifth length, for the
@@ -71,11 +85,15 @@ def test_a_lock_cut_anywhere_is_taken_as_dvc_takes_it_or_moved_away(
         assert dvc is None or any(  # which DVC takes: an output whose hash is not there yet
             not out.get("md5") for stage in dvc["stages"].values() for out in stage.get("outs", [])
         ), size
-        aside.replace(lock)
         with pytest.raises(CutShortError, match=r"dvc\.lock: cut short or altered"):
-            verify(tmp_path, remove=True)
-        restore(tmp_path)  # has nothing to go by, and ends
-        assert lock.read_bytes() == content[:size]
+            read_lock(content[:size], lock)
+        cut = content[:size]
+    # Those that only look leave it where it is.
+    lock.write_bytes(cut)
+    with pytest.raises(CutShortError, match=r"dvc\.lock: cut short or altered"):
+        verify(tmp_path, remove=True)
+    restore(tmp_path)  # has nothing to go by, and ends
+    assert lock.read_bytes() == cut
     assert 20 < taken < len(content) / 5 - 20
 
 

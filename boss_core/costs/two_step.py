@@ -1,12 +1,13 @@
-"""The cost of a two-step Adams-Bashforth step, from the same Gram matrix as Euler's (eq. 5).
+"""The cost of a step of a two-step method, from the same Gram matrix as Euler's (eq. 5).
 
 From knots i and j a step to k is Euler's step from j, corrected by the slope of the velocity
-between them (see `boss_core.ode.solvers.ab2`):
+between them: with the weight w_1 of the earlier velocity (`boss_core.ode.solver_table`),
 
-    x_j + H v_j + H^2 / (2 h) (v_j - v_i),   h = t_j - t_i,  H = t_k - t_j.
+    x_j + H v_j - H w_1 (v_j - v_i),   h = t_j - t_i,  H = t_k - t_j,
 
-With e_jk the error of Euler's step it errs on the fine trajectory by e_jk - H^2 / (2 h) (v_j -
-v_i), and both terms are sums of velocity increments d_l:
+which for Adams-Bashforth is H^2 / (2 h) (v_j - v_i) more than Euler's. With e_jk the error of
+Euler's step it errs on the fine trajectory by e_jk + H w_1 (v_j - v_i), and both terms are sums of
+velocity increments d_l:
 
     e_jk = sum over l in (j, k) of (t_k - t_l) d_l,   v_j - v_i = sum over m in (i, j] of d_m.
 
@@ -19,45 +20,32 @@ from numpy.typing import ArrayLike, NDArray
 
 from boss_core.costs.matrix import step_weights
 from boss_core.errors import InputError
-from boss_core.ode.solver_table import SOLVERS
+from boss_core.ode.solver_table import SOLVERS, multistep_weights
 from boss_core.ode.timesteps import validate_timesteps
 
-# n^3 / 6 costs are held for each set: 36 MB for 300 steps, of 20 groups 720 MB.
-LARGEST_GRID = SOLVERS["ab2"].largest_grid or 0
 
+def two_step_costs(
+    gram: ArrayLike, timesteps: ArrayLike, solver: str = "ab2"
+) -> list[NDArray[np.float64]]:
+    """The cost of every step of a two-step method, of all triples i < j < k: for each j in 0..n-1,
+    (..., j, n-j) float64, whose entry (i, k - j - 1) is the step from j to k after one from i to
+    j. The first step of a path is Euler's and costs what eq. 5 says.
 
-def ab2_costs(gram: ArrayLike, timesteps: ArrayLike) -> NDArray[np.float64]:
-    """The cost of every step of two-step Adams-Bashforth: (n+1, n+1, n+1) float64, entry (i, j,
-    k) for i < j < k, else 0. The first step of a path is Euler's and costs what eq. 5 says.
+    gram: (..., n+1, n+1) of the increments, or (..., 2n+2, 2n+2), of residuals too, each
+        symmetric (`CostMatrix.gram`). timesteps: (n+1,). solver: that looks back one step.
 
-    gram: (n+1, n+1), symmetric, of the increments, or (2n+2, 2n+2), of residuals too
-    (`CostMatrix.gram`). timesteps: (n+1,).
-
-    Raises InputError when the grid has more than `LARGEST_GRID` steps.
+    Raises InputError when the grid has more steps than the solver's ``largest_grid``.
     """
-    blocks = ab2_cost_blocks(gram, timesteps)
-    n = len(blocks)
-    cost = np.zeros((n + 1, n + 1, n + 1))
-    for j, block in enumerate(blocks):
-        cost[:j, j, j + 1 :] = block
-    return cost
-
-
-def ab2_cost_blocks(gram: ArrayLike, timesteps: ArrayLike) -> list[NDArray[np.float64]]:
-    """The costs of `ab2_costs`, with its errors, in a sixth of the memory: for each j in 0..n-1,
-    (..., j, n-j) float64, whose entry (i, k - j - 1) is that of (i, j, k).
-
-    gram: (..., n+1, n+1) or (..., 2n+2, 2n+2), each symmetric.
-    """
+    weights_of, largest = multistep_weights(solver), SOLVERS[solver].largest_grid
     times = validate_timesteps(timesteps)
     g = np.asarray(gram, dtype=np.float64)
     n = len(times) - 1
     vectors = 2 if g.shape[-1] == 2 * (n + 1) else 1  # of each grid point, the increment last
     if g.shape[-2:] != (vectors * (n + 1), vectors * (n + 1)):
         raise InputError(f"gram: shape {g.shape} for {n + 1} timesteps; ({n + 1}, {n + 1}) needed")
-    if n > LARGEST_GRID:
+    if largest is not None and n > largest:
         raise InputError(
-            f"timesteps: {n} steps; at most {LARGEST_GRID} needed, as a cost is kept for every"
+            f"timesteps: {n} steps; at most {largest} needed, as a cost is kept for every"
             " three points of the grid"
         )
     weights = step_weights(times, g.shape[-1])
@@ -80,7 +68,8 @@ def ab2_cost_blocks(gram: ArrayLike, timesteps: ArrayLike) -> list[NDArray[np.fl
         # Sums over m in (i, j], for each i < j.
         cross = slope[..., j:0:-1, :].cumsum(axis=-2)[..., ::-1, :]
         slope_square = own[..., j:0:-1, j].cumsum(axis=-1)[..., ::-1, None]
-        factor = (times[new:] - times[j]) ** 2 / (2 * (times[j] - times[:j])[:, None])
+        length, before = times[new:] - times[j], (times[j] - times[:j])[:, None]
+        factor = -length * weights_of((length, before))[1]
         cost = euler[..., None, new:] - 2 * factor * cross + factor**2 * slope_square
         # A mean of squares that rounds to a negative number is a zero.
         blocks.append(cost.clip(min=0.0))

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from boss_core.bellman.recursion import optimal_two_step_paths
-from boss_core.costs.ab2 import LARGEST_GRID, ab2_cost_blocks, ab2_costs
 from boss_core.costs.matrix import estimate_cost_matrix
+from boss_core.costs.two_step import two_step_costs
 from boss_core.ode.noise import sample_noise
+from boss_core.ode.solver_table import SOLVERS
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import karras, quadratic, uniform
+from tests.helpers.costs import ab2_costs
 
 
 def velocity(x, t):
@@ -75,7 +77,7 @@ def test_many_gram_matrices_at_once_are_each_by_itself() -> None:
     matrix = estimate_cost_matrix(velocity, noise, grid, batch_size=7)
     groups = np.triu(matrix.group_gram)
     groups = groups + np.triu(groups, k=1).swapaxes(1, 2)
-    blocks = ab2_cost_blocks(groups, grid)
+    blocks = two_step_costs(groups, grid)
     for group, gram in enumerate(groups):
         cost = ab2_costs(gram, grid)
         for j, block in enumerate(blocks):
@@ -84,7 +86,8 @@ def test_many_gram_matrices_at_once_are_each_by_itself() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"gram: shape \(4, 4\) for 6 timesteps"):
-        ab2_costs(np.zeros((4, 4)), uniform(5))
-    n = LARGEST_GRID + 1
-    with pytest.raises(ValueError, match=f"{n} steps; at most {LARGEST_GRID}"):
-        ab2_costs(np.zeros((n + 1, n + 1)), uniform(n))
+        two_step_costs(np.zeros((4, 4)), uniform(5))
+    most = SOLVERS["ab2"].largest_grid
+    n = most + 1
+    with pytest.raises(ValueError, match=f"{n} steps; at most {SOLVERS['ab2'].largest_grid}"):
+        two_step_costs(np.zeros((n + 1, n + 1)), uniform(n))

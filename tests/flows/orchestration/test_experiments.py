@@ -1,0 +1,102 @@
+"""Runs of the flow with changed parameters: experiments in copies of the workspace."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+
+from tests.helpers.flow import run, states, tasks
+from tests.helpers.prefect_api import artifacts, flow_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    before = project.outputs()
+    params = (project.folder / "params.yaml").read_bytes()
+    abandoned = project.folder / ".dvc" / "tmp" / "boss-copies" / "killed" / "models"
+    abandoned.mkdir(parents=True)  # by a run that was killed
+    first = project.start(
+        "boss", "run", "--set", "budgets=[3,2]", "--name", "two", env=prefect_server
+    )
+    run(project, prefect_server, "--set", "finetune.training.iterations=14", "--name", "longer")
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
+    assert project.outputs() == before
+    assert (project.folder / "params.yaml").read_bytes() == params
+    assert project.run("git", "status", "--short").stdout == ""
+    assert "up to date" in project.run("dvc", "status").stdout
+    assert not abandoned.parent.exists()
+
+    listed = pd.read_csv(
+        pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
+    ).set_index("Experiment")
+    assert listed.loc["longer", "finetune.training.iterations"] == 14
+    assert yaml.safe_load(listed.loc["two", "budgets"]) == [3, 2]
+    assert listed.loc["two", "metrics/2.json:nfe"] == 2
+    # What did not change came from the shared cache.
+    assert "> python -m flows.stages.teacher" not in output
+    # Their runs are in the workspace's database, under a parent of their own.
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {
+        (r.data.tags.get("dvc_experiment"), r.info.run_name)
+        for r in runs
+        if "mlflow.parentRunId" in r.data.tags
+    }
+    assert {("longer", "K=1"), ("longer", "K=3"), ("two", "K=2")} <= names
+    # And an experiment can be brought back, metrics and models included.
+    project.run("dvc", "exp", "apply", "longer")
+    assert "up to date" in project.run("dvc", "status").stdout
+
+
+def test_an_experiment_of_some_stages_says_nothing_of_the_others(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    change = ("--set", "evaluate.samples=44", "--set", "evaluate.kid_subset_size=40")
+    run(project, prefect_server, *change, "--target", "features", "--name", "some")
+    listed = pd.read_csv(
+        pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
+    ).set_index("Experiment")
+    assert listed.loc["some", "evaluate.samples"] == 44
+    assert listed.loc["some", "metrics/3.json:nfe"] == "!"  # what DVC shows where there is none
+    # Nothing was recorded for the changed parameters that was not made with them.
+    project.set({"evaluate.samples": 44, "evaluate.kid_subset_size": 40})
+    shown = run(project, prefect_server)
+    found = states(prefect_server, shown)
+    assert found["features"] == "Restored"
+    assert found["evaluate@3"] == found["floor"] == "Ran"
+    record = json.loads((project.folder / "metrics" / "3.json").read_text())
+    assert record["samples"] == 44
+
+
+def test_changed_parameters_count_for_targets_and_for_what_was_wrong_before(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"budgets": [0]})
+    change = ("--set", "budgets=[2]", "--set", "tracking.uri=sqlite:///other.db")
+    shown = run(project, prefect_server, *change, "--target", "evaluate@2", "--name", "right")
+    assert tasks(prefect_server, shown)["evaluate@2"]["state_name"] == "Ran"
+    assert "right" in project.run("dvc", "exp", "list", "--name-only").stdout.split()
+    # A relative address is one in the user's folder, for the stage and for the links.
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'other.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id], "params.nfe = '2'")
+    ended = artifacts(prefect_server, flow_run(prefect_server, shown))
+    (link,) = [a["data"] for a in ended if a["key"] == "boss-mlflow-2"]
+    assert logged.info.run_id in link
+    # And a target that they take away is refused.
+    change = ("--set", "budgets=[2]", "--target", "finetune@3")
+    assert "error: target: 'finetune@3'; a stage needed" in run(
+        project, prefect_server, *change, code=2
+    )

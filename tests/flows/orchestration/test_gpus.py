@@ -1,0 +1,96 @@
+"""Which GPUs and threads a stage of the flow is shown, and that none is shown one in use."""
+
+import os
+import re
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.orchestration.gpus import gpu_lock
+from tests.helpers.flow import run, wait_for_line
+from tests.helpers.prefect_api import api
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_stage_sees_one_gpu_or_its_threads(flowed, tmp_path: Path, prefect_server) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    told = "echo sees gpu=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS; sleep 3"
+    for stage in ("cost", "floor", "finetune"):
+        project.set_command(stage, lambda command: f"{told}; {command}")
+    cores = len(os.sched_getaffinity(0))
+    shown = run(project, prefect_server, "--target", "finetune", "--target", "floor")
+    seen = re.findall(r"(\w+)[@\d]* - sees gpu= threads=(\d+)", shown.replace("'", ""))
+    whole, share = str(cores), str(max(1, cores // 2))  # cost and floor have nothing beside them
+    assert sorted(seen) == [
+        ("cost", whole),
+        ("finetune", share),
+        ("finetune", share),
+        ("floor", whole),
+    ]
+    start = {
+        stage: started(shown, f"{stage}.* - sees gpu") for stage in ("cost", "floor", "finetune")
+    }
+    first, second = start["finetune"]
+    assert abs(second - first) < timedelta(seconds=3)  # side by side
+    for alone, others in (
+        (start["cost"][0], start["floor"]),
+        (start["floor"][0], start["finetune"]),
+    ):
+        assert all(abs(other - alone) > timedelta(seconds=3) for other in others)
+
+    project.set({"finetune.training.iterations": 13})
+    shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
+    assert {m[1] for m in re.finditer(r"sees gpu=(\d*) threads", shown)} == {"4", "7"}
+    assert gpu_limits(prefect_server) == {"4-7": 2}
+
+    project.set({"finetune.training.iterations": 15})
+    one = prefect_server | {"CUDA_VISIBLE_DEVICES": "4"}
+    shown = run(project, one, "--target", "finetune")
+    assert [m[1] for m in re.finditer(r"sees gpu=(\d*) threads", shown)] == ["4", "4"]
+    first, second = started(shown, "- sees gpu")
+    assert abs(second - first) > timedelta(seconds=3)  # one after the other
+    # A flow that is shown fewer of them leaves the limit of the others alone.
+    assert gpu_limits(prefect_server) == {"4-7": 2, "4": 1}
+
+    # Two processes have a GPU each: no other stage runs beside theirs.
+    project.set({"compute.processes": 2})
+    shown = run(project, prefect_server | {"CUDA_VISIBLE_DEVICES": "4,7"}, "--target", "finetune")
+    seen = [m[1] for m in re.finditer(r"finetune.* sees gpu=([\d,]*) threads", shown)]
+    assert seen == ["4,7", "4,7"]
+    first, second = started(shown, "- sees gpu=4,7")
+    assert abs(second - first) > timedelta(seconds=3)
+
+
+def started(shown: str, pattern: str) -> list[pd.Timestamp]:
+    """When the lines of a flow's log were written that a pattern is found in."""
+    found = [line[:12] for line in shown.splitlines() if re.search(pattern, line)]
+    return [pd.Timestamp(f"2000-01-01 {time}") for time in found]
+
+
+def gpu_limits(server: dict[str, str]) -> dict[str, int]:
+    """The concurrency limits of this machine's GPUs, by the GPUs."""
+    start = f"boss-gpu-{socket.gethostname()}-"
+    found = api(server, "v2/concurrency_limits/filter", {})
+    return {x["name"].removeprefix(start): x["limit"] for x in found if x["name"].startswith(start)}
+
+
+def test_a_gpu_that_a_flow_of_another_server_holds_is_waited_for(
+    flowed, tmp_path: Path, prefect_server
+) -> None:
+    project = flowed[0].copy(tmp_path / "project")
+    project.set({"finetune.training.iterations": 13})
+    server = prefect_server | {"CUDA_VISIBLE_DEVICES": "9"}
+    with gpu_lock("9"):
+        stopped = project.start("boss", "run", "--target", "finetune@3", env=server)
+        wait_for_line(stopped, "waiting for a GPU: 9 in use by other stages")
+        stopped.terminate()
+        stopped.communicate(timeout=60)
+        waits = project.start("boss", "run", "--target", "finetune@3", env=server)
+        wait_for_line(waits, "waiting for a GPU: 9 in use by other stages")
+    rest, _ = waits.communicate(timeout=300)
+    assert waits.returncode == 0, rest
+    assert "> python -m flows.stages.finetune 3" in rest

@@ -1,0 +1,71 @@
+"""Links to MLflow's pages, and addresses that hold passwords."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.tracking.links import read_links, without_password
+from tests.helpers.project import Project
+from tests.helpers.servers import mlflow_server
+
+
+def test_a_budget_whose_record_is_not_whole_is_passed_over(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.run("boss", "track")  # the links of this folder's database
+    uri = f"sqlite:///{project.folder / 'mlflow.db'}"
+    assert list(read_links(uri, [1, 3], project.folder)) == [1, 3]
+
+    schedules = project.folder / "results" / "schedules.json"
+    content = json.loads(schedules.read_text())
+    del content["1"]
+    schedules.write_text(json.dumps(content))
+    assert list(read_links(uri, [1, 3], project.folder)) == [3]
+    (project.folder / "results" / "curves" / "3.csv").unlink()
+    assert read_links(uri, [1, 3], project.folder) == {}
+    done = project.run("boss", "track", "--rebuild")
+    assert done.stdout.splitlines() == [
+        "K=1: not logged: results/schedules.json: no budget 1; `boss run` makes it",
+        "K=3: not logged: results/curves/3.csv: no such file; `boss run` makes it",
+    ]
+    schedules.unlink()
+    assert read_links(uri, [1, 3], project.folder) == {}
+
+
+def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    database = tmp_path / "server.db"
+    with mlflow_server(database, tmp_path / "artifacts", tmp_path) as url:
+        uri = url.replace("//", "//boss:geheim@")
+        project.set({"tracking.uri": uri})
+        done = project.run("boss", "track", "--rebuild")
+        assert done.stdout == "K=1: logged to MLflow\nK=3: logged to MLflow\n"
+        links = read_links(uri, [1, 3], project.folder)
+    assert all(link.startswith(f"{url}/#/experiments/") for link in links.values())
+    assert len(links) == 2
+    for path in [database, *(project.folder / ".dvc" / "tmp").rglob("*")]:
+        assert path.is_dir() or b"geheim" not in path.read_bytes(), path
+    with project.start("boss", "ui", "--port", "0") as ui:
+        assert ui.stdout is not None
+        line = ui.stdout.readline()
+        ui.terminate()
+    assert line.endswith(f"showing {url.replace('//', '//boss:***@')}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sqlite:////home/me@work/a:b.db", "sqlite:////home/me@work/a:b.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me@host/path", "https://me@host/path"),
+        ("at https://me:s@e/c@host:1/x: lost", "at https://me:***@host:1/x: lost"),
+        (
+            "postgresql://host/a?user=me&password=s&b=c",
+            "postgresql://host/a?user=me&password=***&b=c",
+        ),
+    ],
+)
+def test_without_password(text: str, expected: str) -> None:
+    assert without_password(text) == expected

@@ -1,0 +1,57 @@
+"""The tests of a module of the library are in a file of its name, or the table says where."""
+
+from pathlib import Path
+
+from tests.helpers.checkout import ROOT
+
+# Modules without a file of their name, and where what they do is held: for most by whoever uses
+# them, as nobody else does.
+ELSEWHERE = {
+    "bellman/names": "boss_core/bellman/test_objectives",
+    "checkpoints/load": "flows/search/test_schedule",  # every kind of file that --checkpoint takes
+    "costs/heun": "boss_core/bellman/test_objectives",  # every step by its definition
+    "costs/measure": "flows/search/test_schedule",
+    "data/files": "boss_core/data/test_folder",  # hidden ones, and links
+    "errors": "flows/cli/test_bad_input",
+    "interop/diffusers_schedulers": "boss_core/interop/test_diffusers_pipelines",
+    "interop/pipeline_rounding": "boss_core/interop/test_diffusers_pipelines",
+    "interop/recording": "boss_core/interop/test_diffusers_pipelines",
+    "networks/ncsnpp_init": "boss_core/training/test_device_rows",
+    "networks/normalization_triton": "boss_core/networks/test_normalization",
+    "networks/sizes": "boss_core/checkpoints/test_folder",  # cards of absurd sizes
+    "ode/batches": "boss_core/costs/test_matrix",
+    "search/auto": "flows/search/test_chosen",
+    "search/find": "flows/search/test_schedule",
+    "search/sampled": "flows/search/test_schedule",
+    "search/settings": "flows/search/test_schedule",
+    "search/steps": "flows/search/test_chosen",
+    "straightening/loss": "boss_core/straightening/test_segments",
+    "tensor_files": "boss_core/test_weights",
+    "training/settings": "boss_core/training/test_loop",
+}
+TESTS = ROOT / "tests"
+
+
+def named(test: Path) -> Path:
+    return TESTS / test.with_name(f"test_{test.name}")
+
+
+def test_every_module_has_its_tests() -> None:
+    modules = {
+        path.relative_to(ROOT / "boss_core").with_suffix("").as_posix()
+        for path in (ROOT / "boss_core").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    own = {m for m in modules if named(Path("boss_core", f"{m}.py")).is_file()}
+    assert modules - own - ELSEWHERE.keys() == set(), "no tests of their name, and not in the table"
+    assert ELSEWHERE.keys() - (modules - own) == set(), "have tests of their name, or are gone"
+    assert [place for place in ELSEWHERE.values() if not (TESTS / f"{place}.py").is_file()] == []
+
+
+def test_no_test_imports_another() -> None:
+    """What tests share is in tests/helpers, which holds no test."""
+    for path in TESTS.rglob("*.py"):
+        assert not path.name.startswith("test_") or path.parent.name != "helpers", path
+        for line in path.read_text().splitlines():
+            if line.startswith(("from tests", "import tests")):
+                assert line.startswith("from tests.helpers"), f"{path}: {line}"
