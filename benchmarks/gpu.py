@@ -44,12 +44,12 @@ from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
 from boss_core.pixels import from_uint8
-from boss_core.straightening.loss import flow_matching_loss
 from boss_core.straightening.segments import Segments
-from boss_core.training.device_rows import Rows
+from boss_core.training.device_rows import DeviceRows
 from boss_core.training.distributed import own_share
+from boss_core.training.flow_matching import flow_matching_loss
 from boss_core.training.loop import Trained, train
-from boss_core.training.randomness import Loss, Share, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, Loss, device_generator, step_generator
 from boss_core.training.settings import TrainingSettings
 from flows.measure.energy import Usage, measured
 
@@ -135,10 +135,10 @@ def training(
     gpu = torch.device("cuda")
     operations, layer_bytes = floors(network)
     pixels = np.random.default_rng(0).integers(256, size=(50_000, *SHAPE), dtype=np.uint8)
-    images = Rows.of(pixels, gpu)
+    images = DeviceRows.of(pixels, gpu)
     size, of = chosen.batch, own_share().of
 
-    def loss(network: Callable[..., Tensor], step: int, share: Share) -> Tensor:
+    def loss(network: Callable[..., Tensor], step: int, share: BatchShare) -> Tensor:
         rows = step_generator(0, step).integers(len(pixels), size=size)
         draw = device_generator(0, step, gpu)
         noise = torch.randn((size, *SHAPE), generator=draw, device=gpu)
@@ -170,7 +170,7 @@ def finetuning(chosen: argparse.Namespace, knots: int = 7, size: int = 64) -> No
     """Steps of a student, which has the loss of every method at K = 6 but for its inputs."""
     gpu = torch.device("cuda")
     states = np.random.default_rng(0).standard_normal((2000, knots, *SHAPE), dtype=np.float32)
-    rows, grid = Rows.of(states, gpu), range(knots)
+    rows, grid = DeviceRows.of(states, gpu), range(knots)
     times = tuple(uniform(knots - 1).tolist())
     steps = Schedule(timesteps=times, indices=tuple(grid), objective="uniform")
     for of, network in {"all weights": ddpmpp(), "an adapter": ddpmpp()}.items():

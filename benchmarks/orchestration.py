@@ -23,7 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flows.workspace.dvc_runner import dvc_command, dvc_environment, override
+from flows.workspace.experiment import override
+from flows.workspace.process import dvc_command, dvc_environment
 from tests.helpers.servers import prefect_server
 
 ROOT = Path(__file__).parents[1]

@@ -61,6 +61,7 @@ class PipelineCost:
         return float(self.nfe.mean())
 
 
+# Half of its lines say what a caller has to know.
 def estimate_pipeline_cost(
     pipeline: Any,
     timesteps: ArrayLike,
@@ -121,10 +122,7 @@ def estimate_pipeline_cost(
         velocities, counted = run_walk(pipeline, walk, call)
         if number == 0:
             if check:
-                again.rewind()
-                refuse_unused(pipeline, walk.networks, call)
-            for probe in probes:
-                compare_walks(pipeline, walk, probe, call, again)
+                _check_velocity(pipeline, walk, probes, call, again)
             if rounding:
                 again.rewind()
                 variance = rounding_variance(pipeline, walk, call)
@@ -136,6 +134,20 @@ def estimate_pipeline_cost(
     if found is None or not samples:
         raise InputError("calls: none; the arguments of at least one call of the pipeline needed")
     return PipelineCost(found.result(), evaluations / samples, walk.discarded, variance)
+
+
+def _check_velocity(
+    pipeline: Any,
+    walk: Walk,
+    probes: Sequence[Sequence[int]],
+    call: Mapping[str, Any],
+    again: Repeat,
+) -> None:
+    """InputError unless the velocity is one of state and time, and heeds the call's guidance."""
+    again.rewind()
+    refuse_unused(pipeline, walk.networks, call)
+    for probe in probes:
+        compare_walks(pipeline, walk, probe, call, again)
 
 
 @torch.no_grad()

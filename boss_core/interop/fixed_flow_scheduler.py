@@ -30,6 +30,7 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
     What else the configuration holds is for pipelines to read, and has no effect on the steps.
     """
 
+    # A configuration of diffusers has the parameters of this function, one each.
     @register_to_config
     def __init__(
         self,

@@ -3,20 +3,20 @@
 Two U-Nets: SongUNet, which is DDPM++ or NCSN++ (Song et al. 2021) depending on its settings, and
 DhariwalUNet, which is ADM (Dhariwal and Nichol 2021). `EDM` puts the preconditioning around
 them. The parameters have the names of the published state dicts, and the configuration those of
-the published settings, so that published weights load as they are (`from_published`).
+the published settings, so that published weights load as they are
+(`boss_core.checkpoints.edm`).
 
 Dropout and augmentation labels are left out: both are for training from data, and the published
 networks sample with neither. Only EDM's own preconditioning is here, not that of VP, VE or iDDPM.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,23 +31,6 @@ from boss_core.networks.sizes import (
     Width,
 )
 from boss_core.ode.denoiser import velocity_from_denoiser
-from boss_core.weights import check_weights, skeleton
-
-# What the published constructors assume where the settings of a network say nothing.
-PUBLISHED_DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {
-        "model_channels": 128,
-        "channel_mult": (1, 2, 2, 2),
-        "num_blocks": 4,
-        "attn_resolutions": (16,),
-    },
-    "DhariwalUNet": {
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (32, 16, 8),
-    },
-}
 
 
 class EDMConfig(BaseModel):
@@ -138,42 +121,6 @@ class EDM(nn.Module):
         if labels is not None and not classes:
             raise InputError("labels: given, but this network is unconditional; None needed")
         return None if labels is None else F.one_hot(labels, classes).to(dtype)
-
-
-def from_published(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> EDM:
-    """An EDM network from the settings (``init_kwargs``) and state dict of a published one.
-
-    The network is on the CPU, float32, in evaluation mode and without gradients. Settings that do
-    not shape it (dropout, use_fp16, ...) are passed over, and so are the weights of the
-    augmentation labels, whose input is zero when sampling. Raises InputError when the settings
-    are not those of such a network, or when any other weight is missing, left over, of another
-    shape or no weights (`boss_core.weights.check_weights`).
-    """
-    model_type = settings.get("model_type", "DhariwalUNet")
-    fields = EDMConfig.model_fields.keys() - {"sigma_min", "sigma_max"}
-    given = {name: value for name, value in settings.items() if name in fields}
-    try:
-        config = EDMConfig.model_validate(
-            {**PUBLISHED_DEFAULTS.get(model_type, {}), "model_type": model_type, **given}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"settings: {where}: {first['msg']}") from error
-    asked = skeleton(lambda: EDM(config)).state_dict()
-    weights = {k: v for k, v in state_dict.items() if k != "model.map_augment.weight"}
-    expected = {name: tuple(tensor.shape) for name, tensor in asked.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
-            raise InputError(
-                f"state dict: {name} has shape {shapes.get(name, 'none: it is missing')}, but the"
-                f" settings ask for {expected.get(name, 'no such parameter')}"
-            )
-    check_weights("state dict", weights, asked)
-    network = EDM(config)
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

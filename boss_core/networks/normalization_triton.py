@@ -71,6 +71,7 @@ def _image_sums(value, channel, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS:
         return _group_sums(tl.sum(value, axis=0), channel, SIZE, COLUMNS)
 
 
+# A kernel takes each tensor and each constant that it is compiled for as an argument of its own.
 @triton.jit
 def group_norm_forward(
     x, branch, skip, shift, weight, bias, total, y, means, scales,
@@ -127,6 +128,7 @@ def group_norm_forward(
     tl.store(scales + of_sample, scale, inside)
 
 
+# As above; and one kernel, as a second would read everything once more.
 @triton.jit
 def group_norm_backward(
     dy, dtotal, total, shift, weight, bias, means, scales, dx, dskip, sums,
@@ -191,6 +193,7 @@ def group_norm_backward(
         tl.store(sums + 2 * samples * CHANNELS + of_sample, of_shift, inside & summed)
 
 
+# An operator of torch takes tensors and numbers, no records of them: one argument each.
 @triton_op("boss_core::group_norm", mutates_args={})
 def normalize(
     x: Tensor,

@@ -1,4 +1,4 @@
-"""The losses of teacher and student. Means over samples and elements.
+"""The loss of a student that is straightened. A mean over samples and elements.
 
 A conditional network comes bound to the labels of its batch (`boss_core.ode.velocity.with_labels`).
 """
@@ -8,14 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boss_core.ode.velocity import VelocityField
-
-
-def flow_matching_loss(velocity: VelocityField, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The flow-matching loss on the linear path (Lipman et al. 2023; Liu et al. 2023):
-    x_t = (1 - t) x_0 + t x_1, target x_1 - x_0. ``data``, ``noise``: (B, ...); ``t``: (B,)."""
-    weight = t.view(-1, *[1] * (data.ndim - 1))
-    # A copy of the caller's times: a velocity may work in place.
-    return F.mse_loss(velocity(torch.lerp(noise, data, weight), t.clone()), data - noise)
 
 
 def straightening_loss(

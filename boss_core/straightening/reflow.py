@@ -12,10 +12,10 @@ from torch import Tensor
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import Times
 from boss_core.ode.velocity import Velocity, with_labels
-from boss_core.straightening.loss import flow_matching_loss
 from boss_core.straightening.segments import mean_losses, places, stored_rows
-from boss_core.training.device_rows import Rows, to_device
-from boss_core.training.randomness import Loss, Share, step_generator
+from boss_core.training.device_rows import DeviceRows, to_device
+from boss_core.training.flow_matching import flow_matching_loss
+from boss_core.training.randomness import BatchShare, Loss, step_generator
 
 # Where the loss of uniform t is validated: the middles of ten equal parts of [0, 1].
 VALIDATION_TIMES = (np.arange(10) + 0.5) / 10
@@ -32,16 +32,16 @@ class Pairs:
     labels: (N,) int64, those that the trajectories were rolled out with; None without any.
     """
 
-    states: Rows
+    states: DeviceRows
     first: int
     last: int
     times: Times | None = None
-    labels: Rows | None = None
+    labels: DeviceRows | None = None
 
     @classmethod
     def of(
         cls,
-        states: NDArray[np.float32] | Rows,
+        states: NDArray[np.float32] | DeviceRows,
         knots: Sequence[int],
         schedule: Schedule,
         labels: NDArray[np.int64] | None = None,
@@ -79,14 +79,14 @@ class Pairs:
         """The loss of random batches of the first ``trajectories``, at times of `draw_times`, for
         `boss_core.training.loop.train`."""
 
-        def batch(step: int, share: Share) -> tuple[NDArray, NDArray]:
+        def batch(step: int, share: BatchShare) -> tuple[NDArray, NDArray]:
             draw = step_generator(seed, step)
             rows = draw.integers(trajectories, size=batch_size)
             return share.take(rows), share.take(self.draw_times(draw, batch_size))
 
         ends = self.states.batches(lambda step, share: self._ends_of(batch(step, share)[0]))
 
-        def loss(velocity: Velocity, step: int, share: Share) -> Tensor:
+        def loss(velocity: Velocity, step: int, share: BatchShare) -> Tensor:
             return self._loss(velocity, ends(step, share), *batch(step, share))
 
         return loss

@@ -16,8 +16,8 @@ from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, with_labels
 from boss_core.straightening.loss import straightening_loss
-from boss_core.training.device_rows import Rows, to_device
-from boss_core.training.randomness import Loss, Share, step_generator
+from boss_core.training.device_rows import DeviceRows, to_device
+from boss_core.training.randomness import BatchShare, Loss, step_generator
 
 
 def knot_states(
@@ -92,16 +92,16 @@ def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
 
 
 def stored_rows(
-    states: NDArray[np.float32] | Rows,
+    states: NDArray[np.float32] | DeviceRows,
     labels: NDArray[np.int64] | None,
     device: torch.device | None,
-) -> tuple[Rows, Rows | None]:
+) -> tuple[DeviceRows, DeviceRows | None]:
     """The rows of stored trajectories and of their labels, on the device of the first where they
     are rows already. InputError when there is not one label a trajectory."""
-    if not isinstance(states, Rows):
-        states = Rows.of(states, device or torch.device("cpu"), halve=True)
+    if not isinstance(states, DeviceRows):
+        states = DeviceRows.of(states, device or torch.device("cpu"), halve=True)
     check_labels(labels, len(states.array))
-    return states, None if labels is None else Rows.of(labels, states.device)
+    return states, None if labels is None else DeviceRows.of(labels, states.device)
 
 
 def places(knots: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
@@ -142,27 +142,27 @@ class Segments:
     labels: (N,) int64, those that the trajectories were rolled out with; None without any.
     """
 
-    states: Rows
+    states: DeviceRows
     positions: tuple[int, ...]
     timesteps: Times
     weights: Times
-    labels: Rows | None = None
+    labels: DeviceRows | None = None
 
     @classmethod
     def of(
         cls,
-        states: NDArray[np.float32] | Rows,
+        states: NDArray[np.float32] | DeviceRows,
         knots: Sequence[int],
         schedule: Schedule,
         labels: NDArray[np.int64] | None = None,
         *,
         device: torch.device | None = None,
     ) -> "Segments":
-        """``states``: an array, memory-mapped or in memory, or its `Rows`, for several schedules
-        to share. ``knots``: the grid index of each of the U states. ``device``: where an array's
-        rows go; None for the CPU. InputError when the trajectories lack a knot of the schedule, or
-        have not one label each, and for a schedule of a solver that is neither ``euler`` nor
-        ``ab2``."""
+        """``states``: an array, memory-mapped or in memory, or its `DeviceRows`, for several
+        schedules to share. ``knots``: the grid index of each of the U states. ``device``: where
+        an array's rows go; None for the CPU. InputError when the trajectories lack a knot of the
+        schedule, or have not one label each, and for a schedule of a solver that is neither
+        ``euler`` nor ``ab2``."""
         rows, of_rows = stored_rows(states, labels, device)
         return cls(
             rows,
@@ -188,7 +188,7 @@ class Segments:
         the noise of the loss low."""
         segments = len(self.positions) - 1
 
-        def batch(step: int, share: Share) -> tuple[NDArray, NDArray]:
+        def batch(step: int, share: BatchShare) -> tuple[NDArray, NDArray]:
             draw = step_generator(seed, step)
             rows = draw.integers(trajectories, size=batch_size)
             segment = (int(draw.integers(segments)) + np.arange(batch_size)) % segments
@@ -196,7 +196,7 @@ class Segments:
 
         states = self.states.batches(lambda step, share: self._states_of(*batch(step, share)))
 
-        def loss(velocity: Velocity, step: int, share: Share) -> Tensor:
+        def loss(velocity: Velocity, step: int, share: BatchShare) -> Tensor:
             return self._loss(velocity, states(step, share), *batch(step, share))
 
         return loss

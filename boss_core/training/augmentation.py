@@ -4,19 +4,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boss_core.training.randomness import Share
+from boss_core.training.randomness import BatchShare
 
 SHIFT = 4  # pixels
 
 
-def augmented(images: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+def augmented(
+    images: Tensor, generator: torch.Generator, share: BatchShare | None = None
+) -> Tensor:
     """Each image shifted by up to `SHIFT` pixels both ways, zeros coming in, and mirrored left to
     right or not, independently and with equal chances.
 
     images: (B, C, H, W), of any dtype, on the generator's device.
     share: that of the images in the batch, for which the numbers are drawn; None for all.
     """
-    share = share or Share()
+    share = share or BatchShare()
     samples, _, height, width = images.shape
     device = images.device
 

@@ -9,18 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from boss_core.training.randomness import Share
+from boss_core.training.randomness import BatchShare
 
 # Of the device's memory that is free before training: the rest is for the network and its batch.
 LARGEST_SHARE = 0.5
 _AHEAD = 2  # batches
 
-# The index of a step's rows, as for `Rows.take`; depends on step and share alone.
-IndexOf = Callable[[int, Share], tuple[NDArray, ...]]
+# The index of a step's rows, as for `DeviceRows.take`; depends on step and share alone.
+IndexOf = Callable[[int, BatchShare], tuple[NDArray, ...]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class DeviceRows:
     """An array, (N, ...), whose rows come as tensors on a device.
 
     array: on the host, maybe memory-mapped.
@@ -32,7 +32,7 @@ class Rows:
     resident: Tensor | None = None
 
     @classmethod
-    def of(cls, array: NDArray, device: torch.device, *, halve: bool = False) -> "Rows":
+    def of(cls, array: NDArray, device: torch.device, *, halve: bool = False) -> "DeviceRows":
         """On a GPU the array is copied there if it takes no more than `LARGEST_SHARE` of the
         memory that is free. ``halve``: float32 may lie there as float16 where only that fits."""
         if device.type != "cuda":
@@ -51,7 +51,7 @@ class Rows:
         taken = self.resident[tuple(to_device(part, self.device) for part in index)]
         return taken.float() if taken.dtype == torch.float16 else taken
 
-    def batches(self, index_of: IndexOf) -> Callable[[int, Share], Tensor]:
+    def batches(self, index_of: IndexOf) -> Callable[[int, BatchShare], Tensor]:
         """The rows of one step after another, as ``batch(step, share)``. From the memory of the
         host a thread reads them a few steps ahead, through pinned buffers."""
         if self.resident is not None or self.device.type != "cuda":
@@ -62,13 +62,13 @@ class Rows:
 class _Ahead:
     """Reads the batches of the next steps while the device works on this one."""
 
-    def __init__(self, rows: Rows, index_of: IndexOf) -> None:
+    def __init__(self, rows: DeviceRows, index_of: IndexOf) -> None:
         self.rows, self.index_of = rows, index_of
         self.stream = torch.cuda.Stream(rows.device)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self.pending: dict[int, Future[tuple[Tensor, torch.cuda.Event]]] = {}
 
-    def __call__(self, step: int, share: Share) -> Tensor:
+    def __call__(self, step: int, share: BatchShare) -> Tensor:
         for ahead in range(step, step + _AHEAD + 1):
             if ahead not in self.pending:
                 self.pending[ahead] = self.reader.submit(self._read, ahead, share)
@@ -78,7 +78,7 @@ class _Ahead:
         batch.record_stream(current)  # its memory is not for the other stream before it is used
         return batch
 
-    def _read(self, step: int, share: Share) -> tuple[Tensor, torch.cuda.Event]:
+    def _read(self, step: int, share: BatchShare) -> tuple[Tensor, torch.cuda.Event]:
         read = np.ascontiguousarray(self.rows.array[self.index_of(step, share)])
         with torch.cuda.stream(self.stream):
             batch = to_device(read, self.rows.device)

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
-from boss_core.training.randomness import Share
+from boss_core.training.randomness import BatchShare
 
 
-def own_share() -> Share:
+def own_share() -> BatchShare:
     """The share of this process in every batch; its rank 0 is the main process."""
     if not distributed.is_available() or not distributed.is_initialized():
-        return Share()
-    return Share(distributed.get_rank(), distributed.get_world_size())
+        return BatchShare()
+    return BatchShare(distributed.get_rank(), distributed.get_world_size())
 
 
 def average(tensors: Sequence[Tensor]) -> None:

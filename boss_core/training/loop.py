@@ -18,7 +18,7 @@ from boss_core.errors import InputError
 from boss_core.files import sha256
 from boss_core.training import distributed
 from boss_core.training.cuda_graph import graphed
-from boss_core.training.randomness import Loss, Share, seed_all
+from boss_core.training.randomness import BatchShare, Loss, seed_all
 from boss_core.training.resume import Checkpoints
 from boss_core.training.settings import Precision, TrainingSettings
 
@@ -41,6 +41,7 @@ class Trained(Generic[Network]):
     start: int
 
 
+# Its parameters and what they mean are half of its lines; they are its callers' names for them.
 def train(
     network: Network,
     loss: Loss,
@@ -79,6 +80,87 @@ def train(
             f" {share.of} needed"
         )
     log_every = log_every or max(50, settings.iterations // 100)
+    run = _start(network, loss, settings, share, precision, compile=compile, log_every=log_every)
+    # A short run writes none, but may find one.
+    kept = checkpoints if checkpoints and settings.iterations > checkpoints.every else None
+    found = checkpoints if checkpoints and (kept or checkpoints.exist()) else None
+    done, curve, fingerprint = _go_on(run, found)
+    if on_step is not None and done:
+        on_step(done)
+    with _random_numbers_of_steps(run.rate.device, share) as of_step:
+        for step in range(done, settings.iterations):
+            of_step(step)
+            train_step(run, step)
+            if on_step is not None:
+                on_step(1)
+            last = step == settings.iterations - 1
+            logs = (step + 1) % log_every == 0 or last
+            stores = kept is not None and ((step + 1) % kept.every == 0 or last)
+            if share.of > 1 and (logs or stores):
+                distributed.average([run.losses])
+            if logs:
+                _check(run.losses[: step % log_every + 1].cpu(), step, settings)
+            if logs and main:
+                curve.append(_row(run, step, validate))
+            if kept is not None and stores and main:
+                kept.save(step + 1, fingerprint, run.state, curve)
+    return Trained(run.averaged.eval().requires_grad_(False), curve, done)
+
+
+@dataclass(frozen=True)
+class _Run(Generic[Network]):
+    """One training under way.
+
+    call: the network, compiled and in precision as asked for. update: clips the gradients and
+        steps; the norm of the gradient before it. update_average: of the weights after a step.
+    rate: the learning rate of the step, on the device, where the optimiser reads it.
+    losses, norms: of the steps since the last row of the curve, by the step modulo their number.
+    state: all that a step changes, in place.
+    """
+
+    network: Network
+    averaged: Network
+    loss: Loss
+    settings: TrainingSettings
+    share: BatchShare
+    precision: Precision
+    optimizer: torch.optim.Optimizer
+    call: Callable[..., Tensor]
+    update: Callable[[], Tensor]
+    update_average: Callable[[int], None]
+    rate: Tensor
+    losses: Tensor
+    norms: Tensor
+    state: dict[str, Tensor]
+
+
+def train_step(run: "_Run[Any]", step: int) -> None:
+    """Draw a batch, and change weights and averages by its gradient. Loss and norm stay on the
+    device: the host waits for neither."""
+    run.rate.fill_(_learning_rate(step, run.settings))
+    value = run.loss(run.call, step, run.share)
+    run.optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    if run.share.of > 1:
+        parameters = run.optimizer.param_groups[0]["params"]
+        distributed.average([p.grad for p in parameters if p.grad is not None])
+    slot = step % len(run.losses)
+    run.losses[slot] = value.detach()
+    run.norms[slot] = run.update()
+    run.update_average(step)
+
+
+def _start(
+    network: Network,
+    loss: Loss,
+    settings: TrainingSettings,
+    share: BatchShare,
+    precision: Precision,
+    *,
+    compile: bool,
+    log_every: int,
+) -> _Run[Network]:
+    """The training before its first step."""
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     device = parameters[0].device
@@ -89,76 +171,68 @@ def train(
     averaged = copy.deepcopy(network)
     losses = torch.zeros(log_every, device=device)
     norms = torch.zeros(log_every, device=device)
-    # Everything that a step changes, in place.
-    state = _state(network, averaged, optimizer) | {"losses": losses, "norms": norms}
-
-    done, curve, fingerprint = 0, list[Row](), ""
-    # A short run writes none, but may find one.
-    kept = checkpoints if checkpoints and settings.iterations > checkpoints.every else None
-    if checkpoints and main and (kept or checkpoints.exist()):
-        kind = settings.model_dump() | {"precision": precision, "log_every": log_every}
-        kind["code"] = [sha256(path) for path in _sources(network, loss)]
-        fingerprint = checkpoints.fingerprint(kind, network.state_dict())
-        done, curve = checkpoints.load(fingerprint, state)
-    if share.of > 1:
-        start = torch.tensor(done, device=device)
-        with torch.no_grad():
-            distributed.copy_from_main([start, *state.values()])
-        done = int(start)
-    if on_step is not None and done:
-        on_step(done)
-
     # On a GPU by CUDA graphs: hundreds of launches a pass would keep the host busier than the card.
     mode = "reduce-overhead" if on_gpu else None
     compiled = torch.compile(network, dynamic=False, mode=mode) if compile else network
-    call = _in_precision(compiled, precision)
-    update_average = _moving_average(network, averaged, settings.ema_decay)
 
     def update() -> Tensor:
         norm = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
         optimizer.step()
         return norm
 
-    if compile and on_gpu:
-        update = graphed(update, parameters)
-    with _random_numbers_of_steps(device, share) as of_step:
-        for step in range(done, settings.iterations):
-            of_step(step)
-            learning_rate = settings.learning_rate * learning_rate_factor(step, settings)
-            rate.fill_(learning_rate)
-            value = loss(call, step, share)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            if share.of > 1:
-                distributed.average([p.grad for p in parameters if p.grad is not None])
-            slot = step % log_every
-            losses[slot] = value.detach()
-            norms[slot] = update()
-            update_average(step)
-            if on_step is not None:
-                on_step(1)
+    return _Run(
+        network=network,
+        averaged=averaged,
+        loss=loss,
+        settings=settings,
+        share=share,
+        precision=precision,
+        optimizer=optimizer,
+        call=_in_precision(compiled, precision),
+        update=graphed(update, parameters) if compile and on_gpu else update,
+        update_average=_moving_average(network, averaged, settings.ema_decay),
+        rate=rate,
+        losses=losses,
+        norms=norms,
+        state=_state(network, averaged, optimizer) | {"losses": losses, "norms": norms},
+    )
 
-            last = step == settings.iterations - 1
-            logs = slot == log_every - 1 or last
-            stores = kept is not None and ((step + 1) % kept.every == 0 or last)
-            if share.of > 1 and (logs or stores):
-                distributed.average([losses])
-            if logs:
-                _check(losses[: slot + 1].cpu(), step, settings)
-            if logs and main:
-                row: Row = {
-                    "step": step + 1,
-                    "loss": float(losses[: slot + 1].mean()),
-                    "gradient_norm": float(norms[: slot + 1].max()),
-                    "learning_rate": learning_rate,
-                }
-                if validate is not None:
-                    with torch.no_grad():
-                        row |= validate(_in_precision(averaged.eval(), precision))
-                curve.append(row)
-            if kept is not None and stores and main:
-                kept.save(step + 1, fingerprint, state, curve)
-    return Trained(averaged.eval().requires_grad_(False), curve, done)
+
+def _go_on(run: "_Run[Any]", checkpoints: Checkpoints | None) -> tuple[int, list[Row], str]:
+    """Fill the state from the last checkpoint of this run, in all processes: the steps done, their
+    curve, and the run's fingerprint; 0, none and an empty one where nothing is kept."""
+    done, curve, fingerprint = 0, list[Row](), ""
+    if checkpoints is not None and run.share.rank == 0:
+        kind = run.settings.model_dump()
+        kind |= {"precision": run.precision, "log_every": len(run.losses)}
+        kind["code"] = [sha256(path) for path in _sources(run.network, run.loss)]
+        fingerprint = checkpoints.fingerprint(kind, run.network.state_dict())
+        done, curve = checkpoints.load(fingerprint, run.state)
+    if run.share.of > 1:
+        start = torch.tensor(done, device=run.rate.device)
+        with torch.no_grad():
+            distributed.copy_from_main([start, *run.state.values()])
+        done = int(start)
+    return done, curve, fingerprint
+
+
+def _row(run: "_Run[Any]", step: int, validate: Callable[[Any], Row] | None) -> Row:
+    """The row of the curve after that step."""
+    count = step % len(run.losses) + 1
+    row: Row = {
+        "step": step + 1,
+        "loss": float(run.losses[:count].mean()),
+        "gradient_norm": float(run.norms[:count].max()),
+        "learning_rate": _learning_rate(step, run.settings),
+    }
+    if validate is not None:
+        with torch.no_grad():
+            row |= validate(_in_precision(run.averaged.eval(), run.precision))
+    return row
+
+
+def _learning_rate(step: int, settings: TrainingSettings) -> float:
+    return settings.learning_rate * learning_rate_factor(step, settings)
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
@@ -172,7 +246,9 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
 
 
 @contextmanager
-def _random_numbers_of_steps(device: torch.device, share: Share) -> Iterator[Callable[[int], None]]:
+def _random_numbers_of_steps(
+    device: torch.device, share: BatchShare
+) -> Iterator[Callable[[int], None]]:
     """Yield a function that makes what layers draw in a step, as dropout does, depend on the
     step, the process and torch's seed; outside of it torch's numbers go on as if nothing was."""
     seed = torch.initial_seed()

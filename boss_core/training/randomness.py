@@ -14,7 +14,7 @@ _SPREAD = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
     """Which samples of a batch this process takes: every ``of``-th, from ``rank`` on.
 
     All processes draw the whole batch, which depends on seed and step alone, and so agree on it
@@ -30,7 +30,7 @@ class Share:
 
 
 # ``loss(network, step, share)``: the mean loss over this process's share of the step's batch.
-Loss = Callable[[Any, int, Share], Tensor]
+Loss = Callable[[Any, int, BatchShare], Tensor]
 
 
 def step_generator(seed: int, step: int) -> np.random.Generator:

@@ -13,7 +13,7 @@ from tempfile import gettempdir
 from filelock import FileLock, Timeout
 
 from flows.config import Params
-from flows.workspace.dvc_runner import StageError
+from flows.workspace.process import StageError
 
 _GPUS = f"boss-gpu-{socket.gethostname()}"
 

@@ -13,7 +13,7 @@ from boss_core.errors import InputError
 from flows.orchestration.request import check_folder, check_request
 from flows.orchestration.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
-from flows.workspace.dvc_runner import dvc_environment, stages_running
+from flows.workspace.process import dvc_environment, stages_running
 from flows.workspace.recovery import set_aside_cut_short
 from flows.workspace.scm import settle_git
 

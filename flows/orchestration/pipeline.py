@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc.exceptions import DvcException
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -24,20 +23,11 @@ from flows.config import TIMEOUT, WORKERS, load_params
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.orchestration.prefect_artifacts import publish_results
 from flows.orchestration.request import check_folder, check_request
-from flows.tracking.runs import PROJECT
-from flows.workspace.dvc_runner import (
-    Outcome,
-    Runner,
-    Stage,
-    StageError,
-    WorkspaceBusyError,
-    exclusive,
-    isolated_copy,
-    out_of_date,
-    read_stages,
-    restore,
-)
-from flows.workspace.recovery import set_aside_cut_short
+from flows.tracking.connection import PROJECT
+from flows.workspace.experiment import isolated_copy
+from flows.workspace.graph import Stage, out_of_date, read_stages
+from flows.workspace.process import Outcome, Runner, StageError, WorkspaceBusyError, exclusive
+from flows.workspace.recovery import restore, set_aside_cut_short
 from flows.workspace.scm import settle_git
 
 DELAYS = [2.0, 5.0, 10.0, 20.0, 40.0]  # seconds until the next try of a stage in a busy workspace
@@ -91,7 +81,7 @@ def pipeline(
                 raise StageError(state.message or "a stage failed")
         get_run_logger().info("dvc exp show lists it as %s; the workspace is as it was", experiment)
         return state
-    except (InputError, StageError, DvcException) as error:
+    except (InputError, StageError) as error:
         return Failed(message=" ".join(str(error).split()))
 
 

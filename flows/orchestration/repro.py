@@ -9,9 +9,9 @@ from flows import paths
 from flows.config import load_params
 from flows.orchestration.request import check_folder
 from flows.stages.check import check
-from flows.workspace.dvc_runner import dvc_command, dvc_environment, restore
 from flows.workspace.integrity import absent, not_stored, unstored
-from flows.workspace.recovery import set_aside_cut_short
+from flows.workspace.process import dvc_command, dvc_environment
+from flows.workspace.recovery import restore, set_aside_cut_short
 from flows.workspace.scm import settle_git
 
 

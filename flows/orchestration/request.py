@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dvc.exceptions import DvcException
-
 from boss_core.errors import InputError
 from flows.config import PARAMS, load_params
 from flows.stages.check import check
-from flows.workspace.dvc_runner import check_experiment, override, read_stages
+from flows.workspace.experiment import check_experiment, override
+from flows.workspace.graph import read_stages
 
 
 def check_request(
@@ -51,7 +50,7 @@ def check_overrides(root: Path, overrides: Sequence[str]) -> None:
         try:
             shutil.copyfile(root / PARAMS, changed)
             override(changed, overrides)
-        except (OSError, DvcException):
+        except (OSError, InputError):
             load_params(root / PARAMS)  # not there, or not YAML: says so
             raise
         try:

@@ -49,17 +49,7 @@ def start() -> str:
     port in use, and a server that does not come up.
     """
     url = prefect_url() or DEFAULT_URL
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, 80 if parts.port is None else parts.port
-    except ValueError as error:  # no number, or none of a port
-        raise InputError(f"PREFECT_API_URL: {url} ({error}); as {DEFAULT_URL} needed") from error
-    plain = parts.scheme == "http" and parts.path.rstrip("/") == "/api" and port != 0
-    if not plain or host not in LOOPBACK:
-        raise InputError(
-            f"PREFECT_API_URL: {url}; a server of this machine's own starts at an address as"
-            f" {DEFAULT_URL} only"
-        )
+    host, port = _own_address(url)
     if answers(url):
         return f"Prefect's server is there already: {url.removesuffix('/api')}"
     if _in_use(host, port):
@@ -77,42 +67,58 @@ def start() -> str:
             " `prefect server stop` ends it"
         )
     pid.unlink(missing_ok=True)  # of one that ended; `prefect server stop` would end a stranger
+    process = _start_process(url, host, port, log)
+    _wait_for_answer(url, process, log)
+    pid.write_text(str(process.pid))
+    return (
+        f"Prefect's server: {url.removesuffix('/api')} (its output is in {log};"
+        " `prefect server stop` ends it)"
+    )
+
+
+def _own_address(url: str) -> tuple[str, int]:
+    """Host and port of a server's address; InputError where it is none on this machine."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, 80 if parts.port is None else parts.port
+    except ValueError as error:  # no number, or none of a port
+        raise InputError(f"PREFECT_API_URL: {url} ({error}); as {DEFAULT_URL} needed") from error
+    plain = parts.scheme == "http" and parts.path.rstrip("/") == "/api" and port != 0
+    if not plain or host not in LOOPBACK:
+        raise InputError(
+            f"PREFECT_API_URL: {url}; a server of this machine's own starts at an address as"
+            f" {DEFAULT_URL} only"
+        )
+    return host, port
+
+
+def _start_process(url: str, host: str, port: int, log: Path) -> "subprocess.Popen[bytes]":
+    server = ["server", "start", "--host", host, "--port", str(port)]
     # The pages ask the API where it really is, on whatever port.
     own = {"PREFECT_API_URL": url, "PREFECT_UI_API_URL": url}
     with open(log, "wb") as out:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "prefect",
-                "server",
-                "start",
-                "--host",
-                host,
-                "--port",
-                str(port),
-            ],
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", *server],
             env=os.environ | TELEMETRY_OFF | own,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             start_new_session=True,
         )
+
+
+def _wait_for_answer(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """InputError where none comes; then, and after Ctrl-C, the server is ended."""
     end = time.monotonic() + START_TIMEOUT
     try:
         while not answers(url):
             if process.poll() is not None or time.monotonic() > end:
                 raise InputError(f"{log}: Prefect's server did not come up; the file says why")
             time.sleep(0.2)
-    except BaseException:  # Ctrl-C, too
+    except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         raise
-    pid.write_text(str(process.pid))
-    return (
-        f"Prefect's server: {url.removesuffix('/api')} (its output is in {log};"
-        " `prefect server stop` ends it)"
-    )
 
 
 def _in_use(host: str, port: int) -> bool:

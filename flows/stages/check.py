@@ -11,7 +11,8 @@ from boss_core.data.images import ImageSource, Shape, image_shape
 from boss_core.errors import InputError
 from boss_core.files import write_bytes
 from flows import paths
-from flows.config import NEAREST, Params
+from flows.config import NEAREST, Params, Teacher
+from flows.stages.inception import inception_weights
 from flows.stages.runner import check_device, run_stage
 
 # Images that are opened for their size and colour; `prepare`, which is next, opens the others.
@@ -141,42 +142,47 @@ def _check_shape(params: Params, found: Found) -> None:
 
         check_shape(config_to_train(teacher).sample_shape, found.shape, teacher)
     else:
-        halvings = len(teacher.channel_multipliers) - 1
-        if min(height, width) < SMALLEST or height % 2**halvings or width % 2**halvings:
-            raise InputError(
-                f"params.yaml: teacher.channel_multipliers: {len(teacher.channel_multipliers)}"
-                f" levels halve images {halvings} times, and these are {width}x{height}; sides of"
-                f" {SMALLEST} or more that are multiples of {2**halvings}, by data.image_size, or"
-                " other levels needed"
-            )
-        widths = [1, *teacher.channel_multipliers][-2:]
-        if height * width == 4**halvings and teacher.base_channels * min(widths) == GROUPS:
-            raise InputError(
-                f"params.yaml: teacher.base_channels: {teacher.base_channels} with"
-                f" {len(teacher.channel_multipliers)} levels for images of {width}x{height}, of"
-                f" which the last is one pixel of {GROUPS} channels, each normalised to 0 by"
-                " itself; more channels or fewer levels needed"
-            )
-        sides = [max(height, width) >> k for k in range(halvings + 1)]
-        if others := sorted(set(teacher.attention_sizes) - set(sides)):
-            print(
-                f"check: teacher.attention_sizes: {', '.join(map(str, others))} of none of the"
-                f" levels, {', '.join(map(str, sides))} pixels: no attention there",
-                flush=True,
-            )
+        _check_levels(teacher, height, width)
     if params.schedule.objective == "lpips" and min(height, width) < LPIPS_SMALLEST:
         raise InputError(
             f"params.yaml: schedule.objective: lpips with images of {width}x{height}; sides of"
             f" {LPIPS_SMALLEST} or more, or another objective, needed"
         )
-    features = params.features
-    share = features.training.batch_size // params.compute.processes
-    if (
-        features.extractor == "classifier"
-        and features.network == "resnet"
-        and max(height, width) <= SMALLEST
-        and share < 2
-    ):
+    if params.features.extractor == "classifier":
+        _check_classifier(params, height, width)
+
+
+def _check_levels(teacher: Teacher, height: int, width: int) -> None:
+    """Whether the levels of the U-Net that is trained fit images of this size."""
+    halvings = len(teacher.channel_multipliers) - 1
+    if min(height, width) < SMALLEST or height % 2**halvings or width % 2**halvings:
+        raise InputError(
+            f"params.yaml: teacher.channel_multipliers: {len(teacher.channel_multipliers)}"
+            f" levels halve images {halvings} times, and these are {width}x{height}; sides of"
+            f" {SMALLEST} or more that are multiples of {2**halvings}, by data.image_size, or"
+            " other levels needed"
+        )
+    widths = [1, *teacher.channel_multipliers][-2:]
+    if height * width == 4**halvings and teacher.base_channels * min(widths) == GROUPS:
+        raise InputError(
+            f"params.yaml: teacher.base_channels: {teacher.base_channels} with"
+            f" {len(teacher.channel_multipliers)} levels for images of {width}x{height}, of"
+            f" which the last is one pixel of {GROUPS} channels, each normalised to 0 by"
+            " itself; more channels or fewer levels needed"
+        )
+    sides = [max(height, width) >> k for k in range(halvings + 1)]
+    if others := sorted(set(teacher.attention_sizes) - set(sides)):
+        print(
+            f"check: teacher.attention_sizes: {', '.join(map(str, others))} of none of the"
+            f" levels, {', '.join(map(str, sides))} pixels: no attention there",
+            flush=True,
+        )
+
+
+def _check_classifier(params: Params, height: int, width: int) -> None:
+    """Whether the classifier's last layers have more than one number of a channel to normalise."""
+    share = params.features.training.batch_size // params.compute.processes
+    if params.features.network == "resnet" and max(height, width) <= SMALLEST and share < 2:
         raise InputError(
             f"params.yaml: features.training.batch_size: {share} for a process with images of"
             f" {width}x{height}, of which resnet's last layers keep a single pixel to normalise; 2"
@@ -214,17 +220,6 @@ def _output_at(path: Path) -> str | None:
             if here == there or there in here.parents or here in there.parents:
                 return f"{output}/"
     return None
-
-
-def inception_weights(folder: Path) -> Path:
-    """The one weights file in the folder."""
-    found = sorted(folder.glob("*.pth"))
-    if len(found) != 1:
-        raise InputError(
-            f"{folder}: {len(found)} .pth files; exactly one, the Inception weights of"
-            " torch-fidelity, needed for features.extractor: inception"
-        )
-    return found[0]
 
 
 def main(params: Params) -> None:

@@ -19,17 +19,18 @@ from boss_core.networks.classifier import (
     save_classifier,
 )
 from boss_core.training.augmentation import augmented
-from boss_core.training.device_rows import Rows
+from boss_core.training.device_rows import DeviceRows
 from boss_core.training.loop import train
-from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, device_generator, step_generator
 from boss_core.training.resume import Checkpoints
 from flows import paths
 from flows.config import Params, network_settings
 from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import read_images, read_json, write_json
-from flows.stages.check import inception_weights
-from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
+from flows.stages.inception import inception_weights
+from flows.stages.runner import device, is_main, run_stage
+from flows.stages.training import checkpoints, training_progress
 
 SCALE_IMAGES = 1024  # enough for a mean
 
@@ -102,15 +103,15 @@ def _train_classifier(
         )
     ).to(on)
     settings = params.features.training
-    images, labels = Rows.of(data.images, on), Rows.of(data.labels, on)
+    images, labels = DeviceRows.of(data.images, on), DeviceRows.of(data.labels, on)
 
-    def rows(step: int, share: Share) -> tuple[NDArray]:
+    def rows(step: int, share: BatchShare) -> tuple[NDArray]:
         draw = step_generator(params.seed, step)
         return (share.take(draw.integers(len(images.array), size=settings.batch_size)),)
 
     batch = images.batches(rows)
 
-    def loss(network: Classifier, step: int, share: Share) -> Tensor:
+    def loss(network: Classifier, step: int, share: BatchShare) -> Tensor:
         pixels = batch(step, share)
         if params.features.augment:
             pixels = augmented(pixels, device_generator(params.seed, step, on), share)
@@ -143,7 +144,7 @@ def _measure(network: Classifier, on: torch.device) -> float:
     test = read_images("test")
     assert test.labels is not None
     every = np.arange(len(test.labels))
-    images, labels = Rows.of(test.images, on), Rows.of(test.labels, on)
+    images, labels = DeviceRows.of(test.images, on), DeviceRows.of(test.labels, on)
     found = accuracy(network, images.take(every), labels.take(every))
     print(f"features: classifier is right on {found:.1%} of {len(every)} test images")
     return found

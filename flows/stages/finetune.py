@@ -12,7 +12,7 @@ from boss_core.checkpoints.lora import adapter_tensors, add_adapter, save_adapte
 from boss_core.files import write_bytes
 from boss_core.straightening.reflow import Pairs
 from boss_core.straightening.segments import Segments
-from boss_core.training.device_rows import Rows
+from boss_core.training.device_rows import DeviceRows
 from boss_core.training.loop import Row, Trained, train
 from boss_core.training.resume import Checkpoints
 from flows import paths
@@ -21,14 +21,17 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import read_json
 from flows.records.variants import Loss, read_schedules, students
-from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
+from flows.stages.runner import device, is_main, run_stage
+from flows.stages.training import checkpoints, training_progress
 
 Steps = tuple[tuple[int, ...], str]  # grid indices and solver
 
 
 def main(params: Params, budget: int) -> None:
     on = device(params)
-    states = Rows.of(np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r"), on, halve=True)
+    states = DeviceRows.of(
+        np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r"), on, halve=True
+    )
     knots = read_json(paths.TRAJECTORIES / "card.json")["knots"]
     path = paths.TRAJECTORIES / "labels.npy"
     labels = np.load(path) if path.exists() else None  # of a conditional network

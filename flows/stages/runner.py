@@ -7,22 +7,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from boss_core.errors import InputError
-from flows import paths
 from flows.config import Params, load_params
 from flows.errors import reported
-from flows.progress import progress
 from flows.workspace.integrity import check_inputs
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
-
-    from boss_core.training.resume import Checkpoints
 
 # How long another process waits for the main one to fail as it does, and say so for both.
 _PATIENCE = 10.0  # seconds
@@ -110,27 +104,6 @@ def _check_gpu(params: Params) -> None:
 
     if params.device == "cuda" and not torch.cuda.is_available():
         raise InputError("params.yaml: device: cuda, but torch finds no GPU; auto or cpu needed")
-
-
-@contextmanager
-def training_progress(label: str, iterations: int) -> Iterator[Callable[[int], None] | None]:
-    """As `progress`, of the steps of a training, in the main process alone."""
-    if not is_main():
-        yield None
-        return
-    with progress(label, iterations, "steps") as advance:
-        yield advance
-
-
-def checkpoints(
-    params: Params, label: str, run: dict[str, Any], data: "Sequence[NDArray]"
-) -> "Checkpoints":
-    """Those of one training of a stage: see `boss_core.training.resume.Checkpoints`."""
-    from boss_core.training.resume import Checkpoints
-
-    return Checkpoints(
-        paths.training(label), params.compute.checkpoint_every, run | {"seed": params.seed}, data
-    )
 
 
 def _started() -> int:

@@ -6,11 +6,8 @@ Everything downstream, student initialisation included, uses the weights saved h
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from boss_core.checkpoints.folder import (
     Network,
@@ -24,13 +21,8 @@ from boss_core.files import write_bytes
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.ncsnpp_init import initialise
 from boss_core.networks.unet import UNet, UNetConfig
-from boss_core.ode.noise import sample_noise
-from boss_core.ode.velocity import with_labels
-from boss_core.pixels import from_uint8
-from boss_core.straightening.loss import flow_matching_loss
-from boss_core.training.device_rows import Rows
+from boss_core.training.flow_matching import LabelledImages
 from boss_core.training.loop import Row, Trained, train
-from boss_core.training.randomness import Share, device_generator, step_generator
 from boss_core.training.resume import Checkpoints
 from flows import paths
 from flows.config import Params, Teacher, network_settings
@@ -38,7 +30,8 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import Images, read_images, read_json
 from flows.records.labels import write_label_counts
-from flows.stages.runner import checkpoints, device, is_main, run_stage, training_progress
+from flows.stages.runner import device, is_main, run_stage
+from flows.stages.training import checkpoints, training_progress
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 
@@ -113,45 +106,15 @@ def _train(
         )
     torch.manual_seed(params.seed)
     network = _new_network(teacher, data.images.shape[1:], classes).to(on)
-    images, labels = _on_device(data, classes, on)
-    shape = tuple(data.images.shape[1:])
-
-    def rows(step: int, share: Share) -> tuple[NDArray]:
-        draw = step_generator(params.seed, step)
-        return (share.take(draw.integers(len(images.array), size=size)),)
-
-    batch = images.batches(rows)
-
-    def loss(network: Network, step: int, share: Share) -> Tensor:
-        draw = device_generator(params.seed, step, on)
-        noise = torch.randn((size, *shape), generator=draw, device=on)
-        t = torch.rand(size, generator=draw, device=on)
-        pixels = from_uint8(batch(step, share))
-        if teacher.flip:
-            mirrored = share.take(torch.rand(size, generator=draw, device=on) < 0.5)
-            pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        velocity = with_labels(network, labels.take(*rows(step, share)) if labels else None)
-        return flow_matching_loss(velocity, pixels, share.take(noise), share.take(t))
-
-    # The same held-out images, noise and times at every look, so that the curve is smooth.
+    learned = LabelledImages.of(data.images, data.labels if classes is not None else None, on)
     test = read_images("test")
-    held_out_rows = np.arange(min(len(test.images), 512))
-    test_images, test_labels = _on_device(test, classes, on)
-    held_out = from_uint8(test_images.take(held_out_rows))
-    held_out_labels = test_labels.take(held_out_rows) if test_labels else None
-    held_out_noise = sample_noise(range(len(held_out)), shape, params.seed).to(on)
-    held_out_t = (torch.arange(len(held_out), device=on) + 0.5) / len(held_out)
-
-    def validate(network: Network) -> Row:
-        velocity = with_labels(network, held_out_labels)
-        value = flow_matching_loss(velocity, held_out, held_out_noise, held_out_t)
-        return {"validation_loss": float(value)}
-
+    held_out = LabelledImages.of(test.images, test.labels if classes is not None else None, on)
+    validation_loss = held_out.validation_loss(seed=params.seed)
     kept = checkpoints(
         params,
         "teacher",
         {"network": network.config.model_dump(mode="json"), "flip": teacher.flip},
-        [data.images] if labels is None else [data.images, labels.array],
+        [data.images] if learned.labels is None else [data.images, learned.labels.array],
     )
     iterations = teacher.training.iterations
     with (
@@ -160,11 +123,11 @@ def _train(
     ):
         trained = train(
             network,
-            loss,
+            learned.training_loss(seed=params.seed, batch_size=size, flip=teacher.flip),
             teacher.training,
             precision=params.compute.precision,
             compile=params.compute.compile,
-            validate=validate,
+            validate=lambda network: {"validation_loss": validation_loss(network)},
             on_step=advance,
             checkpoints=kept,
         )
@@ -205,11 +168,6 @@ def config_to_train(teacher: Teacher) -> NCSNppConfig:
             " network without classes; false, or config: null for a U-Net, needed"
         )
     return read_config(teacher.config)[0]
-
-
-def _on_device(data: Images, classes: int | None, on: torch.device) -> tuple[Rows, Rows | None]:
-    labels = None if classes is None or data.labels is None else Rows.of(data.labels, on)
-    return Rows.of(data.images, on), labels
 
 
 if __name__ == "__main__":

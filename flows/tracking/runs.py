@@ -14,11 +14,9 @@ import os
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from filelock import FileLock
 
 from boss_core.errors import InputError
 from boss_core.ode.schedule import Schedule
@@ -28,8 +26,7 @@ from flows.measure.usage import amounts, read_usage
 from flows.records.json_files import Json, read_json
 from flows.records.variants import read_schedules, recorded
 from flows.strict_yaml import shown
-from flows.telemetry import TELEMETRY_OFF
-from flows.tracking.database import artifacts, follow, make_database
+from flows.tracking.connection import connected, find_experiment, sqlite_file, tracking_uri
 from flows.tracking.links import note_link, record_hash, without_password
 
 if TYPE_CHECKING:
@@ -39,18 +36,8 @@ if TYPE_CHECKING:
 RECORD_TAG = "boss.record"
 PIPELINE_TAG = "boss.pipeline"
 PARENT_TAG = "mlflow.parentRunId"
-# A variable of the stages that the flow runs: the user's folder, where theirs is a copy of it.
-PROJECT = "BOSS_PROJECT"
 _IN_RECORD = ("nfe", "samples", "teacher_hash", "extractor_hash", "extractor", "student_hash")
 NOT_LOGGED = {"tracking"}  # where the log is; its address may hold a password
-
-
-def tracking_uri(params: Params, root: Path | None = None) -> str:
-    """The MLflow server of params.yaml or of the environment, else sqlite in the project
-    ``root``, by its absolute path (a relative one would name another file in another folder)."""
-    uri = params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    database = _sqlite_file(uri)
-    return f"sqlite:///{((root or _project_folder()) / database).resolve()}" if database else uri
 
 
 def track_budget(params: Params, budget: int) -> str:
@@ -70,7 +57,7 @@ def track_budget(params: Params, budget: int) -> str:
         lines = str(error).splitlines() or [""]
         message = without_password(f"MLflow at {uri}: {type(error).__name__}: {lines[0]}")
         message += f"; metrics are safe in {paths.metrics(budget)}, `boss track` logs them later"
-        if database := _sqlite_file(uri):
+        if database := sqlite_file(uri):
             message += f" (into a new database, if {database} is moved away)"
         raise InputError(message) from error
 
@@ -135,63 +122,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def prepare_database(uri: str) -> None:
-    """An SQLite database is there and whole, and knows where its artifacts are, before a server
-    is started on it. InputError where MLflow cannot make it."""
-    if database := _sqlite_file(uri):
-        with FileLock(f"{database}.lock"):
-            _prepare(database)
-
-
-def _prepare(database: Path | None) -> None:
-    if database is None:
-        return
-    make_database(database)
-    if database.resolve() == (_project_folder() / "mlflow.db").resolve():
-        follow(database)  # another one's artifacts may be where somebody wanted them
-
-
-def _client(uri: str) -> "MlflowClient":
-    os.environ.update(TELEMETRY_OFF)
-    # A server that is down is known to be after seconds, not minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # MLflow would print the address of every run, its server's password included.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    import logging
-
-    import mlflow
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return mlflow.MlflowClient(uri)
-
-
-def _try_to_connect(uri: str) -> None:
-    """One attempt at a database of another kind: MLflow would make ten, which take minutes."""
-    from mlflow.store.db.db_types import DATABASE_ENGINES
-
-    if uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
-        from sqlalchemy import create_engine
-
-        engine = create_engine(uri)
-        try:
-            engine.connect().close()
-        finally:
-            engine.dispose()
-
-
 def _project(uri: str, params: Params, record: _Record) -> str:
     budget, digest = record.budget, record.digest
-    database = _sqlite_file(uri)
-    # One writer at a time: several on a fresh database crash in its migration, and two budgets
-    # that end together would each make the parent.
-    with FileLock(f"{database or _project_folder() / 'mlflow.db'}.lock"):
-        _prepare(database)
-        if database is None:
-            _try_to_connect(uri)
-        client = _client(uri)
-        experiment = _experiment(client, record.source, uri)
+    with connected(uri) as client:
+        experiment = find_experiment(client, record.source, uri)
         known = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1)
         if known:
             note_link(uri, digest, experiment, known[0].info.run_id)
@@ -326,33 +260,6 @@ def _tags(record: Json) -> dict[str, str]:
 
 def _hash(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _project_folder() -> Path:
-    return Path(os.environ.get(PROJECT, ""))
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    database = _sqlite_file(uri)
-    # Without a server artifacts lie beside the database, not where the process happens to run.
-    location = artifacts(database) if database else None
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name, location))
-    except MlflowException:  # another writer was first
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
 
 
 def _flatten(values: Json, prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""dvc.lock, DVC's record of what each stage read and made: the one reader of it."""
+"""dvc.lock, DVC's record of what each stage read and made: what reads and changes it here."""
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from boss_core.errors import InputError
+from boss_core.files import write_bytes
 
 LOCK = Path("dvc.lock")
 # As git leaves it in a file that it could not merge.
@@ -67,3 +68,16 @@ def read_lock(content: bytes, path: Path) -> Mapping[str, Any]:
         if not all(isinstance(out.get("md5"), str) for out in entry.get("outs", [])):
             raise cut_short
     return lock
+
+
+def forget(root: Path, stages: Collection[str]) -> None:
+    """Take stages out of dvc.lock: their results are of other parameters."""
+    from dvc.utils.serialize import dumps_yaml  # the same YAML that it reads
+
+    path = root / LOCK
+    if not path.exists():
+        return
+    content = read_lock(path.read_bytes(), path)
+    found = content.get("stages", {})
+    kept = {name: entry for name, entry in found.items() if name not in stages}
+    write_bytes(path, dumps_yaml({**content, "stages": kept}).encode())

@@ -1,4 +1,5 @@
-"""Files of DVC's own that a kill can leave cut short, and that would stop every later run."""
+"""What a run leaves that failed or was killed: outputs that are gone, and files of DVC's own that
+are cut short, which would stop every later run."""
 
 import json
 import sys
@@ -7,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from boss_core.errors import InputError
-from flows.workspace.dvc_lock import LOCK, CutShortError, read_lock
+from flows.workspace.dvc_lock import LOCK, CutShortError, locked_stages, read_lock
+from flows.workspace.process import dvc
 
 RWLOCK = Path(".dvc/tmp/rwlock")
 PATIENCE = 1.0  # seconds; DVC writes either in a moment, and not at once
@@ -31,6 +33,19 @@ def set_aside_cut_short(root: Path) -> None:
     if _stays_cut_short(processes, json.loads):
         processes.unlink(missing_ok=True)
         print(f"{processes}: cut short, as a kill leaves it; removed", file=sys.stderr)
+
+
+def restore(root: Path) -> None:
+    """Bring back what a failed stage took away: DVC removes outputs before a stage runs; the
+    recorded ones are in its cache."""
+    try:
+        stages = locked_stages(root)
+    except InputError:  # nothing to go by; the run has failed, and the next one says so
+        return
+    for stage in stages.values():
+        recorded = [out["path"] for out in stage.get("outs", [])]
+        if not all((root / path).exists() for path in recorded):
+            dvc(root, "checkout", "--quiet", "--force", *recorded, check=False)
 
 
 def _stays_cut_short(path: Path, read: Callable[[bytes], object]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+from boss_core.checkpoints.edm import from_published
 from boss_core.checkpoints.folder import CARD, WEIGHTS, load_checkpoint, save_checkpoint
 from boss_core.checkpoints.lora import add_adapter, load_adapter, save_adapter
 from boss_core.checkpoints.rectified_flow import load_rectified_flow
@@ -20,7 +21,7 @@ from boss_core.networks.classifier import (
     load_classifier,
     save_classifier,
 )
-from boss_core.networks.edm import EDM, EDMConfig, from_published
+from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet
 from boss_core.tensor_files import read_tensors
 from boss_core.weights import check_sums

@@ -17,9 +17,9 @@ from torch import distributed
 
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.pixels import from_uint8
-from boss_core.straightening.loss import flow_matching_loss
 from boss_core.training import distributed as processes
-from boss_core.training.device_rows import Rows
+from boss_core.training.device_rows import DeviceRows
+from boss_core.training.flow_matching import flow_matching_loss
 from boss_core.training.loop import train
 from boss_core.training.randomness import device_generator, step_generator
 from boss_core.training.resume import Checkpoints
@@ -41,7 +41,7 @@ def main(folder: Path, given: dict[str, float]) -> None:
         distributed.init_process_group("gloo")
     main_process = processes.own_share().rank == 0
     images = np.random.default_rng(int(given["data_seed"])).integers(256, size=(60, 1, 8, 8))
-    data = Rows.of(images.astype(np.uint8), CPU)
+    data = DeviceRows.of(images.astype(np.uint8), CPU)
     torch.manual_seed(int(given["start_seed"]))
     network = UNet(UNetConfig(
         image_size=8, channels=1, base_channels=8, channel_multipliers=(1, 2), blocks=1,
@@ -62,7 +62,7 @@ def main(folder: Path, given: dict[str, float]) -> None:
         ill = step == given["nan_at"] and share.rank == share.of - 1
         return value * (torch.nan if ill else 1.0)
 
-    share = processes.own_share()
+    share, whole = processes.own_share(), processes.BatchShare()
     loss(network, 0, share).backward()
     gradients = {name: p.grad for name, p in network.named_parameters()}
     if share.of > 1:
@@ -86,7 +86,7 @@ def main(folder: Path, given: dict[str, float]) -> None:
     kept = Checkpoints(folder / "checkpoints", 10, {"seed": 0}, [data.array])
     trained = train(
         network, loss, settings, log_every=7, on_step=on_step, checkpoints=kept,
-        validate=lambda network: {"validation_loss": float(loss(network, 99, processes.Share()))},
+        validate=lambda network: {"validation_loss": float(loss(network, 99, whole))},
     )  # fmt: skip
     if main_process:
         tensors = {n: t.contiguous() for n, t in trained.network.state_dict().items()}

@@ -23,9 +23,9 @@ from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
 from boss_core.pixels import from_uint8
 from boss_core.search.distances import feature_frechet
-from boss_core.straightening.loss import flow_matching_loss
+from boss_core.training.flow_matching import flow_matching_loss
 from boss_core.training.loop import train
-from boss_core.training.randomness import Share
+from boss_core.training.randomness import BatchShare
 from boss_core.training.settings import TrainingSettings
 from studies.samplers import AUTO, CANDIDATES, REFINED, Cell, main, parsed, plan
 from studies.samplers_page import changes, rank_correlations, verdicts
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     data = from_uint8(torch.from_numpy(real))
 
-    def loss(network: UNet, step: int, share: Share) -> torch.Tensor:
+    def loss(network: UNet, step: int, share: BatchShare) -> torch.Tensor:
         rows = torch.arange(32 * step, 32 * step + 32) % len(data)
         return flow_matching_loss(network, data[rows], torch.randn(32, 1, 8, 8), torch.rand(32))
 

@@ -21,7 +21,7 @@ from boss_core.ode.timesteps import quadratic, uniform
 from boss_core.ode.velocity import CountedVelocity, with_labels
 from boss_core.pixels import to_uint8
 from boss_core.straightening.segments import Segments, knot_states
-from boss_core.training.randomness import Share
+from boss_core.training.randomness import BatchShare
 from flows import paths
 from flows.config import load_params
 from flows.records.labels import draw_labels, write_label_counts
@@ -130,7 +130,7 @@ def test_trajectories_and_segments_keep_the_label_of_each_row(solver: str) -> No
     own = Segments.of(states, (0, 2, 4), schedule, labels.numpy())
     assert float(own.loss(straight, [9, 0, 4], [0, 1, 1])) < 1e-12
     loss = own.training_loss(seed=0, trajectories=9, batch_size=16)
-    assert float(loss(straight, 0, Share())) < 1e-12
+    assert float(loss(straight, 0, BatchShare())) < 1e-12
     assert max(own.segment_losses(straight, range(2, 11), 4)) < 1e-12
 
     shuffled = labels.roll(1)

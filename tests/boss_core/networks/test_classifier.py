@@ -20,7 +20,7 @@ from boss_core.networks.classifier import (
 )
 from boss_core.pixels import from_uint8
 from boss_core.training.loop import train
-from boss_core.training.randomness import Share, step_generator
+from boss_core.training.randomness import BatchShare, step_generator
 from boss_core.training.settings import TrainingSettings
 from flows import paths
 from flows.config import load_params
@@ -85,7 +85,7 @@ def test_a_resnet_learns_and_measures_each_image_by_itself(tmp_path: Path) -> No
     y = torch.from_numpy(digits.target)
     torch.manual_seed(0)
 
-    def loss(network: Classifier, step: int, share: Share) -> torch.Tensor:
+    def loss(network: Classifier, step: int, share: BatchShare) -> torch.Tensor:
         rows = step_generator(0, step).integers(1500, size=SETTINGS.batch_size)
         return F.cross_entropy(network(x[rows]), y[rows])
 
@@ -129,7 +129,7 @@ def test_weights_without_a_gradient_decay_by_the_learning_rate() -> None:
         update={"iterations": 5, "warmup": 0, "learning_rate_schedule": "constant", "ema_decay": 0}
     )
 
-    def loss(network: nn.Linear, step: int, share: Share) -> torch.Tensor:
+    def loss(network: nn.Linear, step: int, share: BatchShare) -> torch.Tensor:
         return (network.weight * 0).sum() + (network.bias * 0).sum()
 
     found = train(network, loss, settings).network.weight

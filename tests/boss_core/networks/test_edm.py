@@ -13,17 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from boss_core.checkpoints.edm import PUBLISHED_DEFAULTS, from_published
 from boss_core.errors import InputError
 from boss_core.networks.edm import (
     EDM,
-    PUBLISHED_DEFAULTS,
     Block,
     DhariwalUNet,
     EDMConfig,
     Resample,
     SongUNet,
     StridedConv2d,
-    from_published,
 )
 from boss_core.straightening.loss import straightening_loss
 from tests.helpers.checkout import SHARED, needs_shared

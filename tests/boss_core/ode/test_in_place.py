@@ -23,8 +23,9 @@ from boss_core.search.distances import sliced_wasserstein
 from boss_core.search.forward import oss_paths
 from boss_core.search.lpips import estimate_lpips_costs
 from boss_core.search.refine import refine
-from boss_core.straightening.loss import flow_matching_loss, straightening_loss
+from boss_core.straightening.loss import straightening_loss
 from boss_core.straightening.segments import knot_states
+from boss_core.training.flow_matching import flow_matching_loss
 
 GRID, SHAPE = uniform(6), (1, 2, 2)
 LABELS = torch.tensor([0, 1, 2, 1])

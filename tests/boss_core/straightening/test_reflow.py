@@ -9,7 +9,7 @@ from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
 from boss_core.straightening.reflow import VALIDATION_TIMES, Pairs
-from boss_core.training.randomness import Share
+from boss_core.training.randomness import BatchShare
 from tests.helpers.linear import Linear
 
 KNOTS = (0, 25, 100)
@@ -40,7 +40,7 @@ def test_no_loss_is_left_for_the_straight_lines_of_a_linear_flow(distill: bool) 
     found = pairs(noise, images, distill=distill)
     loss = found.training_loss(seed=0, trajectories=12, batch_size=8)
     for step in range(5):
-        assert float(loss(straight, step, Share())) < 1e-10
+        assert float(loss(straight, step, BatchShare())) < 1e-10
     losses = found.time_losses(straight, range(12), 5)
     assert len(losses) == (4 if distill else 10)
     assert max(losses) < 1e-10
@@ -71,7 +71,7 @@ def test_least_loss_between_independent_gaussians() -> None:
     np.testing.assert_allclose(losses, s**2 / variance(VALIDATION_TIMES), rtol=0.03)
     # The mean over t of s^2 / variance is s pi / 2, as its integral is an arc tangent.
     loss = found.training_loss(seed=0, trajectories=4000, batch_size=1000)
-    random = [float(loss(best, step, Share())) for step in range(40)]
+    random = [float(loss(best, step, BatchShare())) for step in range(40)]
     assert np.mean(random) == pytest.approx(s * np.pi / 2, rel=0.02)
 
 
@@ -87,8 +87,8 @@ def test_times_of_distillation_are_the_k_with_equal_shares_and_of_reflow_uniform
 
         loss = found.training_loss(seed=0, trajectories=6, batch_size=8)
         for step in range(50):
-            loss(velocity, step, Share(0, 2))
-            loss(velocity, step, Share(1, 2))
+            loss(velocity, step, BatchShare(0, 2))
+            loss(velocity, step, BatchShare(1, 2))
     values, counts = np.unique(seen[True], return_counts=True)
     assert values.tolist() == [0.0, 0.25, 0.5, 0.75]
     assert counts.tolist() == [100, 100, 100, 100]
@@ -112,7 +112,7 @@ def test_labels_stay_with_their_trajectories_and_validation_is_apart() -> None:
 
     loss = found.training_loss(seed=0, trajectories=4, batch_size=6)
     for step in range(20):
-        loss(velocity, step, Share())
+        loss(velocity, step, BatchShare())
     assert rows == {0, 1, 2, 3}
     rows.clear()
     found.time_losses(velocity, range(4, 7), 2)

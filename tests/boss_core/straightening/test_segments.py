@@ -8,9 +8,10 @@ from boss_core.ode.noise import sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import ab2, euler
 from boss_core.ode.timesteps import quadratic, uniform
-from boss_core.straightening.loss import flow_matching_loss, straightening_loss
+from boss_core.straightening.loss import straightening_loss
 from boss_core.straightening.segments import Segments, chord_weights, knot_states
-from boss_core.training.randomness import Share
+from boss_core.training.flow_matching import flow_matching_loss
+from boss_core.training.randomness import BatchShare
 from tests.helpers.linear import Linear
 
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def test_every_segment_has_its_share_of_a_batch_and_validation_is_apart() -> Non
     starts = [segments.states.array[r, p] for r in range(7) for p in range(3)]
     loss = segments.training_loss(seed=0, trajectories=4, batch_size=6)
     for step in range(20):
-        loss(velocity, step, Share())
+        loss(velocity, step, BatchShare())
     counts = np.unique(np.array(times).round(3), return_counts=True)[1]
     assert list(counts) == [40, 40, 40]
     assert {r // 3 for r in rows} == {0, 1, 2, 3}  # of 7 trajectories, the last 3 are held out
@@ -174,7 +175,7 @@ def test_a_network_that_meets_its_targets_takes_ab2_through_the_knots() -> None:
     segments = Segments.of(stored, KNOTS, schedule)
     assert max(segments.segment_losses(met, range(7), 3)) < 1e-11
     loss = segments.training_loss(seed=0, trajectories=7, batch_size=16)
-    assert float(loss(met, 0, Share())) < 1e-11
+    assert float(loss(met, 0, BatchShare())) < 1e-11
     # It is another target than Euler's.
     for_euler = Segments.of(stored, KNOTS, schedule.model_copy(update={"solver": "euler"}))
     assert min(for_euler.segment_losses(met, range(7), 3)[1:]) > 1e-3

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from boss_core.training.augmentation import SHIFT, augmented
-from boss_core.training.randomness import Share, device_generator
+from boss_core.training.randomness import BatchShare, device_generator
 
 CPU = torch.device("cpu")
 
@@ -39,6 +39,6 @@ def test_augmentation_depends_on_the_step_alone() -> None:
     assert torch.equal(found, augmented(x, device_generator(3, 7, CPU)))
     assert not torch.equal(found, augmented(x, device_generator(3, 8, CPU)))
     for rank in (0, 1):
-        share = Share(rank, 2)
+        share = BatchShare(rank, 2)
         own = augmented(share.take(x), device_generator(3, 7, CPU), share)
         assert torch.equal(own, share.take(found))

@@ -10,18 +10,18 @@ from boss_core.checkpoints.rectified_flow import read_config
 from boss_core.networks.ncsnpp import NCSNpp
 from boss_core.networks.ncsnpp_init import initialise
 from boss_core.pixels import from_uint8
-from boss_core.straightening.loss import flow_matching_loss
 from boss_core.training import device_rows
-from boss_core.training.device_rows import Rows
+from boss_core.training.device_rows import DeviceRows
+from boss_core.training.flow_matching import flow_matching_loss
 from boss_core.training.loop import train
-from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, device_generator, step_generator
 from boss_core.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-def index_of(step: int, share: Share) -> tuple[np.ndarray, np.ndarray]:
+def index_of(step: int, share: BatchShare) -> tuple[np.ndarray, np.ndarray]:
     draw = step_generator(0, step)
     return share.take(draw.integers(50, size=(8, 1))), share.take(draw.integers(4, size=(8, 2)))
 
@@ -31,11 +31,11 @@ def test_rows_of_an_array_and_of_a_mapped_file(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", array)
     mapped = np.load(tmp_path / "array.npy", mmap_mode="r")
     for source in (array, mapped):
-        batch = Rows.of(source, CPU).batches(index_of)
+        batch = DeviceRows.of(source, CPU).batches(index_of)
         for step in (0, 1, 7):
-            rows, places = index_of(step, Share())
-            assert np.array_equal(batch(step, Share()).numpy(), array[rows, places])
-            shares = [batch(step, Share(rank, 2)).numpy() for rank in (0, 1)]
+            rows, places = index_of(step, BatchShare())
+            assert np.array_equal(batch(step, BatchShare()).numpy(), array[rows, places])
+            shares = [batch(step, BatchShare(rank, 2)).numpy() for rank in (0, 1)]
             assert np.array_equal(np.stack(shares, axis=1).reshape(8, 2, 3), array[rows, places])
 
 
@@ -68,12 +68,12 @@ def test_rows_on_a_gpu_whether_they_fit_or_not(
     gpu = torch.device("cuda")
     array = np.random.default_rng(0).standard_normal((50, 4, 3, 32, 32)).astype(np.float32)
     monkeypatch.setattr(device_rows, "LARGEST_SHARE", share)
-    rows = Rows.of(array, gpu)
+    rows = DeviceRows.of(array, gpu)
     assert (rows.resident is None) == (share == 0)
     batch = rows.batches(index_of)
     for step in (0, 1, 2, 3, 9, 10):
-        of_step = index_of(step, Share())
-        assert np.array_equal(batch(step, Share()).cpu().numpy(), array[of_step])
+        of_step = index_of(step, BatchShare())
+        assert np.array_equal(batch(step, BatchShare()).cpu().numpy(), array[of_step])
         assert np.array_equal(rows.take(*of_step).cpu().numpy(), array[of_step])
 
 
@@ -83,7 +83,7 @@ def test_rows_in_half_precision_where_only_that_fits(monkeypatch: pytest.MonkeyP
     array = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     free = torch.cuda.mem_get_info(gpu)[0]
     monkeypatch.setattr(device_rows, "LARGEST_SHARE", 0.75 * array.nbytes / free)
-    rows = Rows.of(array, gpu, halve=True)
+    rows = DeviceRows.of(array, gpu, halve=True)
     assert rows.resident is not None
     assert rows.device_rows.dtype == torch.float16
     taken = rows.take(np.arange(64))
@@ -104,7 +104,7 @@ def test_no_step_on_a_gpu_waits_for_it(
     network = NCSNpp(config)
     initialise(network)
     names = list(network.state_dict())
-    batch = Rows.of(images, gpu).batches(
+    batch = DeviceRows.of(images, gpu).batches(
         lambda step, share: (share.take(step_generator(0, step).integers(500, size=64)),)
     )
 

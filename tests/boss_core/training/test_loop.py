@@ -10,7 +10,7 @@ from torch import nn
 
 from boss_core.errors import InputError
 from boss_core.training.loop import learning_rate_factor, train
-from boss_core.training.randomness import Share
+from boss_core.training.randomness import BatchShare
 from boss_core.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_bfloat16_trains_float32_weights_near_those_of_float32() -> None:
         return (found - x.sum(dim=1, keepdim=True)).square().mean()
 
     def validate(network):
-        return {"validation_loss": float(loss(network, 0, Share()))}
+        return {"validation_loss": float(loss(network, 0, BatchShare()))}
 
     chosen = settings(iterations=60, learning_rate=1e-2)
     exact, rounded = (

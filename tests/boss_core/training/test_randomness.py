@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from boss_core.training.randomness import Share, device_generator, step_generator
+from boss_core.training.randomness import BatchShare, device_generator, step_generator
 
 
 def test_random_numbers_depend_on_seed_and_step_alone() -> None:
@@ -23,7 +23,7 @@ def test_random_numbers_depend_on_seed_and_step_alone() -> None:
 
 def test_shares_make_up_the_batch() -> None:
     batch = np.arange(12)
-    assert [Share(rank, 3).take(batch).tolist() for rank in range(3)] == [
+    assert [BatchShare(rank, 3).take(batch).tolist() for rank in range(3)] == [
         [0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11],
     ]  # fmt: skip
-    assert np.array_equal(Share().take(batch), batch)
+    assert np.array_equal(BatchShare().take(batch), batch)

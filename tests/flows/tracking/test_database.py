@@ -12,8 +12,8 @@ import mlflow
 import pytest
 
 from boss_core.errors import InputError
+from flows.tracking.connection import prepare_database
 from flows.tracking.database import follow, make_database
-from flows.tracking.runs import prepare_database
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 

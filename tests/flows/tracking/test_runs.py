@@ -16,8 +16,9 @@ import pytest
 
 from boss_core.errors import InputError
 from flows.config import load_params
+from flows.tracking.connection import tracking_uri
 from flows.tracking.links import without_password
-from flows.tracking.runs import track_budget, tracking_uri
+from flows.tracking.runs import track_budget
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project, running_in
 from tests.helpers.records import VARIANTS

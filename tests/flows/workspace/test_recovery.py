@@ -9,10 +9,9 @@ from dvc.utils.strictyaml import load as load_as_dvc
 
 from boss_core.errors import InputError
 from flows.workspace import recovery
-from flows.workspace.dvc_lock import CutShortError, locked_stages, read_lock
-from flows.workspace.dvc_runner import _forget, restore
+from flows.workspace.dvc_lock import CutShortError, forget, locked_stages, read_lock
 from flows.workspace.integrity import absent, verify
-from flows.workspace.recovery import set_aside_cut_short
+from flows.workspace.recovery import restore, set_aside_cut_short
 from tests.helpers.project import Project
 
 CUT = "schema: '2.0'\nstages:\n  check:\n    cmd: 'pyth"
@@ -128,7 +127,7 @@ def test_a_stage_taken_out_leaves_the_rest_as_dvc_reads_it(
     before = (finished.folder / "dvc.lock").read_text()
     lock.write_text(before.replace("seed: ", "note: '1e5'\n        other: 'no'\n        seed: "))
     whole, _ = load_as_dvc(str(lock), Lockfile.SCHEMA)
-    _forget(tmp_path, {"report"})
+    forget(tmp_path, {"report"})
     left, _ = load_as_dvc(str(lock), Lockfile.SCHEMA)
     del whole["stages"]["report"]
     assert left == whole

@@ -7,7 +7,7 @@ import yaml
 
 from boss_core.errors import InputError
 from flows.orchestration.request import check_request
-from flows.workspace.dvc_runner import isolated_copy, override
+from flows.workspace.experiment import isolated_copy, override
 from tests.helpers.checkout import ROOT
 from tests.helpers.project import Project
 

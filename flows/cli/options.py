@@ -1,0 +1,43 @@
+"""The options that several commands have."""
+
+import typer
+
+NETWORK = "Network: one of three"
+CHECKPOINT = typer.Option(
+    None,
+    rich_help_panel=NETWORK,
+    help="A folder with model.safetensors and card.json, or a Rectified Flow .pth (with --config).",
+)
+CONFIG = typer.Option(
+    None,
+    rich_help_panel=NETWORK,
+    help="Architecture of a .pth: a published name (cifar10, afhq_cat, celeba_hq, lsun_church,"
+    " lsun_bedroom) or a JSON file.",
+)
+RAW = typer.Option(
+    False,
+    "--raw-weights",
+    rich_help_panel=NETWORK,
+    help="Of a .pth, the raw weights instead of the EMA's.",
+)
+VELOCITY = typer.Option(
+    None,
+    metavar="MODULE:NAME",
+    rich_help_panel=NETWORK,
+    help="Instead of a checkpoint: a callable v(x, t) in Python, as my_code.flow:velocity.",
+)
+SHAPE = typer.Option(
+    None,
+    metavar="CxHxW",
+    rich_help_panel=NETWORK,
+    help="With --velocity: the shape of a sample.",
+)
+PIPELINE = typer.Option(
+    None,
+    rich_help_panel=NETWORK,
+    help="Instead of a checkpoint: a diffusers pipeline, a folder or a name on the hub.",
+)
+SEED = typer.Option(
+    0, min=0, max=2**63 - 1, help="Seed of the noise; sample i depends on it and i alone."
+)
+DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1 (the second GPU) or, to sample, mps.")
