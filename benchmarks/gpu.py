@@ -39,11 +39,11 @@ from boss_core.checkpoints.lora import add_adapter
 from boss_core.checkpoints.rectified_flow import PUBLISHED
 from boss_core.costs.matrix import CostSum, estimate_cost_matrix
 from boss_core.evaluation.sampling import sample_images
+from boss_core.io.pixels import from_uint8
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
-from boss_core.pixels import from_uint8
 from boss_core.straightening.segments import Segments
 from boss_core.training.device_rows import DeviceRows
 from boss_core.training.distributed import own_share

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 
 
 def write_between(path: Path, source: str, title: str, parts: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from flows import paths
 from flows.config import Params, load_params
 from flows.measure.usage import amounts, read_usage

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from boss_core.ode.solver_table import SOLVERS as TABLE
 from flows.progress import progress
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from boss_core.checkpoints.folder import Network, load_checkpoint
 from boss_core.errors import InputError
-from boss_core.files import sha256
+from boss_core.io.files import sha256
+from boss_core.io.pixels import from_uint8, to_uint8
 from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.timesteps import Times, uniform
 from boss_core.ode.velocity import Velocity, with_labels
-from boss_core.pixels import from_uint8, to_uint8
 from boss_core.search.distances import Distance, energy, sliced_wasserstein
 from flows.records.searches import distance_named
 

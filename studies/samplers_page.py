@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from flows.report.plots import figure, log_scale
 from studies.markdown import grid_table, markdown, mean_and_error, value, write_between
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from boss_core.weights import add_content
+from boss_core.io.weights import add_content
 
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
 _OURS = Path(__file__).resolve().parents[1]  # all of this library

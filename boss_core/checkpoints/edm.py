@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.io.weights import check_weights, skeleton
 from boss_core.networks.edm import EDM, EDMConfig
-from boss_core.weights import check_weights, skeleton
 
 # What the published constructors assume where the settings of a network say nothing.
 PUBLISHED_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ def from_published(settings: Mapping[str, Any], state_dict: Mapping[str, Tensor]
     not shape it (dropout, use_fp16, ...) are passed over, and so are the weights of the
     augmentation labels, whose input is zero when sampling. Raises InputError when the settings
     are not those of such a network, or when any other weight is missing, left over, of another
-    shape or no weights (`boss_core.weights.check_weights`).
+    shape or no weights (`boss_core.io.weights.check_weights`).
     """
     model_type = settings.get("model_type", "DhariwalUNet")
     fields = EDMConfig.model_fields.keys() - {"sigma_min", "sigma_max"}

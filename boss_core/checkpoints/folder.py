@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from boss_core.checkpoints.rectified_flow import load_rectified_flow
 from boss_core.errors import InputError
-from boss_core.files import sha256, write_files
+from boss_core.io.files import sha256, write_files
+from boss_core.io.weights import check_weights, skeleton
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.ode.schedule import Schedule
-from boss_core.weights import check_weights, skeleton
 
 __all__ = [
     "ARCHITECTURES",
@@ -130,7 +130,7 @@ def load_checkpoint(folder: Path) -> tuple[Network, Card]:
     """The network on the CPU, in evaluation mode and without gradients, and its card.
 
     Raises InputError naming the file that is missing, truncated, altered or of another shape, and
-    the tensor that is no weights (`boss_core.weights.check_weights`).
+    the tensor that is no weights (`boss_core.io.weights.check_weights`).
     """
     card = read_card(folder)
     path = folder / WEIGHTS

@@ -31,10 +31,10 @@ from boss_core.checkpoints.folder import (
     read_weights,
 )
 from boss_core.errors import InputError
-from boss_core.files import write_files
+from boss_core.io.files import write_files
+from boss_core.io.weights import check_weights
 from boss_core.networks.ncsnpp import StackedLinear, UnbiasedConv2d, UpsamplingConv2d
 from boss_core.ode.schedule import Schedule
-from boss_core.weights import check_weights
 
 
 class AdapterCard(BaseModel):

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.io.weights import check_sums, check_weights, is_of_the_disk, skeleton
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
-from boss_core.weights import check_sums, check_weights, is_of_the_disk, skeleton
 
 # Published networks by name, as JSON of what shapes them.
 PUBLISHED = {
@@ -57,7 +57,7 @@ def load_rectified_flow(
         a state dict has one kind only, which is taken either way.
 
     Raises InputError naming what does not hold: file, setting, every missing and unexpected
-    parameter, or a tensor that is no weights (`boss_core.weights.check_weights`).
+    parameter, or a tensor that is no weights (`boss_core.io.weights.check_weights`).
     """
     path = Path(checkpoint)
     settings, source = read_config(config)

@@ -17,7 +17,7 @@ import torch
 
 from boss_core.costs.matrix import CostSum
 from boss_core.errors import InputError
-from boss_core.files import replacing
+from boss_core.io.files import replacing
 from boss_core.ode.noise import NoiseSource
 from boss_core.ode.timesteps import GRIDS, Times
 

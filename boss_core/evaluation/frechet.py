@@ -25,11 +25,11 @@ from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
 from boss_core.errors import InputError
-from boss_core.files import sha256
+from boss_core.io.files import sha256
+from boss_core.io.pixels import to_uint8
+from boss_core.io.tensor_files import arrays_only, read_tensors
+from boss_core.io.weights import is_of_the_disk
 from boss_core.networks.classifier import load_classifier
-from boss_core.pixels import to_uint8
-from boss_core.tensor_files import arrays_only, read_tensors
-from boss_core.weights import is_of_the_disk
 
 
 class ClassifierExtractor(FeatureExtractorBase):

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.io.pixels import to_uint8
 from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import SOLVERS
 from boss_core.ode.timesteps import validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, with_labels
-from boss_core.pixels import to_uint8
 
 # Threads that draw noise for a GPU: beside the launches one takes some 0.1 s for 1,000 images of
 # CIFAR-10, as long as six passes of a small network. A CPU's cores have the network to run.

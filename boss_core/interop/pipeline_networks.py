@@ -10,7 +10,7 @@ import torch
 
 from boss_core.errors import InputError
 from boss_core.interop.recording import DENOISERS
-from boss_core.weights import add_content
+from boss_core.io.weights import add_content
 
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of weights
 

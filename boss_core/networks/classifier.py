@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
+from boss_core.io.pixels import from_uint8
+from boss_core.io.weights import check_weights, skeleton
 from boss_core.networks.sizes import LARGEST
-from boss_core.pixels import from_uint8
-from boss_core.weights import check_weights, skeleton
 
 ACCURACY_BATCH = 1000
 

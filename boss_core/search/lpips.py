@@ -19,11 +19,11 @@ from torch_fidelity.sample_similarity_lpips import URL_VGG16_LPIPS, SampleSimila
 from torchvision.models import VGG16_Weights
 
 from boss_core.errors import InputError
+from boss_core.io.tensor_files import read_tensors
 from boss_core.ode.batches import batches
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.ode.velocity import Velocity, VelocityField
-from boss_core.tensor_files import read_tensors
 
 # What torch-fidelity would download: here the files have to be in the user's folder.
 URLS = (URL_VGG16_LPIPS, VGG16_Weights.IMAGENET1K_V1.url)

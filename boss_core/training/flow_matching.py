@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from boss_core.io.pixels import from_uint8
 from boss_core.ode.noise import sample_noise
 from boss_core.ode.velocity import Velocity, VelocityField, with_labels
-from boss_core.pixels import from_uint8
 from boss_core.training.device_rows import DeviceRows
 from boss_core.training.randomness import BatchShare, Loss, device_generator, step_generator
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from boss_core.errors import InputError
-from boss_core.files import sha256
+from boss_core.io.files import sha256
 from boss_core.training import distributed
 from boss_core.training.cuda_graph import graphed
 from boss_core.training.randomness import BatchShare, Loss, seed_all

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from boss_core.files import replacing
+from boss_core.io.files import replacing
 
 _KEPT = 2
 _CHUNK = 2**26  # bytes hashed at once

@@ -37,6 +37,6 @@ def export(
     if out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     else:
-        from boss_core.files import write_bytes
+        from boss_core.io.files import write_bytes
 
         write_bytes(out, text.encode())

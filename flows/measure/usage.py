@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boss_core.errors import InputError
-from boss_core.files import sha256
+from boss_core.io.files import sha256
 from flows import paths
 from flows.records.json_files import Json, read_json, write_json
 

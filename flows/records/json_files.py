@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from flows import paths
 
 Json = dict[str, Any]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from boss_core.files import replacing
+from boss_core.io.files import replacing
 
 COLUMNS, ROWS = 10, 4  # of the grids in the report
 

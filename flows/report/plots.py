@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from boss_core.files import replacing
+from boss_core.io.files import replacing
 from boss_core.ode.schedule import Schedule
 from flows.records.variants import Variant
 

@@ -20,7 +20,6 @@ from boss_core.bellman.objectives import optimal_steps, path_values, step_costs
 from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
 from boss_core.interop.diffusers_pipelines import (
     estimate_pipeline_cost,
     pipeline_hash,
@@ -28,6 +27,7 @@ from boss_core.interop.diffusers_pipelines import (
     sample_latents,
 )
 from boss_core.interop.pipeline_rounding import without_rounding
+from boss_core.io.files import write_bytes
 from boss_core.ode.noise import COSTS, SEARCH, seed_for
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import Times

@@ -10,7 +10,7 @@ from boss_core.checkpoints.folder import Network
 from boss_core.checkpoints.load import Teacher
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import sample_images
-from boss_core.files import replacing
+from boss_core.io.files import replacing
 from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.schedule import Schedule, from_sigmas
 from boss_core.ode.velocity import check_repeats

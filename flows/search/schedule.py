@@ -27,7 +27,7 @@ from boss_core.costs.measure import measure_costs
 from boss_core.costs.references import REFERENCES
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import NEARLY_NOISE
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from boss_core.ode import timesteps
 from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.schedule import Schedule, from_sigmas, interval

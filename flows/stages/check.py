@@ -9,7 +9,7 @@ import numpy as np
 
 from boss_core.data.images import ImageSource, Shape, image_shape
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from flows import paths
 from flows.config import NEAREST, Params, Teacher
 from flows.stages.inception import inception_weights
@@ -119,7 +119,7 @@ def _check_labels(params: Params, found: Found) -> None:
 
 def _check_weights(params: Params) -> None:
     if params.features.extractor == "inception":
-        from boss_core.tensor_files import read_tensors
+        from boss_core.io.tensor_files import read_tensors
 
         weights = inception_weights(Path(params.features.path))
         read_tensors(weights, "the Inception weights of torch-fidelity")

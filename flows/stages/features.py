@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from boss_core.errors import InputError
 from boss_core.evaluation.frechet import Extractor, evaluate_images
-from boss_core.files import replacing
+from boss_core.io.files import replacing
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,

@@ -9,7 +9,7 @@ import torch
 
 from boss_core.checkpoints.folder import Network, load_checkpoint, save_checkpoint
 from boss_core.checkpoints.lora import adapter_tensors, add_adapter, save_adapter
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from boss_core.straightening.reflow import Pairs
 from boss_core.straightening.segments import Segments
 from boss_core.training.device_rows import DeviceRows

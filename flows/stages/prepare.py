@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boss_core.data.images import ImageSource, Shape, image_shape, read_images
-from boss_core.files import new_array, replacing_folder
+from boss_core.io.files import new_array, replacing_folder
 from flows import paths
 from flows.config import Params
 from flows.progress import progress

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from boss_core.ode.schedule import Schedule
 from flows import paths
 from flows.config import Params

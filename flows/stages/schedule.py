@@ -12,7 +12,7 @@ from boss_core.checkpoints.folder import Network, load_checkpoint
 from boss_core.costs.cost_file import CostKey, read_costs
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from boss_core.ode import timesteps
 from boss_core.ode.schedule import Schedule
 from boss_core.search.find import find_steps

@@ -17,7 +17,7 @@ from boss_core.checkpoints.folder import (
 )
 from boss_core.checkpoints.rectified_flow import read_config
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.ncsnpp_init import initialise
 from boss_core.networks.unet import UNet, UNetConfig

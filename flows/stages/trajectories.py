@@ -3,7 +3,7 @@
 import numpy as np
 
 from boss_core.checkpoints.folder import load_checkpoint
-from boss_core.files import new_array, replacing_folder
+from boss_core.io.files import new_array, replacing_folder
 from boss_core.ode.noise import TRAJECTORIES, seed_for
 from boss_core.ode.timesteps import uniform, union
 from boss_core.straightening.segments import knot_states

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 from flows import paths
 from flows.records.json_files import read_json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 
 LOCK = Path("dvc.lock")
 # As git leaves it in a file that it could not merge.

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from boss_core.errors import InputError
-from boss_core.files import write_bytes
+from boss_core.io.files import write_bytes
 
 LOCAL = Path(".dvc/config.local")
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed
 
+from boss_core.io.pixels import from_uint8
 from boss_core.networks.unet import UNet, UNetConfig
-from boss_core.pixels import from_uint8
 from boss_core.training import distributed as processes
 from boss_core.training.device_rows import DeviceRows
 from boss_core.training.flow_matching import flow_matching_loss

@@ -15,13 +15,13 @@ from sklearn.datasets import load_digits
 from boss_core.checkpoints.folder import load_checkpoint, save_checkpoint
 from boss_core.evaluation.frechet import Extractor, evaluate_images, feature_function
 from boss_core.evaluation.sampling import sample_images
+from boss_core.io.pixels import from_uint8
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.ode.noise import COSTS, EVALUATION, sample_noise
 from boss_core.ode.solver_table import steps_of
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
-from boss_core.pixels import from_uint8
 from boss_core.search.distances import feature_frechet
 from boss_core.training.flow_matching import flow_matching_loss
 from boss_core.training.loop import train

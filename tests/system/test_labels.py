@@ -14,12 +14,12 @@ from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.data.images import digits
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import sample_images
+from boss_core.io.pixels import to_uint8
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import quadratic, uniform
 from boss_core.ode.velocity import CountedVelocity, with_labels
-from boss_core.pixels import to_uint8
 from boss_core.straightening.segments import Segments, knot_states
 from boss_core.training.randomness import BatchShare
 from flows import paths

@@ -12,7 +12,7 @@ import torch
 
 from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.checkpoints.lora import load_adapter
-from boss_core.files import sha256
+from boss_core.io.files import sha256
 from flows.config import Method
 from tests.helpers.project import Project
 from tests.helpers.records import record

@@ -15,7 +15,7 @@ from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.evaluation.frechet import image_hash
-from boss_core.files import sha256
+from boss_core.io.files import sha256
 from flows.config import load_params
 from flows.stages import check, cost
 from tests.helpers.costs import cost_matrix
@@ -320,7 +320,7 @@ def test_every_stage_depends_on_the_code_that_makes_its_results() -> None:
     from tests.helpers.checkout import ROOT
 
     harmless = {
-        "boss_core/errors.py", "boss_core/files.py",
+        "boss_core/errors.py", "boss_core/io/files.py",
         "boss_core/training/settings.py",
         "flows/config.py", "flows/measure/energy.py", "flows/errors.py", "flows/paths.py",
         "flows/progress.py", "flows/records/json_files.py", "flows/stages/runner.py",

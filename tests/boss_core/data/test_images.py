@@ -26,8 +26,8 @@ from boss_core.data.images import (
     read_images,
 )
 from boss_core.errors import InputError
-from boss_core.files import sha256
-from boss_core.pixels import from_uint8, to_uint8
+from boss_core.io.files import sha256
+from boss_core.io.pixels import from_uint8, to_uint8
 from flows.config import Params, load_params
 from flows.stages import prepare
 from tests.helpers.checkout import ROOT

@@ -6,11 +6,11 @@ import torch
 
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import sample_images
+from boss_core.io.pixels import to_uint8
 from boss_core.ode.noise import sample_noise
 from boss_core.ode.solvers import SOLVERS
 from boss_core.ode.timesteps import quadratic
 from boss_core.ode.velocity import CountedVelocity
-from boss_core.pixels import to_uint8
 from tests.helpers.linear import Linear
 
 SHAPE = (1, 4, 4)

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from boss_core.io.pixels import from_uint8
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
@@ -18,7 +19,6 @@ from boss_core.networks.classifier import (
     load_classifier,
     save_classifier,
 )
-from boss_core.pixels import from_uint8
 from boss_core.training.loop import train
 from boss_core.training.randomness import BatchShare, step_generator
 from boss_core.training.settings import TrainingSettings

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from boss_core.checkpoints.rectified_flow import read_config
+from boss_core.io.pixels import from_uint8
 from boss_core.networks.ncsnpp import NCSNpp
 from boss_core.networks.ncsnpp_init import initialise
-from boss_core.pixels import from_uint8
 from boss_core.training import device_rows
 from boss_core.training.device_rows import DeviceRows
 from boss_core.training.flow_matching import flow_matching_loss

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from boss_core.io.pixels import from_uint8
 from boss_core.ode.noise import sample_noise
-from boss_core.pixels import from_uint8
 from boss_core.training.flow_matching import LabelledImages, flow_matching_loss
 from boss_core.training.randomness import BatchShare, device_generator
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from boss_core.files import sha256
+from boss_core.io.files import sha256
 from flows import paths
 from flows.measure.energy import COUNTER
 from flows.measure.usage import read_usage, stages

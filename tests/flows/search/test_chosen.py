@@ -76,8 +76,8 @@ def test_refined_steps_have_no_better_neighbour(setting: Setting, name: str) -> 
     make = getattr(distances, name, None)
     if make is None:  # the features that evaluate the images too
         from boss_core.evaluation.frechet import Extractor
+        from boss_core.io.pixels import to_uint8
         from boss_core.networks.classifier import load_classifier
-        from boss_core.pixels import to_uint8
 
         weights = Extractor("classifier", paths.FEATURES / "classifier.safetensors").weights
         network = load_classifier(weights)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.errors import InputError
-from boss_core.pixels import from_uint8
+from boss_core.io.pixels import from_uint8
 from flows.config import load_params
 from flows.measure.usage import read_usage
 from flows.stages import teacher

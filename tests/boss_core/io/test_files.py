@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boss_core.files import new_array, replacing_folder, sha256, write_files
+from boss_core.io.files import new_array, replacing_folder, sha256, write_files
 
 
 def test_a_folder_that_fails_leaves_the_last_one(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from boss_core.checkpoints.folder import CARD, WEIGHTS, load_checkpoint, save_ch
 from boss_core.checkpoints.lora import add_adapter, load_adapter, save_adapter
 from boss_core.checkpoints.rectified_flow import load_rectified_flow
 from boss_core.errors import InputError
-from boss_core.files import sha256
+from boss_core.io.files import sha256
+from boss_core.io.tensor_files import read_tensors
+from boss_core.io.weights import check_sums
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
@@ -23,8 +25,6 @@ from boss_core.networks.classifier import (
 )
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet
-from boss_core.tensor_files import read_tensors
-from boss_core.weights import check_sums
 from tests.helpers.edm import NCSNPP
 from tests.helpers.rectified_flow import publish, settings, small
 from tests.helpers.refusals import refused

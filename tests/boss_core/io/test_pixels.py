@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from boss_core.pixels import from_uint8, to_uint8
+from boss_core.io.pixels import from_uint8, to_uint8
 
 
 def test_every_pixel_comes_back() -> None:
