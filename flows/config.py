@@ -9,7 +9,7 @@ from boss_core.bellman.names import OBJECTIVES
 from boss_core.errors import InputError
 from boss_core.ode.solver_table import MULTISTEP, SOLVERS
 from boss_core.search.settings import SAMPLED
-from boss_core.training.settings import ComputeSettings, Settings, TrainingSettings
+from boss_core.training.settings import ComputeSettings, Settings, TrainingSettings, training_share
 from flows.strict_yaml import read_mapping, shown
 
 PARAMS = Path("params.yaml")
@@ -152,25 +152,15 @@ class ScheduleSearch(Settings):
         ge=1, le=MOST, description="oss, refine, auto, lpips: states evaluated together"
     )
 
-    @property
-    def papers(self) -> bool:
-        """Whether the chosen steps are those of the paper, which are always there."""
-        return (self.solver, self.objective) == ("euler", "l2_squared")
-
 
 class Trajectories(Settings):
     samples: int = Field(ge=2, le=MOST, description="teacher trajectories")
     validation_fraction: float = Field(gt=0, lt=1, description="share kept for validation")
     batch_size: int = Field(ge=1, le=MOST, description="trajectories rolled out together")
 
-    @property
-    def training_samples(self) -> int:
-        """Trajectories to train on; the rest, at least one, is for validation."""
-        return self.samples - max(1, round(self.samples * self.validation_fraction))
-
     @model_validator(mode="after")
     def _some_to_train_on(self) -> Self:
-        if self.training_samples < 1:
+        if training_share(self.samples, self.validation_fraction) < 1:
             raise ValueError(
                 f"validation_fraction {self.validation_fraction} of {self.samples} samples leaves"
                 " none to train on; less, or more samples, needed"
@@ -265,7 +255,8 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Self:
-        if self.schedule.papers and self.finetune.methods == ["chosen_straightened"]:
+        wanted = (self.schedule.solver, self.schedule.objective)
+        if wanted == ("euler", "l2_squared") and self.finetune.methods == ["chosen_straightened"]:
             raise ValueError(
                 "finetune.methods: chosen_straightened alone, but schedule asks for no steps beside"
                 " the paper's; another method, solver or objective needed"

@@ -22,6 +22,7 @@ from PIL import Image
 
 from boss_core.errors import InputError
 from boss_core.io.files import write_bytes
+from boss_core.training.settings import training_share
 from flows import paths
 from flows.config import Params, load_params
 from flows.measure.usage import amounts, read_usage
@@ -209,10 +210,12 @@ def introduction(projects: Sequence[Project], name: str) -> str:
         else f" One seed ({seeds}), so without a spread."
     )
     among = " among rows with all seeds" if len(projects) > 1 else ""
+    kept = params.trajectories
+    trajectories = training_share(kept.samples, kept.validation_fraction)
     return (
         f"Teacher `{record['teacher_hash'][:12]}`. Every method trains from it for"
         f" {training.iterations:,} iterations of {training.batch_size} on"
-        f" {params.trajectories.training_samples:,} of its trajectories. Each value compares"
+        f" {trajectories:,} of its trajectories. Each value compares"
         f" {record['samples']:,} samples with {record['reference_samples']:,} real images in the"
         f" features of the {record['extractor']} `{record['extractor_hash'][:12]}`{accuracy}."
         f"{spread} The lowest distance of each budget{among} is bold. All numbers:"

@@ -34,6 +34,7 @@ from boss_core.search.forward import oss_paths
 from boss_core.search.refine import refine
 from boss_core.straightening.segments import Segments, knot_states
 from boss_core.training.loop import train
+from boss_core.training.settings import training_share
 from studies.samplers import AUTO, CANDIDATES, REFINED
 from studies.samplers_bench import Bench, Row
 
@@ -346,7 +347,10 @@ class Seed:
         assert params is not None
         states, knots, labels = self.trajectories
         segments = Segments.of(states, knots, schedule, labels, device=device)
-        settings, training = params.finetune.training, params.trajectories.training_samples
+        settings, training = (
+            params.finetune.training,
+            training_share(params.trajectories.samples, params.trajectories.validation_fraction),
+        )
         loss = segments.training_loss(
             seed=self.seed, trajectories=training, batch_size=settings.batch_size
         )

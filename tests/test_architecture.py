@@ -41,7 +41,7 @@ PIPELINE = {
     "records": {"boss_core"},
     "measure": {"boss_core", "flows.records"},
     "report": {"boss_core", "flows.records"},
-    "tracking": {"flows.measure", "flows.records"},
+    "tracking": {"boss_core", "flows.measure", "flows.records"},
     "workspace": set(),
     "stages": {
         "boss_core", "flows.measure", "flows.records", "flows.report", "flows.tracking",

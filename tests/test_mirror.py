@@ -27,7 +27,7 @@ ELSEWHERE = {
     "search/settings": "flows/search/test_schedule",
     "search/steps": "flows/search/test_chosen",
     "straightening/loss": "boss_core/straightening/test_segments",
-    "tensor_files": "boss_core/test_weights",
+    "io/tensor_files": "boss_core/io/test_weights",
     "training/settings": "boss_core/training/test_loop",
 }
 TESTS = ROOT / "tests"

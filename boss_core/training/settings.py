@@ -14,6 +14,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def training_share(samples: int, validation_fraction: float) -> int:
+    """How many of so many samples train; the rest, at least one, are for validation."""
+    return samples - max(1, round(samples * validation_fraction))
+
+
 class TrainingSettings(Settings):
     """How `boss_core.training.loop.train` optimises; the defaults live in params.yaml, but
     that of ``weight_decay``, which may be left out."""

@@ -15,6 +15,7 @@ from boss_core.straightening.segments import Segments
 from boss_core.training.device_rows import DeviceRows
 from boss_core.training.loop import Row, Trained, train
 from boss_core.training.resume import Checkpoints
+from boss_core.training.settings import training_share
 from flows import paths
 from flows.config import Params
 from flows.measure.energy import Usage, measured
@@ -101,7 +102,7 @@ def _train(
 ) -> tuple[Trained[Network], Usage | None]:
     """The student, and what all of the training took; None where it went on."""
     settings = params.finetune.training
-    first = params.trajectories.training_samples
+    first = training_share(params.trajectories.samples, params.trajectories.validation_fraction)
     validation = range(first, params.trajectories.samples)
 
     def validate(network: Network) -> Row:
