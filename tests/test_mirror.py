@@ -8,6 +8,7 @@ from tests.helpers.checkout import ROOT
 # them, as nobody else does.
 ELSEWHERE = {
     "bellman/names": "boss_core/bellman/test_objectives",
+    "checkpoints/edm": "boss_core/networks/test_edm",
     "checkpoints/load": "flows/search/test_schedule",  # every kind of file that --checkpoint takes
     "costs/heun": "boss_core/bellman/test_objectives",  # every step by its definition
     "costs/measure": "flows/search/test_schedule",
