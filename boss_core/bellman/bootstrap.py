@@ -58,14 +58,14 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[int, Stability]:
-    """The stability of the path of every budget; arguments and errors are `optimal_steps`'s.
+    """How sure the best steps of every budget are: the interval of their error, and the stability
+    of each knot. Arguments and errors are those of `optimal_steps`.
 
     The interval is the percentile bootstrap's over the groups, with the percentiles moved
     outwards for few groups (Hesterberg 2015, What Teachers Should Know About the Bootstrap). It
-    is of the error of these steps; that they were chosen for a low cost on these very
-    trajectories it leaves out. From 20 groups of known costs it covers the truth in 94 to 95 % of
-    repeats, where the percentiles as they are do in 92 %; but in 91 % (and 88 %) where three
-    paths cost nearly the same and the luckiest is taken.
+    leaves out that the steps were chosen for a low cost on these same trajectories. From 20 groups
+    of known costs it covers the truth in 94 to 95 % of repeats (the percentiles themselves in
+    92 %), but in 91 % (88 %) where three paths cost nearly the same and the luckiest is taken.
     """
     chosen, resampled = _resampled(
         matrix, budgets, objective, solver, gamma, heun_costs, resamples, seed

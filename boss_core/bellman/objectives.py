@@ -8,8 +8,8 @@ With e_m the error of step m of a path (0 the one from the noise), a mean over t
     gits         sum of gamma^m E||e_m||         GITS: later steps weigh more
 
 GITS is Chen et al. 2024, On the Trajectory Regularity of ODE-based Diffusion Sampling. Each is
-solved exactly by the Bellman recursion; none knows of the error that a step is handed by those
-before it (see `boss_core.search.forward`).
+solved exactly by the Bellman recursion; none counts the error that earlier steps left in the state
+(see `boss_core.search.forward`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -59,7 +59,7 @@ def optimal_steps(
     gamma: float = GITS_GAMMA,
     heun_costs: HeunCosts | None = None,
 ) -> dict[int, Path]:
-    """The best path for every budget, under an objective and for a solver.
+    """For every budget, the best steps for a solver under an objective.
 
     budgets: in network evaluations; a path has `steps_of(budget, solver)` steps, and its cost is
         the value of the objective: squared L2 error of a sample for ``l2_squared`` and

@@ -97,7 +97,7 @@ def save_checkpoint(
     teacher_hash: str | None = None,
     schedule: Schedule | None = None,
 ) -> Card:
-    """Write the weights and their card, both or none.
+    """Write a network to a folder: its weights and their card, both or none.
 
     InputError for a network that is none of `ARCHITECTURES`, before anything is written: a card
     could not say how to make it again.
@@ -127,7 +127,7 @@ def weights_file(network: nn.Module) -> bytes:
 
 
 def load_checkpoint(folder: Path) -> tuple[Network, Card]:
-    """The network on the CPU, in evaluation mode and without gradients, and its card.
+    """The network of a folder, on the CPU, in evaluation mode and without gradients, and its card.
 
     Raises InputError naming the file that is missing, truncated, altered or of another shape, and
     the tensor that is no weights (`boss_core.io.weights.check_weights`).

@@ -45,8 +45,8 @@ Weights = dict[str, Tensor]
 def load_rectified_flow(
     checkpoint: Path | str, config: Mapping[str, Any] | Path | str, *, use_ema: bool = True
 ) -> NCSNpp:
-    """The velocity network of a published checkpoint, on the CPU, in evaluation mode and without
-    gradients.
+    """The velocity network of a published checkpoint of Rectified Flow, on the CPU, in evaluation
+    mode and without gradients.
 
     checkpoint: a ``.pth`` file, read with ``weights_only``, so that nothing in it is executed; or
         a ``.safetensors`` file of a state dict.

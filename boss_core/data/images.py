@@ -1,4 +1,4 @@
-"""Images where they lie: found first, then decoded in order, a few at a time."""
+"""Images of any kind of storage: found first, then decoded in order, a few at a time."""
 
 import os
 import struct

@@ -162,7 +162,7 @@ def evaluate_images(
     device: torch.device,
     precision_recall: bool = True,
 ) -> dict[str, float]:
-    """Frechet distance, KID (mean and standard deviation over subsets), precision and recall.
+    """Frechet distance, KID (mean and standard deviation), precision and recall of samples.
 
     images: (N, C, H, W) uint8 samples; reference: the real ones. All of both are used.
     cache: a folder for the features of the reference, keyed by the hashes of the extractor and

@@ -37,12 +37,15 @@ def sample_images(
     labels: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Exactly ``samples`` images by a solver of `boss_core.ode.solvers.SOLVERS`, (samples, *shape)
-    uint8. Image ``i`` starts from noise ``i`` of ``seed``, so variants of a schedule or a network
-    are compared on the same noise. ``labels``: (samples,) int64, one for each image, when the
-    velocity is conditional. ``on_step`` is called with the size of each batch when it is done.
-    InputError when the labels are not as many, for an unknown solver, for no samples, where they
-    are not finite, and for timesteps that begin after `NEARLY_NOISE`."""
+    """Images of a velocity at given timesteps, exactly ``samples`` of them: (samples, *shape)
+    uint8.
+
+    Image ``i`` starts from noise ``i`` of ``seed``, so variants of a schedule or a network are
+    compared on the same noise. ``solver``: one of `boss_core.ode.solvers.SOLVERS`. ``labels``:
+    (samples,) int64, one for each image, when the velocity is conditional. ``on_step`` is called
+    with the size of each batch when it is done. InputError when there is not one label for each
+    image, for an unknown solver, for no samples, for samples that are not finite, and for
+    timesteps that begin after `NEARLY_NOISE`."""
     if solver not in SOLVERS:
         raise InputError(f"solver: {solver!r}; one of {', '.join(SOLVERS)} needed")
     if samples < 1:

@@ -159,8 +159,8 @@ def sample_latents(
     solver: str = "euler",
 ) -> Tensor:
     """Where the steps of a schedule take a pipeline: final latents of all calls, (N, ...) float32,
-    as the pipeline hands them out, on its device. States are carried in float32 between steps, so
-    that many of them round no more than few.
+    as the pipeline hands them out, on its device. States are kept in float32 between steps, so
+    that rounding does not add up over many steps.
 
     pipeline, calls: as for `estimate_pipeline_cost`. timesteps: K + 1 times. solver: ``euler`` or
     ``ab2``. InputError for another one, for a pipeline that is no flow, and without calls.

@@ -36,8 +36,8 @@ def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler")
 
 
 def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
-    """A `fixed_scheduler` whose states are carried in float32 between steps, so that many of them
-    round no more than few; the pipeline sees them in its own dtype."""
+    """A `fixed_scheduler` that keeps states in float32 between steps, so that rounding does not
+    add up over many steps; the pipeline sees them in its own dtype."""
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
         FlowMatchEulerDiscreteSchedulerOutput,
     )

@@ -71,7 +71,7 @@ def diffusers_sigmas(schedule: Schedule) -> list[float]:
 
 
 def to_diffusers(schedule: Schedule) -> str:
-    """Python for pipelines whose call takes ``sigmas`` (SD3, Flux, Sana, Qwen-Image, ...).
+    """Python for diffusers pipelines whose call takes ``sigmas`` (SD3, Flux, Sana, Qwen-Image).
     InputError for a schedule that is not for Euler."""
     if not SOLVERS[schedule.solver].diffusers and schedule.solver in MULTISTEP:
         raise InputError(

@@ -28,7 +28,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 def velocity_from_denoiser(
     denoiser: Denoiser, *, sigma_min: float = 0.002, sigma_max: float = 80.0
 ) -> VelocityField:
-    """The velocity ``v(x, t)`` of a denoiser.
+    """The velocity ``v(x, t)`` of a denoiser ``D(y, sigma)``, as EDM's networks are.
 
     denoiser: ``D(y, sigma)``, y (B, ...), sigma (B,); returns (B, ...), the expected data. Bind
         labels beforehand (``functools.partial``).

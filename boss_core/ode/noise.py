@@ -31,7 +31,7 @@ def seed_for(purpose: int, seed: int) -> int:
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """Where the samples of a network start.
+    """Draws what samples start from: their noise, and their labels.
 
     shape: of one sample. seed: of all its noise and labels. device: where they go.
     classes: of a conditional network, else None. frequencies: (classes,), how often each label

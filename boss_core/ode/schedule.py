@@ -24,7 +24,7 @@ def _known(solver: str) -> str:
 
 
 class HeldOut(BaseModel):
-    """What samples said of steps, from noise that these were not searched on.
+    """The comparison of samples by which ``auto`` chose, on noise that no steps were searched on.
 
     winner: the objective whose samples are nearest to the teacher's there.
     gain: by how much nearer than those of ``l2_squared`` they are, as a share of that distance;
@@ -42,8 +42,8 @@ class HeldOut(BaseModel):
 
 
 class Schedule(BaseModel):
-    """Steps on a grid, the solver for them, and where they come from. Immutable; equal when every
-    field is.
+    """K + 1 times to sample at, the solver for them, and where they come from. Immutable; equal
+    when every field is.
 
     timesteps: K + 1 times from 0 (noise) to 1 (data). They may begin later, at a noise level below
         1: image to image, from a state (1 - t) noise + t image. Nothing here searches or samples
@@ -61,7 +61,7 @@ class Schedule(BaseModel):
         the costs (fixed grids, ``refine``, ``oss``), and where there was one group only.
     teacher_hash: the hash of the weights that the costs were measured on.
     settings_hash: the hash of the settings of the search.
-    held_out: for steps that ``auto`` chose, the comparison that it went by.
+    held_out: for steps that ``auto`` chose, the comparison by which it did.
     evaluations: network evaluations for one sample, where they were counted (pipelines: guidance
         takes two a step). None: what the solver takes.
     """

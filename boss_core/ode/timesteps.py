@@ -35,7 +35,7 @@ def validate_timesteps(timesteps: ArrayLike, *, from_noise: bool = True) -> Time
 
 
 def uniform(n: int) -> Times:
-    """n equal steps: the grid of the paper's cost matrix, and its baseline schedule."""
+    """n equal steps: the paper's fine grid, and its baseline schedule."""
     return np.linspace(0.0, 1.0, _positive(n) + 1)
 
 

@@ -16,7 +16,7 @@ _SAME = 0.01
 class VelocityField(Protocol):
     """The velocity ``dx/dt`` of a flow from noise (t = 0) to data (t = 1).
 
-    It may work in place on what it is given: everything in this library hands it copies.
+    It may change its arguments in place: this library always passes copies.
     """
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
@@ -102,10 +102,10 @@ def scalar_time(network: Callable[[Tensor, Tensor], Tensor]) -> VelocityField:
 
 
 def checked_velocity(velocity: VelocityField) -> VelocityField:
-    """The same velocity; a call that does not hold (see `check_output`), whose result is not
-    finite or which changes its states or times in place is an InputError. The solvers here allow
-    changes in place; most others do not. A look at every value waits for the device: for first
-    tries."""
+    """The same velocity, with every call checked. InputError when its result is no velocity
+    (`check_output`) or not finite, or when it changes its states or times in place, which the
+    solvers here allow and most others do not. To look at every value it waits for the device: use
+    it for first tries."""
 
     def checked(x: Tensor, t: Tensor, /) -> Tensor:
         given, at = x.clone(), t.clone()

@@ -110,8 +110,8 @@ def choose(
     solver: str = "euler",
     batch_size: int,
 ) -> Choice:
-    """The candidate nearest to the teacher on the test noise, if it beats the paper's there by
-    more than chance; otherwise the paper's.
+    """The candidate whose samples are nearest to the teacher's on the test noise, if it beats the
+    paper's steps there by more than chance; otherwise the paper's.
 
     timesteps: (n+1,), the grid.
     candidates: name to K + 1 increasing grid indices from 0 to n; `BASELINE` is one of them.

@@ -28,12 +28,12 @@ def find_steps(
     progress: Progress = no_progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, FoundSteps]]:
-    """What the settings ask for, budget by budget, each as soon as it is found.
+    """The best steps of every budget by any objective, each budget as soon as it is found.
 
     velocity: the teacher that the costs were measured on, on the device of the source.
-    source: of noise, for the `SAMPLED` objectives only. distance: what ``refine`` and ``auto`` go
-    by, to given samples (`boss_core.search.distances`). progress, say: how it shows its progress
-    and says what came out.
+    source: of the noise of the `SAMPLED` objectives. distance: from samples of the teacher to a
+    distance to them, which ``refine`` and ``auto`` minimise (`boss_core.search.distances`).
+    progress: shows it. say: takes a line for each result.
     """
     if settings.objective in OBJECTIVES:
         return from_costs(matrix, budgets, settings)

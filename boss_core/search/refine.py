@@ -60,8 +60,8 @@ def refine(
     sweeps: int = 2,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Refined:
-    """Move one knot at a time to where the samples are nearest to the reference, until no move
-    of the given offsets helps; from every start, keeping the best of all.
+    """The steps whose samples are nearest to a reference, by moving one knot at a time until no
+    move helps: from every start, keeping the best of all.
 
     noise: (N, ...) start states, the same for every candidate, on the device to compute on.
     timesteps: (n+1,), the grid.

@@ -25,7 +25,7 @@ def no_progress(
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a search is for and how it is done.
+    """What `boss_core.search.find.find_steps` searches for, and how.
 
     solver: that the steps are for, a linear multistep method.
     objective: one of `boss_core.bellman.names.OBJECTIVES` or of `SAMPLED`.

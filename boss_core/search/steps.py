@@ -19,8 +19,9 @@ from boss_core.search.settings import SearchSettings
 
 @dataclass(frozen=True)
 class FoundSteps:
-    """The steps of one budget, and the name of the objective that they are the best of.
-    held_out: what ``auto`` went by."""
+    """The steps that a search found for one budget, and the objective whose best they are.
+
+    indices: K + 1 grid indices. held_out: the comparison by which ``auto`` chose; else None."""
 
     objective: str
     indices: tuple[int, ...]

@@ -23,8 +23,8 @@ VALIDATION_TIMES = (np.arange(10) + 0.5) / 10
 
 @dataclass(frozen=True)
 class Pairs:
-    """Both ends of stored trajectories: x_0 and x_1, for the loss of x_t = (1 - t) x_0 + t x_1
-    with the target x_1 - x_0 (`flow_matching_loss`).
+    """Both ends of stored trajectories, x_0 and x_1: what reflow trains on. The loss is that of
+    x_t = (1 - t) x_0 + t x_1 with the target x_1 - x_0 (`flow_matching_loss`).
 
     states: (N, U, ...), the states at U knots, float32 (float16 on a GPU that is too small).
     first, last: the places of t = 0 and t = 1 among the U knots.

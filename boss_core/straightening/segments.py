@@ -133,7 +133,7 @@ def mean_losses(
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of one schedule on stored trajectories.
+    """Stored trajectories cut at the knots of one schedule: what straightening trains on (eq. 9).
 
     states: (N, U, ...), the states at U knots, float32 (float16 on a GPU that is too small).
     positions: for each of the K + 1 times of the schedule, its place among the U knots.

@@ -54,7 +54,7 @@ def train(
     on_step: Callable[[int], None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Trained[Network]:
-    """Minimise the loss over the parameters of the network that need gradients.
+    """Train a network: minimise a loss over its parameters that need gradients.
 
     loss: ``loss(network, step, share)``, of step 0, 1, ...; draws its batch from the step alone
         (see `boss_core.training.randomness`), so a run depends on nothing that came before it

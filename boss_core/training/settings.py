@@ -20,8 +20,8 @@ def training_share(samples: int, validation_fraction: float) -> int:
 
 
 class TrainingSettings(Settings):
-    """How `boss_core.training.loop.train` optimises; the defaults live in params.yaml, but
-    that of ``weight_decay``, which may be left out."""
+    """How `boss_core.training.loop.train` optimises. The defaults live in params.yaml; only
+    ``weight_decay`` may be left out."""
 
     iterations: int = Field(ge=1, le=_MOST, description="optimiser steps")
     batch_size: int = Field(ge=1, le=_MOST, description="samples a step")

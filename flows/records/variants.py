@@ -33,7 +33,7 @@ class Variant:
 
 def _every(solver: str) -> dict[str, Variant]:
     """All variants in the order of the table, those of the paper first; ``solver``: of the chosen
-    steps. The paper's are Euler's, so that only another one is worth a word."""
+    steps. The paper's steps are Euler's, so names say the solver only where it is another one."""
     by = "" if solver == "euler" else f", {solver}"
     eq9: Loss = "straightening"
     return {

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 
 from boss_core.bellman.bootstrap import settled
 from boss_core.checkpoints.folder import load_checkpoint
@@ -310,45 +309,3 @@ def test_a_teacher_of_rectified_flow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(moved) > 0.9 * len(found)
     curve = pd.read_csv(project.folder / "results" / "curves" / "3.csv")
     assert np.isfinite(curve["boss_validation_loss"]).all()
-
-
-def test_every_stage_depends_on_the_code_that_makes_its_results() -> None:
-    """The modules that a stage imports, directly or not, are its dependencies, but for those
-    that cannot change a result: a stage with one missing would show stale results."""
-    import ast
-
-    from tests.helpers.checkout import ROOT
-
-    harmless = {
-        "boss_core/errors.py", "boss_core/io/files.py",
-        "boss_core/training/settings.py",
-        "flows/config.py", "flows/measure/energy.py", "flows/errors.py", "flows/paths.py",
-        "flows/progress.py", "flows/records/json_files.py", "flows/stages/runner.py",
-        "flows/stages/check.py", "flows/tracking/runs.py", "flows/measure/usage.py",
-    }  # fmt: skip
-
-    def imports(path: str) -> set[str]:
-        found = set()
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in names:
-                module = name.replace(".", "/") + ".py"
-                if name.split(".")[0] in ("boss_core", "flows") and (ROOT / module).is_file():
-                    found.add(module)
-        return found
-
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-        if name == "check":
-            continue
-        needed, queue = set(), [f"flows/stages/{name}.py"]
-        while queue:
-            path = queue.pop()
-            if path not in needed | harmless:
-                needed.add(path)
-                queue.extend(imports(path))
-        declared = {d for d in stage["deps"] if d.endswith(".py")}
-        assert needed == declared, name
