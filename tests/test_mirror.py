@@ -1,5 +1,6 @@
 """The tests of a module of the library are in a file of its name, or the table says where."""
 
+import ast
 from pathlib import Path
 
 from tests.helpers.checkout import ROOT
@@ -10,8 +11,9 @@ ELSEWHERE = {
     "bellman/names": "boss_core/bellman/test_objectives",
     "checkpoints/edm": "boss_core/networks/test_edm",  # beside the published network itself
     "checkpoints/load": "flows/search/test_schedule",  # every kind of file that --checkpoint takes
+    "costs/gram": "boss_core/costs/test_matrix",
     "costs/heun": "boss_core/bellman/test_objectives",  # every step by its definition
-    "costs/measure": "flows/search/test_schedule",
+    "costs/measure": "boss_core/costs/test_cost_file",
     "data/files": "boss_core/data/test_folder",  # hidden ones, and links
     "errors": "flows/cli/test_bad_input",
     "interop/diffusers_schedulers": "boss_core/interop/test_diffusers_pipelines",
@@ -47,6 +49,15 @@ def test_every_module_has_its_tests() -> None:
     assert modules - own - ELSEWHERE.keys() == set(), "no tests of their name, and not in the table"
     assert ELSEWHERE.keys() - (modules - own) == set(), "have tests of their name, or are gone"
     assert [place for place in ELSEWHERE.values() if not (TESTS / f"{place}.py").is_file()] == []
+
+
+def test_no_test_imports_a_private_name() -> None:
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                ours = node.module.split(".")[0] in ("boss_core", "flows")
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not (ours and private), f"{path}: {private}"
 
 
 def test_no_test_imports_another() -> None:

@@ -81,6 +81,7 @@ def bootstrap(
     return found
 
 
+# Its many arguments are what one call differs by from the next; all but the first few have names.
 def settled(
     matrix: CostMatrix,
     budgets: Iterable[int],

@@ -18,7 +18,7 @@ On a path other than Euler's e_jk has the residuals of its fine steps too
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from boss_core.costs.matrix import step_weights
+from boss_core.costs.gram import step_weights
 from boss_core.errors import InputError
 from boss_core.ode.solver_table import SOLVERS, multistep_weights
 from boss_core.ode.timesteps import validate_timesteps

@@ -150,6 +150,7 @@ def image_hash(images: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
+# Its many arguments are what one call differs by from the next; all but the first few have names.
 def evaluate_images(
     images: NDArray[np.uint8],
     reference: NDArray[np.uint8],

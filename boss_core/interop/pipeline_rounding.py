@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from boss_core.costs.matrix import CostMatrix, costs_of_gram
+from boss_core.costs.gram import costs_of_gram
+from boss_core.costs.matrix import CostMatrix
 from boss_core.interop.pipeline_checks import run_walk
 from boss_core.interop.recording import Walk
 

@@ -151,6 +151,7 @@ def choose_sampled(
     return _choice(sample, _validate(n, candidates, test), test, distance)
 
 
+# Its many arguments are what one call differs by from the next; all but the first few have names.
 def search_steps(
     velocity: Velocity,
     timesteps: ArrayLike,

@@ -45,6 +45,7 @@ class Refined:
     evaluations: int
 
 
+# Its many arguments are what one call differs by from the next; all but the first few have names.
 @torch.no_grad()
 def refine(
     velocity: Velocity,

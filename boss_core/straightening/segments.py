@@ -20,6 +20,7 @@ from boss_core.training.device_rows import DeviceRows, to_device
 from boss_core.training.randomness import BatchShare, Loss, step_generator
 
 
+# Its many arguments are what one call differs by from the next; all but the first few have names.
 def knot_states(
     velocity: Velocity,
     timesteps: ArrayLike,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from boss_core.bellman.names import GITS_GAMMA
 from boss_core.errors import InputError
 from flows.cli.options import CHECKPOINT, CONFIG, DEVICE, NETWORK, RAW, SEED, SHAPE, VELOCITY
 from flows.config import ScheduleSearch
@@ -68,7 +69,7 @@ def schedule(
         help="What the steps are best for: l2_squared (the paper), l2, minimax, gits, oss, refine,"
         " auto, which compares samples of all these, or lpips, which needs weights files.",
     ),
-    gamma: float = typer.Option(1.15, min=0.01, max=10, help="Of --objective gits."),
+    gamma: float = typer.Option(GITS_GAMMA, min=0.01, max=10, help="Of --objective gits."),
     lpips_weights: Path = typer.Option(
         Path("inputs/lpips"), help="Of --objective lpips: the folder of its two weights files."
     ),

@@ -159,6 +159,7 @@ class Measured:
         return round(float(self.nfe[list(indices[:-1])].sum()), 6)
 
 
+# A few lines longer than others: what one call rolls out and what it says belong to this search.
 def pipeline_costs(
     pipeline: Any,
     key: CostKey,
@@ -177,13 +178,7 @@ def pipeline_costs(
     total = read_own_costs(folder / COST, key, device)
     rows = range(total.samples, max(samples, total.samples))
     announce(total, len(rows), min(batch_size, max(1, len(rows))))
-    if len(prompts) < rows.stop:
-        most, count = -(-rows.stop // len(prompts)), len(prompts)
-        times = f"{most}" if rows.stop % count == 0 else f"up to {most}"
-        print(
-            f"search: {count} prompt{'s' if count > 1 else ''} for {rows.stop} trajectories: each"
-            f" is used for {times} of them, with other noise"
-        )
+    _say_prompts(len(prompts), rows.stop)
     arguments = pipeline_arguments(pipeline, shared)
     measured = _read_measured(folder, key)
     if total.samples and measured is None:
@@ -228,6 +223,18 @@ def pipeline_costs(
             saver.save_now_and_then()
     assert measured is not None  # a search has at least one sample
     return total.result(), measured
+
+
+def _say_prompts(count: int, trajectories: int) -> None:
+    """That prompts are used more than once, where they are."""
+    if count >= trajectories:
+        return
+    most = -(-trajectories // count)
+    times = f"{most}" if trajectories % count == 0 else f"up to {most}"
+    print(
+        f"search: {count} prompt{'s' if count > 1 else ''} for {trajectories} trajectories: each"
+        f" is used for {times} of them, with other noise"
+    )
 
 
 def _say_measured(found: Measured, folder: Path, key: CostKey) -> Measured:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from boss_core.bellman.recursion import optimal_paths, path_standard_error
+from boss_core.costs.gram import add_products
 from boss_core.costs.matrix import (
     CostSum,
-    _add_products,
     add_trajectories,
     estimate_cost_matrix,
     rollout_bytes,
@@ -143,14 +143,14 @@ def test_schedules_of_the_published_cost_matrices(name: str) -> None:
 @pytest.mark.parametrize("vectors", [1, 2])
 def test_products_of_all_samples_at_once(vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does, in blocks of three elements, against numpy."""
-    monkeypatch.setattr("boss_core.costs.matrix._DEVICE_BYTES", 8 * 5 * (vectors * 4 - 1) * 3)
+    monkeypatch.setattr("boss_core.costs.gram.DEVICE_BYTES", 8 * 5 * (vectors * 4 - 1) * 3)
     rng = np.random.default_rng(0)
     v, r = rng.standard_normal((2, 4, 5, 10)).astype(np.float32)
     rows = np.diff(v, axis=0).astype(float)
     if vectors == 2:
         rows = np.stack([r[0], *(x for k in range(3) for x in (rows[k], r[k + 1]))])
     grams = torch.zeros(5, len(rows), len(rows), dtype=torch.float64)
-    _add_products(grams, torch.from_numpy(v), torch.from_numpy(r) if vectors == 2 else None)
+    add_products(grams, torch.from_numpy(v), torch.from_numpy(r) if vectors == 2 else None)
     np.testing.assert_allclose(grams, np.einsum("lbe,mbe->blm", rows, rows), rtol=1e-12, atol=1e-12)
 
 
