@@ -5,8 +5,8 @@ so far,
 
     x_{k+1} = x_k + h_k (w_0 v_k + w_1 v_{k-1} + ...),   w_0 + w_1 + ... = 1,
 
-whose weights depend on the lengths of the steps alone. To add one, write its weights and an entry in
-the table: sampling, the searches, straightening and the exports read it there.
+whose weights depend on the lengths of the steps alone. To add one, write its weights and an entry
+in `_TABLE`: sampling, the searches, straightening and the exports read it there.
 """
 
 from collections.abc import Callable, Sequence
