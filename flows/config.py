@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from boss_core.bellman.names import OBJECTIVES
 from boss_core.errors import InputError
-from boss_core.ode.solver_table import MULTISTEP, SOLVERS
-from boss_core.search.settings import SAMPLED
+from boss_core.ode.solver_table import SEARCHED, SOLVERS
+from boss_core.search.settings import FEWEST, SAMPLED
 from boss_core.training.settings import ComputeSettings, Settings, TrainingSettings, training_share
 from flows.strict_yaml import read_mapping, shown
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     SearchedSolver: TypeAlias = str
     SearchedObjective: TypeAlias = str
 else:
-    SearchedSolver = Literal[MULTISTEP]
+    SearchedSolver = Literal[SEARCHED]
     SearchedObjective = Literal["auto", *OBJECTIVES, *(name for name in SAMPLED if name != "auto")]
 
 Budget = Annotated[int, Field(ge=1)]
@@ -144,7 +144,7 @@ class ScheduleSearch(Settings):
     )
     lpips: str = Field(description="folder of the two weights files, used for lpips")
     samples: int = Field(
-        ge=20,
+        ge=FEWEST,
         le=MOST,
         description="oss, refine, auto: noises; auto holds out twice as many, lpips takes 1/8",
     )

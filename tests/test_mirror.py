@@ -24,7 +24,6 @@ ELSEWHERE = {
     "networks/sizes": "boss_core/checkpoints/test_folder",  # cards of absurd sizes
     "ode/batches": "boss_core/costs/test_matrix",
     "search/auto": "flows/search/test_chosen",
-    "search/find": "flows/search/test_schedule",
     "search/sampled": "flows/search/test_schedule",
     "search/settings": "flows/search/test_schedule",
     "search/steps": "flows/search/test_chosen",

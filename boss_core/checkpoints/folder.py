@@ -6,6 +6,7 @@ and the teacher it comes from.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,20 +161,25 @@ def read_card(folder: Path) -> Card:
     return parse_card(folder / CARD, Card)
 
 
-def read_label_counts(folder: Path) -> tuple[float, ...] | None:
-    """How often each label of a conditional network comes, from `LABELS` beside it; None where
-    there is no such file. InputError for one that says nothing of the kind."""
+def read_label_counts(folder: Path, classes: int | None) -> tuple[float, ...] | None:
+    """How often each label of a network with so many classes comes, from `LABELS` beside it; None
+    where there is no such file, or no classes. InputError for a file that says nothing of the
+    kind."""
     path = folder / LABELS
-    if not path.is_file():
+    if classes is None or not path.is_file():
         return None
     try:
         counts = json.loads(path.read_bytes())["counts"]
-        return tuple(float(count) for count in counts)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        right = isinstance(counts, list) and len(counts) == classes
+        found = [float(count) for count in counts if type(count) in (int, float)] if right else []
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        found = []
+    if len(found) != classes or not all(0 <= count < math.inf for count in found) or not any(found):
         raise InputError(
-            f'{path}: not the counts of labels ({error}); {{"counts": [...]}}, one for each class,'
-            " needed"
-        ) from error
+            f'{path}: not the counts of {classes} labels; {{"counts": [...]}}, a number for each'
+            " class, none negative and not all zero, needed"
+        )
+    return tuple(found)
 
 
 def parse_card(path: Path, kind: type[AnyCard]) -> AnyCard:

@@ -73,8 +73,8 @@ def load_teacher(
             network,
             network.config.sample_shape,
             card.weights_sha256,
-            getattr(network.config, "classes", None),
-            read_label_counts(checkpoint),
+            network.config.classes,
+            read_label_counts(checkpoint, network.config.classes),
             card.schedule,
         )
     if not checkpoint.is_file():

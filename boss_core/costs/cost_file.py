@@ -73,7 +73,7 @@ def network_key(
         teacher_hash,
         grid,
         spacing,
-        source.seed,
+        int(source.seed),
         shape="x".join(map(str, source.shape)),
         conditions=frequencies,
         reference=reference,
@@ -115,8 +115,13 @@ def read_own_costs(path: Path, key: CostKey, device: torch.device | str = "cpu")
         found, total = read_costs(path, device)
     except InputError as error:
         raise InputError(f"{error}; remove it") from error
-    for name, value in asdict(key).items():
+    for name, value in sorted(asdict(key).items(), key=lambda field: field[0] != "noise"):
         there = getattr(found, name)
+        if name == "noise" and there != value:
+            raise InputError(
+                f"{path}: the costs of an earlier version, which drew other noise from a seed;"
+                " another --out, or remove the file"
+            )
         if there != value:
             raise InputError(
                 f"{path}: the costs of another search: {name} is {shortened(there)} there and"

@@ -37,6 +37,8 @@ def two_step_costs(
     Raises InputError when the grid has more steps than the solver's ``largest_grid``.
     """
     weights_of, largest = multistep_weights(solver), SOLVERS[solver].largest_grid
+    if SOLVERS[solver].looks_back != 1:
+        raise InputError(f"solver: {solver}; one that looks back one step needed")
     times = validate_timesteps(timesteps)
     g = np.asarray(gram, dtype=np.float64)
     n = len(times) - 1

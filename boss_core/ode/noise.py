@@ -1,8 +1,8 @@
 """Noise and labels of samples, each from a seed and the sample's index alone.
 
-What has to be independent draws with an offset to the seed of its own, the same everywhere: a
-schedule is not judged on the noise that it was searched on, nor a student on the noise that it was
-trained on.
+What has to be independent draws with an offset to the seed of its own, the same everywhere: of one
+seed a schedule is not judged on the noise that it was searched on, nor a student on the noise that
+it was trained on. Seeds that are multiples of 2^32 apart do share noise, for other purposes.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ SEARCH = 4 << 32
 def seed_for(purpose: int, seed: int) -> int:
     """The seed of one of the purposes above; InputError for a seed as in `sample_noise`."""
     check_seed(seed)
-    return (seed + purpose) % SEEDS
+    return (int(seed) + purpose) % SEEDS
 
 
 @dataclass(frozen=True)

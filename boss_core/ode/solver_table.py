@@ -82,8 +82,9 @@ _TABLE = (
     Solver(name="heun", evaluations=2, looks_back=0, weights=None, ode_solver="heun2"),
 )
 SOLVERS = {solver.name: solver for solver in _TABLE}
-# Those that `boss schedule` and the pipeline search steps for.
 MULTISTEP = tuple(name for name, solver in SOLVERS.items() if solver.weights is not None)
+# Those that steps are searched for: their costs follow from trajectories, of three points at most.
+SEARCHED = tuple(name for name in MULTISTEP if SOLVERS[name].looks_back <= 1)
 
 
 def solver_named(name: str) -> Solver:

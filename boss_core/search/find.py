@@ -9,11 +9,19 @@ from boss_core.bellman.names import OBJECTIVES
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.ode.noise import SEARCH, NoiseSource
+from boss_core.ode.solver_table import SEARCHED, SOLVERS
 from boss_core.ode.velocity import Velocity
 from boss_core.search.auto import auto_steps
 from boss_core.search.distances import Distance
 from boss_core.search.sampled import NetworkSearch
-from boss_core.search.settings import HELD_OUT, SAMPLED, Progress, SearchSettings, no_progress
+from boss_core.search.settings import (
+    FEWEST,
+    HELD_OUT,
+    SAMPLED,
+    Progress,
+    SearchSettings,
+    no_progress,
+)
 from boss_core.search.steps import FoundSteps, from_costs, named
 
 
@@ -35,11 +43,9 @@ def find_steps(
     distance to them, which ``refine`` and ``auto`` minimise (`boss_core.search.distances`).
     progress: shows it. say: takes a line for each result.
     """
+    check_search(settings, budgets, len(matrix.timesteps) - 1)
     if settings.objective in OBJECTIVES:
         return from_costs(matrix, budgets, settings)
-    if settings.objective not in SAMPLED:
-        known = ", ".join((*OBJECTIVES, *SAMPLED))
-        raise InputError(f"objective: {settings.objective!r}; {known} known")
     search = NetworkSearch(velocity, matrix, budgets, settings, distance, progress, say)
     noise = source.draw(range(settings.samples), SEARCH)
     if settings.objective == "oss":
@@ -51,3 +57,22 @@ def find_steps(
         return search.refined(near)
     held_out = range(settings.samples, (1 + HELD_OUT) * settings.samples)
     return auto_steps(search, near, search.ends(*source.draw(held_out, SEARCH)))
+
+
+def check_search(settings: SearchSettings, budgets: Sequence[int], grid: int) -> None:
+    """InputError, before any work, for what cannot be searched on so many grid steps."""
+    solver, objective = settings.solver, settings.objective
+    if objective not in (*OBJECTIVES, *SAMPLED):
+        raise InputError(f"objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
+    if solver not in SEARCHED:
+        raise InputError(f"solver: {solver!r}; {' or '.join(SEARCHED)} needed for a search")
+    if objective == "lpips" and solver != "euler":
+        raise InputError(f"solver: {solver} with objective lpips; euler needed")
+    largest = SOLVERS[solver].largest_grid
+    if largest is not None and grid > largest:
+        raise InputError(f"grid: {grid} steps; at most {largest} needed with solver {solver}")
+    for budget in budgets:
+        if not 1 <= budget <= grid:
+            raise InputError(f"budget: {budget}; 1..{grid}, the steps of the grid, needed")
+    if objective in SAMPLED and settings.samples < FEWEST:
+        raise InputError(f"samples: {settings.samples}; at least {FEWEST} needed")

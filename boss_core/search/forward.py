@@ -45,8 +45,8 @@ def oss_paths(
 
     velocity: evaluated about K n times a sample for the largest K, which serves all budgets.
     noise: (N, ...) start states. One schedule is found for all of them, so the states of all are
-        held: 3 (n + 1) N of them in their own dtype (4 for ``ab2``), and a few times n more for
-        each sample of a batch.
+        held: 3 (n + 1) N of them in their own dtype (4 for a solver that looks back), and a
+        few times n more for each sample of a batch.
     timesteps: n + 1 increasing times from 0 to 1.
     solver: the student's, a linear multistep method that looks back one step at most; the
         teacher's is Euler.

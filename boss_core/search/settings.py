@@ -9,6 +9,8 @@ from boss_core.bellman.names import GITS_GAMMA
 
 # Objectives that evaluate the network again.
 SAMPLED = ("oss", "refine", "auto", "lpips")
+# Noises that those need: enough for `auto`, which compares ten blocks of them.
+FEWEST = 20
 # `auto` compares on so many times as many noises as it searches on.
 HELD_OUT = 2
 

@@ -104,7 +104,8 @@ def hash_settings(
         chosen = asdict(settings)
         del chosen["batch_size"]
         del chosen["lpips"]
-        found |= {"schedule": chosen, "extractor": extractor}
+        compares = settings.objective in ("refine", "auto")
+        found |= {"schedule": chosen, "extractor": extractor if compares else None}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 

@@ -162,8 +162,8 @@ class Segments:
         """``states``: an array, memory-mapped or in memory, or its `DeviceRows`, for several
         schedules to share. ``knots``: the grid index of each of the U states. ``device``: where
         an array's rows go; None for the CPU. InputError when the trajectories lack a knot of the
-        schedule, or have not one label each, and for a schedule of a solver that is neither
-        ``euler`` nor ``ab2``."""
+        schedule, or have not one label each, and for a schedule of a solver that is no
+        linear multistep method."""
         rows, of_rows = stored_rows(states, labels, device)
         return cls(
             rows,

@@ -9,6 +9,7 @@ import typer
 
 from boss_core.bellman.names import GITS_GAMMA
 from boss_core.errors import InputError
+from boss_core.search.settings import FEWEST
 from flows.cli.options import CHECKPOINT, CONFIG, DEVICE, NETWORK, RAW, SEED, SHAPE, VELOCITY
 from flows.config import ScheduleSearch
 
@@ -75,7 +76,8 @@ def schedule(
     ),
     noises: int = typer.Option(
         256,
-        min=20,
+        min=FEWEST,
+        max=10**9,
         help="Samples that oss, refine and auto search on; auto compares on twice as many others,"
         " and lpips takes an eighth of them.",
     ),
@@ -88,6 +90,7 @@ def schedule(
     batch_size: int | None = typer.Option(
         None,
         min=1,
+        max=10**9,
         help="Trajectories at a time, in all that is searched. Left out: up to 512, by the memory"
         " that is free; with --pipeline 20.",
     ),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boss_core.checkpoints.folder import Network, read_label_counts
+from boss_core.errors import InputError
 from boss_core.ode.noise import NoiseSource, sample_labels
 from flows import paths
 from flows.records.json_files import write_json
@@ -34,14 +35,23 @@ def write_label_counts(
 
 def noise_source(network: Network, seed: int, on: torch.device) -> NoiseSource:
     """Where the samples of the teacher start: see `boss_core.ode.noise`."""
-    counts = None if network.config.classes is None else read_label_counts(paths.TEACHER)
-    return NoiseSource(network.config.sample_shape, seed, on, network.config.classes, counts)
+    classes = network.config.classes
+    return NoiseSource(network.config.sample_shape, seed, on, classes, label_counts(classes))
 
 
 def draw_labels(classes: int | None, samples: int, seed: int) -> Tensor | None:
     """(samples,) int64 on the CPU, each from ``seed`` and its index alone; None for a network
     without classes."""
+    counts = label_counts(classes)
     if classes is None:
         return None
-    counts = read_label_counts(paths.TEACHER)
     return sample_labels(range(samples), classes, seed, frequencies=counts)
+
+
+def label_counts(classes: int | None) -> tuple[float, ...] | None:
+    """How often each class of the teacher comes, which its stage has written beside it; InputError
+    where that is gone."""
+    counts = read_label_counts(paths.TEACHER, classes)
+    if classes is not None and counts is None:
+        raise InputError(f"{paths.LABEL_COUNTS}: no such file; `dvc repro` makes it")
+    return counts

@@ -45,7 +45,9 @@ def sample_grid(
     if teacher.classes is None and label is not None:
         raise InputError(f"--label: {label}, but the network is not conditional")
     if teacher.classes is not None:
-        labels = sample_labels(range(number), teacher.classes, seed)
+        labels = sample_labels(
+            range(number), teacher.classes, seed, frequencies=teacher.frequencies
+        )
         if label is not None:
             if not 0 <= label < teacher.classes:
                 raise InputError(f"--label: {label}; 0..{teacher.classes - 1} needed")

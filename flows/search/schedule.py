@@ -31,7 +31,7 @@ from boss_core.io.files import write_bytes
 from boss_core.ode import timesteps
 from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.schedule import Schedule, from_sigmas, interval
-from boss_core.ode.solver_table import MULTISTEP, SOLVERS
+from boss_core.ode.solver_table import SEARCHED, SOLVERS
 from boss_core.ode.velocity import check_repeats
 from boss_core.search.find import find_steps
 from boss_core.search.settings import SAMPLED
@@ -61,8 +61,8 @@ def check_request(
     budgets: Sequence[int], grid: int, spacing: str, solver: str, objective: str, reference: str
 ) -> None:
     """InputError before any work for what cannot be searched."""
-    if solver not in MULTISTEP:
-        raise InputError(f"--solver: {solver!r}; {' or '.join(MULTISTEP)} needed")
+    if solver not in SEARCHED:
+        raise InputError(f"--solver: {solver!r}; {' or '.join(SEARCHED)} needed")
     if objective not in (*OBJECTIVES, *SAMPLED):
         raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
     largest = SOLVERS[solver].largest_grid

@@ -38,7 +38,10 @@ PAPERS = SearchSettings()
 
 
 def main(params: Params) -> None:
-    key, total = read_costs(paths.COST)
+    try:
+        key, total = read_costs(paths.COST)
+    except InputError as error:
+        raise InputError(f"{error}; `dvc repro` makes it") from error
     matrix = total.result()
     shown = range(1, min(key.grid, max(CURVE_BUDGETS, *params.budgets)) + 1)
     best = optimal_paths(matrix.cost, shown)  # of all budgets too
@@ -109,9 +112,8 @@ def add_chosen(
 
 def builder(matrix: CostMatrix, key: CostKey, settings: SearchSettings, seed: int) -> Build:
     """What makes schedules of steps that one search found."""
-    extractor = None
-    if settings.distance == "features" and settings.objective in ("refine", "auto"):
-        extractor = read_extractor(paths.FEATURES).hash
+    by_features = settings.distance == "features" and settings.objective in ("refine", "auto")
+    extractor = read_extractor(paths.FEATURES).hash if by_features else None
     costs = group_step_costs(matrix, solver=settings.solver)
     of_search = hash_settings(key, matrix.samples, settings, extractor)
 

@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from boss_core.checkpoints.folder import CARD, load_checkpoint, save_checkpoint
+from boss_core.checkpoints.folder import (
+    CARD,
+    load_checkpoint,
+    read_label_counts,
+    save_checkpoint,
+)
 from boss_core.checkpoints.lora import save_adapter
+from boss_core.errors import InputError
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet
 from tests.helpers.edm import NCSNPP
@@ -85,3 +92,34 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert folder.exists() == there
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"counts": [3, 1, 0]}', (3.0, 1.0, 0.0)),
+        (None, None),  # no such file
+        *(
+            (content, InputError)
+            for content in (
+                '{"counts": [3, 1]}', '{"counts": []}', '{"counts": "123"}',
+                '{"counts": [0, 0, 0]}',
+                '{"counts": [1, 2, NaN]}', '{"counts": [1, 2, -1]}', '{"counts": [true, 1, 1]}',
+                '{"counts": {"1": 3, "2": 1, "3": 1}}', '{"counts": [1, 2, 1' + "0" * 400 + "]}",
+                "[1, 2, 3]", "no JSON",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_how_often_labels_come_is_one_number_a_class(
+    tmp_path: Path, content: str | None, expected: Any
+) -> None:
+    path = tmp_path / "labels.json"
+    if content is not None:
+        path.write_text(content)
+    if expected is InputError:
+        with pytest.raises(InputError, match=r"labels\.json: not the counts of 3 labels"):
+            read_label_counts(tmp_path, 3)
+    else:
+        assert read_label_counts(tmp_path, 3) == expected
+    assert read_label_counts(tmp_path, None) is None

@@ -94,7 +94,7 @@ def test_costs_on_noise_of_before_there_were_offsets_are_not_gone_on_from(tmp_pa
     del search["noise"], search["reference"]  # older still
     np.savez(path, **content | {"search": json.dumps(search)})
     assert read_costs(path)[0] == dataclasses.replace(KEY, noise="rows")
-    with pytest.raises(InputError, match="noise is rows there and offset now"):
+    with pytest.raises(InputError, match="the costs of an earlier version, which drew other noise"):
         read_own_costs(path, KEY)
 
 

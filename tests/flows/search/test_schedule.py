@@ -146,23 +146,23 @@ def test_the_costs_of_another_search_are_not_overwritten(boss) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "evaluations"),
-    [("heun", "1,200 evaluations of"), ("rk45", "600 evaluations, and those of RK45's own steps,")],
+    [("heun", "160 evaluations of"), ("rk45", "80 evaluations, and those of RK45's own steps,")],
 )
 def test_costs_on_the_path_of_another_solver(boss, reference: str, evaluations: str) -> None:
     network = teacher(Path("net"))
-    options = ["--checkpoint", "net", "--budget", 3, "--grid", 20, "--batch-size", 30]
-    code, out, err = boss("schedule", *options, "--samples", 30, "--reference", reference)
+    options = ["--checkpoint", "net", "--budget", 3, "--grid", 8, "--batch-size", 10]
+    code, out, err = boss("schedule", *options, "--samples", 10, "--reference", reference)
     assert (code, err) == (0, "")
-    assert f"30 trajectories of 20 steps: {evaluations}" in " ".join(out.split())
-    noise = sample_noise(range(30), (1, 8, 8), seed=COSTS)
-    matrix = estimate_cost_matrix(network, noise, uniform(20), batch_size=30, reference=reference)
+    assert f"10 trajectories of 8 steps: {evaluations}" in " ".join(out.split())
+    noise = sample_noise(range(10), (1, 8, 8), seed=COSTS)
+    matrix = estimate_cost_matrix(network, noise, uniform(8), batch_size=10, reference=reference)
     np.testing.assert_allclose(np.load("schedules/cost.npz")["cost"], matrix.cost, rtol=1e-6)
     for solver in ("euler", "ab2"):  # the second from the same costs
         code, out, _ = boss(
             "schedule",
             *options,
             "--samples",
-            30,
+            10,
             "--reference",
             reference,
             "--solver",

@@ -61,7 +61,7 @@ def draw_until(passed: int, data: list[dict[str, Any]], *, first: int) -> None:
 
 
 def test_what_check_lets_through_ends_no_stage_with_an_error(project) -> None:
-    draw_until(3, project, first=0)
+    draw_until(2, project, first=0)
 
 
 @pytest.mark.slow
