@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from boss_core.io.files import write_bytes
 from boss_core.ode.schedule import Schedule
 from flows import paths
-from flows.config import Params
+from flows.config import Params, ScheduleSearch
 from flows.records.json_files import Json, frechet_name, read_images, read_json
 from flows.records.variants import Variant, read_schedules, recorded
 from flows.report import plots
@@ -56,6 +56,7 @@ def main(params: Params) -> None:
         best={k: min(variants, key=lambda v: records[k][v][metric]) for k in budgets},
         measured=measured.to_dict("records"),
         metric=metric,
+        judge_searched="chosen" in variants and judge_searched(params.schedule),
         metrics=list(floor["fine"]),
         plot=lambda name: embedded(paths.PLOTS / f"{name}.png"),
         sample=lambda name, variant: embedded(paths.samples(name) / f"{variant}.png"),
@@ -86,6 +87,11 @@ def remove_others(budgets: Collection[int]) -> None:
         print(
             f"report: removed outputs of budgets not in params.yaml, which DVC's cache has: {names}"
         )
+
+
+def judge_searched(wanted: ScheduleSearch) -> bool:
+    """Whether the chosen steps were searched by what the table measures them with."""
+    return wanted.distance == "features" and wanted.objective in ("refine", "auto")
 
 
 def measured_schedules(

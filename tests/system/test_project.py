@@ -165,6 +165,7 @@ def test_costs_are_measured_until_the_steps_stay(
 def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     html = (finished.folder / "results" / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 6 + 2 + 2 * len(VARIANTS)
+    assert "searched by the features that also measure here" in html
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     section = html.partition("<h2>Predicted against measured</h2>")[2].partition("</table>")[0]
     table = [re.findall("<td>(.*?)</td>", line) for line in section.splitlines() if "<td>" in line]
