@@ -128,7 +128,7 @@ def read_files(project: Project) -> list[tuple[str, list[str], list[str]]]:
         files = []
         for entry in stage.get("deps", []):
             path = project.folder / entry["path"]
-            if path.suffix in (".py", ".j2") or path.name in ("inputs", "configs", "params.ok"):
+            if Path(entry["path"]).parts[0] in ("boss_core", "flows") or path.name == "params.ok":
                 continue
             inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
             files += [str(p.relative_to(project.folder)) for p in inside]
