@@ -122,7 +122,8 @@ def test_the_paper_alone(finished: Project, tmp_path: Path) -> None:
     for name in ("models/student", "samples", "metrics", "results/curves"):
         assert {path.stem for path in (project.folder / name).iterdir()} <= {"3", "teacher"}
     usage = {path.stem for path in (project.folder / "results" / "usage").iterdir()}
-    assert {"finetune-1", "finetune-3", "evaluate-1", "evaluate-3"} <= usage  # no outputs: they stay
+    # Those are no outputs, and stay.
+    assert {"finetune-1", "finetune-3", "evaluate-1", "evaluate-3"} <= usage
     (project.folder / "params.yaml").write_bytes(before)
     assert "> python -m flows" not in project.run("boss", "repro").stdout
     assert project.outputs() == finished.outputs()
