@@ -267,16 +267,14 @@ def search_pipeline(asked: Request, source: str) -> None:
     """Search the steps of a diffusers pipeline, and write and report them."""
     from boss_core.costs.cost_file import CostKey
     from flows.search.diffusers_schedule import (
-        call_arguments,
         check_pipeline_request,
-        conditions,
         find_pipeline_steps,
         load_pipeline,
         pipeline_costs,
-        read_prompts,
         rounding_lines,
     )
     from flows.search.options import choose_device, parse_shape
+    from flows.search.pipeline_call import call_arguments, conditions, read_prompts
     from flows.search.schedule import check_folder, write_schedules
 
     of, out, wanted = asked.pipeline, asked.out, asked.settings(asked.batch_size or 20)

@@ -1,7 +1,5 @@
 """``boss schedule --pipeline``: the costs of a diffusers pipeline's steps."""
 
-import ast
-import hashlib
 import inspect
 import json
 import traceback
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from boss_core.bellman.objectives import optimal_steps, path_values, step_costs
 from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs
@@ -39,11 +36,9 @@ from boss_core.search.steps import FoundSteps, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.records.searches import say, search_settings
+from flows.search.pipeline_call import one_line, pipeline_arguments
 from flows.search.schedule import COST, MEASURED, announce
 
-# Arguments of a pipeline's call that the search sets, or that are options by other names.
-_SET = ("prompt", "generator", "latents", "num_inference_steps", "sigmas", "timesteps",
-        "output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt")  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,82 +63,10 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
     except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
         unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
         needed = "; one of the installed diffusers, or a newer diffusers, needed" if unknown else ""
-        raise InputError(f"--pipeline: {source}: {_line(error)}{needed}") from error
+        raise InputError(f"--pipeline: {source}: {one_line(error)}{needed}") from error
     pipeline.set_progress_bar_config(disable=True)  # the search has one of its own
     weights = pipeline_hash(pipeline)  # before they are on a GPU, to be copied back
     return pipeline.to(device), weights
-
-
-def read_prompts(path: Path | None) -> list[str]:
-    """One prompt a line; empty lines are left out."""
-    if path is None:
-        raise InputError("--prompts: missing; a text file with one prompt a line needed")
-    try:
-        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}; a text file with one prompt a line needed") from error
-    if not prompts:
-        raise InputError(f"{path}: no prompts in it; one a line needed")
-    return prompts
-
-
-def call_arguments(
-    guidance: float | None, size: tuple[int, ...] | None, given: Sequence[str]
-) -> dict[str, Any]:
-    """What ``--guidance``, ``--size`` and each ``--call NAME=VALUE`` say of the pipeline's call.
-    A value is JSON or Python (numbers, true or True, null or None, lists), or else, and in a
-    prompt, the text itself."""
-    found: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
-    if size is not None:
-        found |= dict(zip(("height", "width"), size, strict=True))
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--call: {text!r}; NAME=VALUE, as true_cfg_scale=4, needed")
-        if name in _SET:
-            raise InputError(f"--call: {name} is set by the search; leave it out")
-        if name in found:
-            raise InputError(f"--call: {name} is given twice; once needed")
-        found[name] = value if "prompt" in name else _value(value)
-    return found
-
-
-def _value(text: str) -> Any:
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            found = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if found is None or isinstance(found, bool | int | float | str | list | dict):
-            return found
-    return text
-
-
-def conditions(prompts: Sequence[str], shared: Mapping[str, Any], dtype: str) -> str:
-    """What else than weights and noise the costs depend on, as a hash; of an image its bytes."""
-    content = json.dumps([list(prompts), dict(shared), dtype], sort_keys=True)
-    digest = hashlib.sha256(content.encode())
-    for _, path in sorted(_images(shared).items()):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _images(shared: Mapping[str, Any]) -> dict[str, Path]:
-    """The arguments that name a file with an image. InputError where there is none."""
-    found = {
-        name: Path(value)
-        for name, value in shared.items()
-        if name.endswith("image") and isinstance(value, str)
-    }
-    for name, path in found.items():
-        if not path.is_file():
-            raise InputError(f"--call: {name}={path}: no such file; an image needed")
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"--call: {name}={path}: no image ({_line(error)})") from error
-    return found
 
 
 @dataclass(frozen=True)
@@ -300,26 +223,6 @@ def rounding_lines(
         yield "rounding: --dtype float32 has none, and takes more time and memory"
 
 
-def pipeline_arguments(pipeline: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with images in the place of their files. InputError for what the pipeline's
-    call does not take."""
-    known = inspect.signature(type(pipeline).__call__).parameters
-    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-    for name in shared:
-        if name not in known and not any_name:
-            option = "--guidance: " if name == "guidance_scale" else "--call: "
-            like = [k for k in known if set(k.split("_")) & set(name.split("_"))]
-            takes = f"; it takes {', '.join(like)}" if like else ""
-            raise InputError(
-                f"{option}{type(pipeline).__name__} takes no {name}{takes}; an argument of its call"
-                " needed"
-            )
-    from diffusers.utils import load_image
-
-    images = {name: load_image(str(path)) for name, path in _images(shared).items()}
-    return {**shared, **images}
-
-
 @contextmanager
 def _refusals(pipeline: Any) -> Iterator[None]:
     """What a pipeline's call raises, as an InputError: its own words in a line."""
@@ -329,7 +232,7 @@ def _refusals(pipeline: Any) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"--batch-size: out of memory ({_line(error)}); a smaller one needed"
+            f"--batch-size: out of memory ({one_line(error)}); a smaller one needed"
         ) from error
     except Exception as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -340,12 +243,8 @@ def _refusals(pipeline: Any) -> Iterator[None]:
             raise
         raise InputError(
             f"--pipeline: {type(pipeline).__name__} refuses this call:"
-            f" {type(error).__name__}: {_line(error)}"
+            f" {type(error).__name__}: {one_line(error)}"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def check_pipeline_request(objective: str, reference: str, features: Path | None) -> None:

@@ -16,7 +16,7 @@ from boss_core.interop.diffusers_pipelines import (
 from boss_core.ode.noise import COSTS
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
-from flows.search.diffusers_schedule import call_arguments, conditions, pipeline_arguments
+from flows.search.pipeline_call import call_arguments, conditions, pipeline_arguments
 from tests.helpers import tiny_pipelines
 
 PROMPTS = ["cat", "dogs"]
