@@ -56,11 +56,17 @@ class Repeat:
             torch.cuda.set_rng_state_all(self.of_cuda)
 
 
-@torch.no_grad()
 def run_walk(
     pipeline: Any, walk: Walk, call: Mapping[str, Any]
 ) -> tuple[Tensor, NDArray[np.float64]]:
     """One call of a pipeline, whose scheduler is replaced meanwhile: what `Walk.end` returns."""
+    take_walk(pipeline, walk, call)
+    return walk.end()
+
+
+@torch.no_grad()
+def take_walk(pipeline: Any, walk: Walk, call: Mapping[str, Any]) -> None:
+    """As `run_walk`, up to `Walk.end`."""
     own = pipeline.scheduler
     if within := _inner(pipeline):
         raise InputError(
@@ -78,7 +84,6 @@ def run_walk(
         pipeline.scheduler = own
         for handle in handles:
             handle.remove()
-    return walk.end()
 
 
 def _inner(pipeline: Any) -> str:

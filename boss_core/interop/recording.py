@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -219,7 +219,13 @@ class Walk:
 
     def end(self) -> tuple[Tensor, NDArray[np.float64]]:
         """To be called after each call: its velocities, (n, B, elements), those of all schedulers
-        side by side; and the evaluations of networks for one sample in each step, (n,).
+        side by side; and what `finish` returns."""
+        evaluations = self.finish()
+        found = [self.held[track.place][:, : self.samples] for track in self.stepping]
+        return (found[0] if len(found) == 1 else torch.cat(found, dim=2)), evaluations
+
+    def finish(self) -> NDArray[np.float64]:
+        """The evaluations of networks for one sample in each step of the call, (n,).
 
         InputError when the pipeline did not take every step of the grid."""
         taken = [track.steps for track in self.stepping] or [0]
@@ -232,20 +238,22 @@ class Walk:
         for k, point in self.points.items() if self.calls == 0 else ():
             point.evaluations = evaluations[k]
         self.calls += 1
-        found = [self.held[track.place][:, : self.samples] for track in self.stepping]
-        return (found[0] if len(found) == 1 else torch.cat(found, dim=2)), evaluations
+        return evaluations
 
     def _evaluations(self) -> NDArray[np.float64]:
-        """What is evaluated before the first step and never again prepares the conditions."""
+        return np.array([sum(counted.values()) for counted in self.of_steps()]) / self.samples
+
+    def of_steps(self) -> list[Counter[str]]:
+        """How many samples each network was evaluated for in each step. What is evaluated before
+        the first step and never again prepares the conditions, and is left out."""
         later = Counter[str]()
         for counted in self.evaluations[1:]:
             later += counted
         once = set(self.evaluations[0]) - set(later) - set(DENOISERS)
-        counts = [
-            sum(number for name, number in counted.items() if k or name not in once)
+        return [
+            Counter({name: n for name, n in counted.items() if k or name not in once})
             for k, counted in enumerate(self.evaluations)
         ]
-        return np.array(counts) / self.samples
 
 
 def _samples(args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> int:
@@ -268,7 +276,17 @@ def _numbers(value: Any) -> tuple[Any, ...]:
     return ()
 
 
-def recording_scheduler(scheduler: Any, walk: Walk) -> Any:
+class Walker(Protocol):
+    """Whatever decides the steps of a pipeline from the place of its scheduler."""
+
+    times: Times
+    tracks: list[Track]
+    inverted: bool
+
+    def take(self, track: Track, velocity: Tensor, sample: Tensor) -> Tensor: ...
+
+
+def recording_scheduler(scheduler: Any, walk: Walker) -> Any:
     """A scheduler in the place of a pipeline's own that takes the steps of a walk, whatever it is
     asked for. Copies that the pipeline makes of it take part in the same walk."""
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
