@@ -28,7 +28,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Trained(Generic[Network]):
-    """network: with the averaged (EMA) weights, in evaluation mode and without gradients.
+    """network: with the averaged (EMA) weights, in evaluation mode and without gradients. What did
+        not train of it are the parameters of the network that was given, not copies of them.
 
     curve: a row for every ``log_every`` steps: ``step``, ``loss`` (mean since the row before),
         ``gradient_norm`` (largest since, before clipping), ``learning_rate``, and what the
@@ -59,7 +60,8 @@ def train(
     loss: ``loss(network, step, share)``, of step 0, 1, ...; draws its batch from the step alone
         (see `boss_core.training.randomness`), so a run depends on nothing that came before it
         but the weights, and computes the mean over this process's share of it. It may only call
-        the network.
+        the network. It may also call ``backward()`` itself, on part after part of the mean, so
+        that the graph of one is held at a time, and return their sum without a gradient.
     precision: bfloat16 for autocast; the weights and what the network returns stay float32.
     compile: call the network through torch.compile.
     validate: is called with the network of averaged weights, in the main process.
@@ -69,8 +71,11 @@ def train(
     checkpoints: written by the main process; the last one stays when the training has ended, and
         is for the caller to remove once the result is stored.
 
-    Raises InputError naming the first step whose loss was not finite, in every process, and where
-    the processes cannot have equal shares of a batch.
+    Memory and checkpoints hold the average, and Adam's moments, of what trains alone: of an adapter
+    a few per cent of its network.
+
+    Raises InputError naming the first step whose loss was not finite, in every process, where the
+    processes cannot have equal shares of a batch, and where no parameter gets a gradient.
     """
     share = distributed.own_share()
     main = share.rank == 0
@@ -138,12 +143,19 @@ def train_step(run: "_Run[Any]", step: int) -> None:
     """Draw a batch, and change weights and averages by its gradient. Loss and norm stay on the
     device: the host waits for neither."""
     run.rate.fill_(_learning_rate(step, run.settings))
+    run.optimizer.zero_grad(set_to_none=True)  # before the loss, which may add to gradients itself
     value = run.loss(run.call, step, run.share)
-    run.optimizer.zero_grad(set_to_none=True)
-    value.backward()
+    if value.requires_grad:
+        value.backward()
+    parameters = run.optimizer.param_groups[0]["params"]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        raise InputError(
+            f"training: no parameter has a gradient at step {step}; a loss that depends on the"
+            " network, or that calls backward() itself, needed"
+        )
     if run.share.of > 1:
-        parameters = run.optimizer.param_groups[0]["params"]
-        distributed.average([p.grad for p in parameters if p.grad is not None])
+        distributed.average(gradients)
     slot = step % len(run.losses)
     run.losses[slot] = value.detach()
     run.norms[slot] = run.update()
@@ -168,7 +180,8 @@ def _start(
     # Adam takes a double on a CPU, and a float, there already, on a GPU.
     rate = torch.zeros((), device=device, dtype=torch.float32 if on_gpu else torch.float64)
     optimizer = _adam(parameters, settings.weight_decay, rate)
-    averaged = copy.deepcopy(network)
+    # What does not train is shared: of a large network with an adapter that is nearly all of it.
+    averaged = copy.deepcopy(network, {id(p): p for p in _frozen(network).values()})
     losses = torch.zeros(log_every, device=device)
     norms = torch.zeros(log_every, device=device)
     # On a GPU by CUDA graphs: hundreds of launches a pass would keep the host busier than the card.
@@ -211,7 +224,7 @@ def _go_on(run: "_Run[Any]", checkpoints: Checkpoints | None) -> tuple[int, list
     if run.share.of > 1:
         start = torch.tensor(done, device=run.rate.device)
         with torch.no_grad():
-            distributed.copy_from_main([start, *run.state.values()])
+            distributed.copy_from_main([start, *run.state.values(), *_frozen(run.network).values()])
         done = int(start)
     return done, curve, fingerprint
 
@@ -281,15 +294,22 @@ def _state(
     network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     parameters = optimizer.param_groups[0]["params"]
+    moving = network.state_dict().keys() - _frozen(network).keys()
     return (
-        {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-        | {f"average.{name}": tensor for name, tensor in averaged.state_dict().items()}
+        {f"network.{name}": t for name, t in network.state_dict().items() if name in moving}
+        | {f"average.{name}": t for name, t in averaged.state_dict().items() if name in moving}
         | {
             f"optimizer.{number}.{name}": tensor
             for number, parameter in enumerate(parameters)
             for name, tensor in optimizer.state[parameter].items()
         }
     )
+
+
+def _frozen(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that do not train, by all of their names."""
+    named = network.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if not parameter.requires_grad}
 
 
 def _in_precision(network: Callable[..., Tensor], precision: Precision) -> Callable[..., Tensor]:

@@ -1,16 +1,20 @@
 """The training loop against optimisers written out by hand."""
 
 import copy
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from boss_core.errors import InputError
 from boss_core.training.loop import learning_rate_factor, train
 from boss_core.training.randomness import BatchShare
+from boss_core.training.resume import Checkpoints
 from boss_core.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
@@ -181,3 +185,74 @@ def test_what_layers_draw_depends_on_seed_and_step_and_leaves_no_trace() -> None
     first = run(0, 5)
     assert len({*first.values(), *run(1, 5).values()}) == 10
     assert run(0, 3) == {step: first[step] for step in range(3)}
+
+
+def test_a_loss_may_go_backward_itself_part_by_part() -> None:
+    """As one backward of the sum does; in float64, where the order of a sum hardly counts."""
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)).double()
+    parts = torch.randn(4, 5, 3).double()
+
+    def loss(network, x, step):
+        return (network(x + step / 10) - x.sum(dim=1, keepdim=True)).square().mean() / 4
+
+    def at_once(network, step, share):
+        return torch.stack([loss(network, x, step) for x in parts]).sum()
+
+    def in_parts(network, step, share):
+        total = torch.zeros(())
+        for x in parts:
+            one = loss(network, x, step)
+            one.backward()
+            total = total + one.detach()
+        return total
+
+    chosen = settings(gradient_clip=0.5)
+    one, other = (train(copy.deepcopy(start), of, chosen) for of in (at_once, in_parts))
+    for weight, expected in zip(other.network.parameters(), one.network.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-9, atol=1e-12)
+    assert other.curve[0] == pytest.approx(one.curve[0], rel=1e-6)
+    assert other.curve[0]["gradient_norm"] > 0.5
+
+
+def test_a_loss_that_depends_on_no_weight_is_refused() -> None:
+    with pytest.raises(InputError, match="no parameter has a gradient at step 0"):
+        train(scalar(), lambda network, *_: torch.tensor(1.0), settings())
+
+
+def test_average_and_checkpoints_hold_what_trains_alone(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(200, 200), nn.BatchNorm1d(200), nn.Linear(200, 1))
+    network[0].requires_grad_(False)
+    x = torch.randn(4, 200)
+    kept = Checkpoints(tmp_path, 10, {}, say=lambda line: None)
+    trained = train(network, lambda n, *_: n(x).square().mean(), settings(), checkpoints=kept)
+    assert trained.network[0].weight is network[0].weight
+    assert trained.network[2].weight is not network[2].weight
+    last = max(tmp_path.iterdir())
+    with safe_open(last, framework="pt") as file:
+        names = set(file.keys())
+    assert {n.partition(".")[2] for n in names if n.startswith(("network.", "average."))} == {
+        *(f"1.{name}" for name in network[1].state_dict()),
+        *(f"2.{name}" for name in network[2].state_dict()),
+    }
+    assert last.stat().st_size < network[0].weight.numel()  # of its 4 bytes each
+
+    # Other weights that do not train are another run.
+    with torch.no_grad():
+        network[0].weight += 1.0
+    said: list[str] = []
+    again = dataclasses.replace(kept, say=said.append)
+    train(network, lambda n, *_: n(x).square().mean(), settings(), checkpoints=again)
+    assert "of another run" in said[0]
+
+
+def test_the_parameters_of_an_adapter_train_alone_inside_a_larger_network() -> None:
+    """A module that holds the same parameters is all that is copied."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)).requires_grad_(False)
+    adapter = nn.ParameterList([network[1].weight.requires_grad_(True)])
+    x = torch.ones(2, 4)
+    start = network[1].weight.detach().clone()
+    trained = train(adapter, lambda *_: network(x).square().mean(), settings()).network
+    assert len(list(trained.parameters())) == 1
+    assert not torch.equal(network[1].weight, start)  # as the last step left it
+    assert not torch.equal(trained[0], network[1].weight)  # the average
