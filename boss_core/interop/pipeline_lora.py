@@ -6,13 +6,13 @@ diffusers and peft are imported where they are used only: the rest of the librar
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from boss_core.errors import InputError
 from boss_core.interop.recording import DENOISERS
@@ -48,6 +48,12 @@ class TrainedWeights(nn.Module):
     def push(self) -> None:
         """Copy the weights into the networks."""
         torch._foreach_copy_(list(self.there.values()), list(self.weights))
+
+    @torch.no_grad()
+    def restore(self, weights: Sequence[Tensor]) -> None:
+        """These weights, in the networks too."""
+        torch._foreach_copy_(list(self.weights), [w.to(self.weights[0].device) for w in weights])
+        self.push()
 
     @torch.no_grad()
     def collect(self) -> None:

@@ -107,7 +107,7 @@ class Walk:
 
     def _watch(self, name: str) -> Callable[..., None]:
         def evaluated(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            self.pending[name] += _samples(args, kwargs, output)
+            self.pending[name] += count_samples(args, kwargs, output)
             given = [*args, *kwargs.values()]
             if self.shown is not None:
                 self.shown += [value for value in given if isinstance(value, Tensor)]
@@ -256,7 +256,7 @@ class Walk:
         ]
 
 
-def _samples(args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> int:
+def count_samples(args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> int:
     """The number of samples in an evaluation: of its first argument, else of its output."""
     given = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
     if isinstance(given, list) or (isinstance(given, Tensor) and given.dim()):

@@ -29,6 +29,12 @@ def average(tensors: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(tensors), means)  # one launch in place of one each
 
 
+def wait() -> None:
+    """Until all processes are here."""
+    if own_share().of > 1:
+        distributed.barrier()
+
+
 def total(value: float, device: torch.device) -> float:
     """The sum of a number over all processes, each of which gives its own."""
     if own_share().of == 1:

@@ -1,0 +1,99 @@
+"""How near samples come to the teacher's own, on prompts and noise that no student has seen."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boss_core.interop.pipeline_sampling import sample_pipeline
+from boss_core.ode.noise import EVALUATION, seed_for
+from boss_core.ode.schedule import Schedule
+from boss_core.ode.timesteps import Times
+from flows.search.refusals import pipeline_refusals
+from flows.straighten.teacher import PipelineTeacher
+
+SHOWN = 4  # samples that the report shows
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The held-out samples by one way of sampling.
+
+    title: in words. latents: (N, ...) float32 on the CPU. outputs: what the pipeline returned for
+    the first `SHOWN`. evaluations: of all networks, for a sample. seconds: for a sample, with
+    what comes before and after the steps.
+    """
+
+    title: str
+    latents: Tensor
+    outputs: tuple[Any, ...]
+    evaluations: float
+    seconds: float
+
+    def distance(self, to: "Sampled") -> float:
+        """The mean over samples of the squared distance of their latents."""
+        return float((self.latents - to.latents).square().flatten(1).sum(dim=1).mean())
+
+
+def sample_held_out(
+    teacher: PipelineTeacher,
+    title: str,
+    schedule: Schedule | Times,
+    count: int,
+    *,
+    batch_size: int,
+    seed: int,
+    guided: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> Sampled:
+    """The held-out samples on the steps of a schedule, or by Euler on a fine grid of times.
+
+    guided: called as the teacher is; else without guidance, as students are."""
+    times = schedule.timesteps if isinstance(schedule, Schedule) else schedule
+    solver = schedule.solver if isinstance(schedule, Schedule) else "euler"
+    latents, outputs = [], []
+    evaluations = seconds = 0.0
+    for part in held_out_parts(teacher, count, batch_size):
+        call = held_out_call(teacher, part, seed, guided=guided)
+        began = _now(teacher.device)
+        with pipeline_refusals(teacher.pipeline):
+            found = sample_pipeline(
+                teacher.pipeline, times, call, solver=solver, decode=_decodes(teacher.pipeline)
+            )
+        seconds += _now(teacher.device) - began
+        latents.append(found.latents.cpu())
+        evaluations = found.evaluations
+        if part.start < SHOWN:
+            outputs.append(found.output)
+        if on_step is not None:
+            on_step(len(part))
+    return Sampled(title, torch.cat(latents), tuple(outputs), evaluations, seconds / count)
+
+
+def held_out_parts(teacher: PipelineTeacher, count: int, batch_size: int) -> list[range]:
+    """The samples that are measured, a call each."""
+    return list(teacher.held_out.parts(range(count), batch_size))
+
+
+def held_out_call(
+    teacher: PipelineTeacher, part: range, seed: int, *, guided: bool
+) -> Mapping[str, Any]:
+    """The call of some of them."""
+    offset = seed_for(EVALUATION, seed)
+    if guided:
+        return teacher.held_out.call(part, seed=offset)
+    return teacher.student_call(teacher.held_out, part, seed=offset)
+
+
+def _decodes(pipeline: Any) -> bool:
+    """Whether the pipeline can make what people see of latents."""
+    return not hasattr(pipeline, "vae") or pipeline.vae is not None
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
