@@ -39,7 +39,10 @@ def schedule(
     grid: int = typer.Option(100, min=1, help="Steps of the fine grid to choose from."),
     pipeline: str | None = PIPELINE,
     prompts: Path | None = typer.Option(
-        None, rich_help_panel=DIFFUSERS, help="A text file, one prompt a line; needed."
+        None,
+        rich_help_panel=DIFFUSERS,
+        help="A text file, one prompt a line, or JSON lines, whose rows may have arguments of their"
+        " own; needed.",
     ),
     guidance: float | None = typer.Option(
         None, rich_help_panel=DIFFUSERS, help="Its guidance_scale."
@@ -86,7 +89,12 @@ def schedule(
         help="What refine and auto compare samples by: a folder with card.json and an extractor, as"
         " models/features. Without it they go by pixels, which on photographs may mislead.",
     ),
-    samples: int = typer.Option(100, min=1, max=1 << 40, help="Trajectories to measure."),
+    samples: str | None = typer.Option(
+        None,
+        metavar="N|auto",
+        help="Trajectories to measure, 100 when left out; with --pipeline auto then: as many as it"
+        " takes until more would hardly change the steps, 20 to 100.",
+    ),
     batch_size: int | None = typer.Option(
         None,
         min=1,
@@ -129,7 +137,7 @@ def schedule(
         lpips_weights=lpips_weights,
         noises=noises,
         features=features,
-        samples=samples,
+        samples=parse_samples(samples, pipeline),
         batch_size=batch_size,
         seed=seed,
         device=device,
@@ -183,7 +191,7 @@ class Request:
     lpips_weights: Path
     noises: int
     features: Path | None
-    samples: int
+    samples: int | None  # None: until the steps have settled
     batch_size: int | None
     seed: int
     device: str
@@ -202,6 +210,19 @@ class Request:
             samples=self.noises,
             batch_size=batch_size,
         )
+
+
+def parse_samples(text: str | None, pipeline: str | None) -> int | None:
+    """The trajectories to measure; None where the search is to end by itself."""
+    if text is None:
+        return 100 if pipeline is None else None
+    if text == "auto" and pipeline is None:
+        raise InputError("--samples: auto, which only goes with --pipeline; a number needed")
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:20]) <= 1 << 40):
+        raise InputError(f"--samples: {text!r:.60}; a number of 1 to 2^40, or auto, needed")
+    return int(text)
 
 
 def check_options(asked: Request) -> None:
@@ -256,6 +277,7 @@ def search_network(asked: Request) -> None:
     check_folder(out, key, asked.budgets, asked.settings(1), replace=asked.replace)
     size = asked.batch_size or search_batch(teacher.shape, asked.grid, on, reference=reference)
     wanted = asked.settings(size)
+    assert asked.samples is not None  # see `parse_samples`
     with calling(of.velocity):
         matrix = search_costs(teacher, key, out, source, samples=asked.samples, batch_size=size)
         found = network_steps(teacher, matrix, asked.budgets, wanted, source, asked.features)
@@ -265,41 +287,37 @@ def search_network(asked: Request) -> None:
 
 def search_pipeline(asked: Request, source: str) -> None:
     """Search the steps of a diffusers pipeline, and write and report them."""
-    from boss_core.costs.cost_file import CostKey
     from flows.search.diffusers_schedule import (
         check_pipeline_request,
-        find_pipeline_steps,
         load_pipeline,
-        pipeline_costs,
+        pipeline_key,
         rounding_lines,
+        search_pipeline_steps,
     )
     from flows.search.options import choose_device, parse_shape
-    from flows.search.pipeline_call import call_arguments, conditions, read_prompts
-    from flows.search.schedule import check_folder, write_schedules
+    from flows.search.pipeline_call import SampleCalls, call_arguments, read_prompts
 
-    of, out, wanted = asked.pipeline, asked.out, asked.settings(asked.batch_size or 20)
+    of, wanted = asked.pipeline, asked.settings(asked.batch_size or 20)
     on = choose_device(asked.device, float64=True)
     check_pipeline_request(asked.objective, asked.reference, asked.features)
     if asked.network.checkpoint is not None or asked.network.velocity is not None:
         raise InputError("--pipeline: with --checkpoint or --velocity; one of them needed")
     dtype = of.dtype or "bfloat16"
-    prompts = read_prompts(of.prompts)
+    rows = read_prompts(of.prompts)
     size = None if of.size is None else parse_shape(of.size, 2)
-    shared = call_arguments(of.guidance, size, of.call)
-    of_call = conditions(prompts, shared, dtype)
+    calls = SampleCalls(rows, call_arguments(of.guidance, size, of.call))
     pipeline, weights = load_pipeline(source, dtype, on)
-    key = CostKey(weights, asked.grid, asked.spacing, asked.seed, conditions=of_call)
-    check_folder(out, key, asked.budgets, wanted, replace=asked.replace)
-    matrix, measured = pipeline_costs(
-        pipeline, key, out, prompts=prompts, shared=shared, samples=asked.samples,
-        batch_size=wanted.batch_size, device=on,
-    )  # fmt: skip
-    found = find_pipeline_steps(
-        pipeline, key, matrix, asked.budgets, wanted, prompts=prompts, shared=shared
+    key = pipeline_key(
+        weights, calls, dtype, grid=asked.grid, spacing=asked.spacing, seed=asked.seed
     )
-    schedules = write_schedules(out, key, matrix, found, wanted, None, measured.evaluations)
-    show(asked, matrix, schedules)
-    for line in rounding_lines(measured, matrix, schedules, asked.objective, dtype):
+    found = search_pipeline_steps(
+        pipeline, key, calls, asked.out, budgets=asked.budgets, wanted=wanted,
+        samples=asked.samples, replace=asked.replace,
+    )  # fmt: skip
+    show(asked, found.matrix, found.schedules)
+    for line in rounding_lines(
+        found.measured, found.matrix, found.schedules, asked.objective, dtype
+    ):
         print(line)
 
 

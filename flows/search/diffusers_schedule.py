@@ -1,11 +1,8 @@
 """``boss schedule --pipeline``: the costs of a diffusers pipeline's steps."""
 
-import inspect
 import json
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,11 @@ from numpy.typing import NDArray
 
 from boss_core.bellman.objectives import optimal_steps, path_values, step_costs
 from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs
-from boss_core.costs.matrix import CostMatrix
+from boss_core.costs.matrix import CostMatrix, CostSum
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import (
     estimate_pipeline_cost,
     pipeline_hash,
-    prompt_calls,
     sample_latents,
 )
 from boss_core.interop.pipeline_rounding import without_rounding
@@ -32,12 +28,15 @@ from boss_core.search.auto import candidates, chosen, verdict
 from boss_core.search.choose import Reference, choose_sampled
 from boss_core.search.distances import sliced_wasserstein
 from boss_core.search.settings import HELD_OUT
+from boss_core.search.settled import Look, look
 from boss_core.search.steps import FoundSteps, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.records.searches import say, search_settings
-from flows.search.pipeline_call import one_line, pipeline_arguments
-from flows.search.schedule import COST, MEASURED, announce
+from flows.search.pipeline_arguments import prepare_calls
+from flows.search.pipeline_call import SampleCalls, conditions, one_line
+from flows.search.refusals import pipeline_refusals
+from flows.search.schedule import COST, MEASURED, announce, check_folder, write_schedules
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -82,27 +81,68 @@ class Measured:
         return round(float(self.nfe[list(indices[:-1])].sum()), 6)
 
 
-# A few lines longer than others: what one call rolls out and what it says belong to this search.
+@dataclass(frozen=True)
+class PipelineSteps:
+    """What `search_pipeline_steps` found: a schedule for each budget, the costs that they are by,
+    and what was seen at the networks."""
+
+    schedules: dict[int, Schedule]
+    matrix: CostMatrix
+    measured: Measured
+
+
+def search_pipeline_steps(
+    pipeline: Any,
+    key: CostKey,
+    calls: SampleCalls,
+    folder: Path,
+    *,
+    budgets: Sequence[int],
+    wanted: ScheduleSearch,
+    samples: int | None = None,
+    replace: bool = False,
+) -> PipelineSteps:
+    """Search the steps of a pipeline for every budget, going on from what the folder holds, and
+    write them there: ``cost.npz``, ``pipeline.json``, ``K.json`` and ``cost.png``.
+
+    pipeline: on its device and in its dtype (`load_pipeline`); its scheduler is put back. key:
+    `pipeline_key`. samples: trajectories to measure; None: until the steps have settled
+    (`boss_core.search.settled`). replace: schedules of another search may be written over.
+
+    InputError in a line, and nothing written, for what the folder, the pipeline or its call refuse.
+    """
+    check_folder(folder, key, budgets, wanted, replace=replace)
+    calls = prepare_calls(pipeline, calls, wanted.batch_size)
+    matrix, measured = pipeline_costs(
+        pipeline, key, folder, calls, budgets=budgets, wanted=wanted, samples=samples
+    )
+    found = find_pipeline_steps(pipeline, key, matrix, budgets, wanted, calls)
+    schedules = write_schedules(folder, key, matrix, found, wanted, None, measured.evaluations)
+    return PipelineSteps(schedules, matrix, measured)
+
+
+def pipeline_key(
+    weights: str, calls: SampleCalls, dtype: str, *, grid: int, spacing: str, seed: int
+) -> CostKey:
+    """What the costs of a pipeline depend on. weights: their hash, of `load_pipeline`."""
+    return CostKey(weights, grid, spacing, seed, conditions=conditions(calls, dtype))
+
+
 def pipeline_costs(
     pipeline: Any,
     key: CostKey,
     folder: Path,
+    calls: SampleCalls,
     *,
-    prompts: Sequence[str],
-    shared: Mapping[str, Any],
-    samples: int,
-    batch_size: int,
-    device: torch.device,
+    budgets: Sequence[int],
+    wanted: ScheduleSearch,
+    samples: int | None,
 ) -> tuple[CostMatrix, Measured]:
-    """As `search_costs`, over the latents of a pipeline; sample i has prompt i modulo their
-    number. ``shared``: further arguments of each call (guidance_scale, height, ...).
+    """As `search_costs`, over the latents of a pipeline; sample i has row i modulo their number.
+    calls: of `prepare_calls`. samples, None: in rounds, until the steps of the budgets settle.
 
-    InputError too, in a line, for what the pipeline refuses, and for guidance that it ignores."""
-    total = read_own_costs(folder / COST, key, device)
-    rows = range(total.samples, max(samples, total.samples))
-    announce(total, len(rows), min(batch_size, max(1, len(rows))))
-    _say_prompts(len(prompts), rows.stop)
-    arguments = pipeline_arguments(pipeline, shared)
+    InputError too, in a line, for what the pipeline refuses."""
+    total = read_own_costs(folder / COST, key, pipeline.device)
     measured = _read_measured(folder, key)
     if total.samples and measured is None:
         # A version without it took pipelines that it should not have, or told them other times.
@@ -111,41 +151,72 @@ def pipeline_costs(
             " was found at its networks; another --out, or remove the file"
         )
 
-    def say(held: int) -> None:
-        print(f"search: holding {held / 2**20:,.1f} MiB of velocities", flush=True)
-
-    def roll_out(part: range, **options: Any) -> Measured:
-        texts = [prompts[i % len(prompts)] for i in part]
-        calls = prompt_calls(
-            texts,
-            batch_size=len(part),
-            seed=seed_for(COSTS, key.seed),
-            first=part.start,
-            **arguments,
+    def plan() -> Look:
+        if samples is not None:
+            return Look(max(samples, total.samples))
+        return look(
+            total, budgets, search_settings(wanted), batch_size=wanted.batch_size, seed=key.seed
         )
-        first = measured is None
-        with _refusals(pipeline):
-            found = estimate_pipeline_cost(
-                pipeline, key.timesteps, calls, check=first, rounding=first, **options
-            )
-        return Measured(found.nfe, found.rounding, found.discarded)
 
-    with (
-        CostSaver(folder / COST, key, total) as saver,
-        progress("cost", len(rows) * key.grid, "sample steps") as advance,
-    ):
-        for start in range(rows.start, rows.stop, batch_size):
-            part = range(start, min(start + batch_size, rows.stop))
-            found = roll_out(
-                part,
-                total=total,
-                on_step=advance,
-                on_memory=say if start == rows.start else None,
-            )
-            measured = measured or _say_measured(found, folder, key)
-            saver.save_now_and_then()
-    assert measured is not None  # a search has at least one sample
-    return total.result(), measured
+    rolled = _RollOuts(pipeline, key, calls, folder, measured)
+    there = total.samples
+    with CostSaver(folder / COST, key, total) as saver:
+        while (next_look := plan()).samples > total.samples:
+            rows = range(total.samples, next_look.samples)
+            if total.samples == there:
+                announce(total, len(rows), min(wanted.batch_size, len(rows)))
+            _say_prompts(len(calls.rows), rows.stop)
+            with progress("cost", len(rows) * key.grid, "sample steps") as advance:
+                for part in calls.parts(rows, wanted.batch_size):
+                    rolled.add(total, part, advance)
+                    saver.save_now_and_then()
+    if total.samples == there:
+        announce(total, 0, wanted.batch_size)
+    if samples is None:
+        print(f"search: {total.samples} trajectories: {next_look.reason}", flush=True)
+    assert rolled.measured is not None  # a search has at least one sample
+    return total.result(), rolled.measured
+
+
+class _RollOuts:
+    """Adds trajectories of a pipeline to a sum, and keeps what is found at its networks.
+
+    What is written to the folder is of all samples so far: rows whose own arguments ask for other
+    guidance may take other evaluations."""
+
+    def __init__(
+        self, pipeline: Any, key: CostKey, calls: SampleCalls, folder: Path,
+        measured: Measured | None,
+    ) -> None:  # fmt: skip
+        self.pipeline, self.key, self.calls, self.folder = pipeline, key, calls, folder
+        self.measured = measured
+        # Sets of arguments whose velocity is known to be one of state and time.
+        self.checked: set[frozenset[str]] = set()
+
+    def add(self, total: CostSum, part: range, advance: Callable[[int], None]) -> None:
+        first = self.measured is None
+        names = frozenset(self.calls.arguments(part.start))
+        check = names not in self.checked and (first or bool(self.checked))
+        self.checked.add(names)
+        call = self.calls.call(part, seed=seed_for(COSTS, self.key.seed))
+        before = total.samples
+        with pipeline_refusals(self.pipeline):
+            found = estimate_pipeline_cost(
+                self.pipeline, self.key.timesteps, [call], total=total, check=check,
+                rounding=first, on_step=advance, on_memory=_say_memory if first else None,
+            )  # fmt: skip
+        seen = Measured(found.nfe, found.rounding, found.discarded)
+        if self.measured is None:
+            self.measured = _say_measured(seen, self.folder, self.key)
+        elif not np.array_equal(seen.nfe, self.measured.nfe):
+            share = len(part) / (before + len(part))
+            mean = self.measured.nfe + share * (seen.nfe - self.measured.nfe)
+            self.measured = replace(self.measured, nfe=mean)
+            _write_measured(self.measured, self.folder, self.key)
+
+
+def _say_memory(held: int) -> None:
+    print(f"search: holding {held / 2**20:,.1f} MiB of velocities", flush=True)
 
 
 def _say_prompts(count: int, trajectories: int) -> None:
@@ -167,12 +238,16 @@ def _say_measured(found: Measured, folder: Path, key: CostKey) -> Measured:
             f"search: {found.discarded:.0%} of the latents are overwritten by the pipeline; they"
             " are not in the costs"
         )
+    _write_measured(found, folder, key)
+    return found
+
+
+def _write_measured(found: Measured, folder: Path, key: CostKey) -> None:
     content = {
         name: None if v is None else np.asarray(v).tolist() for name, v in vars(found).items()
     }
     text = json.dumps(content | {"search": asdict(key)}, indent=1)
     write_bytes(folder / MEASURED, text.encode() + b"\n")
-    return found
 
 
 def _read_measured(folder: Path, key: CostKey) -> Measured | None:
@@ -223,30 +298,6 @@ def rounding_lines(
         yield "rounding: --dtype float32 has none, and takes more time and memory"
 
 
-@contextmanager
-def _refusals(pipeline: Any) -> Iterator[None]:
-    """What a pipeline's call raises, as an InputError: its own words in a line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"--batch-size: out of memory ({one_line(error)}); a smaller one needed"
-        ) from error
-    except Exception as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        call = inspect.unwrap(type(pipeline).__call__).__code__
-        in_call = any(frame.f_code is call for frame in frames)
-        ours = str(frames[-1].f_globals.get("__name__", "")).startswith(("boss_core", "flows"))
-        if ours or not (in_call or isinstance(error, TypeError)):
-            raise
-        raise InputError(
-            f"--pipeline: {type(pipeline).__name__} refuses this call:"
-            f" {type(error).__name__}: {one_line(error)}"
-        ) from error
-
-
 def check_pipeline_request(objective: str, reference: str, features: Path | None) -> None:
     """InputError for what needs the network at states of its own, which a pipeline, a sampler
     from noise by Euler's steps, does not give, or images, which latents are not."""
@@ -267,9 +318,7 @@ def find_pipeline_steps(
     matrix: CostMatrix,
     budgets: Sequence[int],
     wanted: ScheduleSearch,
-    *,
-    prompts: Sequence[str],
-    shared: Mapping[str, Any],
+    calls: SampleCalls,
 ) -> Iterator[tuple[int, FoundSteps]]:
     """As `network_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
     settings = search_settings(wanted)
@@ -277,24 +326,23 @@ def find_pipeline_steps(
         yield from from_costs(matrix, budgets, settings)
         return
 
-    arguments = pipeline_arguments(pipeline, shared)
-
-    def sample(rows: Sequence[int], times: Times, solver: str) -> torch.Tensor:
-        calls = (
-            call
-            for start in range(0, len(rows), settings.batch_size)
-            for part in [rows[start : start + settings.batch_size]]
-            for call in prompt_calls(
-                [prompts[i % len(prompts)] for i in part], batch_size=len(part),
-                seed=seed_for(SEARCH, key.seed), first=part[0], **arguments,
+    def sample(rows: range, times: Times, solver: str) -> torch.Tensor:
+        ends = []
+        for part in calls.parts(rows, settings.batch_size):
+            call = calls.call(part, seed=seed_for(SEARCH, key.seed))
+            with pipeline_refusals(pipeline):
+                ends.append(sample_latents(pipeline, times, [call], solver=solver))
+        shapes = {tuple(each.shape[1:]) for each in ends}
+        if len(shapes) > 1:
+            raise InputError(
+                f"--objective: auto, but the prompts ask for latents of several shapes"
+                f" ({', '.join(map(str, sorted(shapes)))}), which it cannot compare; one needed"
             )
-        )  # fmt: skip
-        with _refusals(pipeline):
-            return sample_latents(pipeline, times, calls, solver=solver)
+        return torch.cat(ends)
 
     def sampler(steps: dict[str, tuple[int, ...]], to: Reference) -> dict[str, torch.Tensor]:
         ends = {
-            path: sample(to.noise.tolist(), matrix.timesteps[list(path)], settings.solver)
+            path: sample(rows, matrix.timesteps[list(path)], settings.solver)
             for path in set(steps.values())
         }
         return {name: ends[path] for name, path in steps.items()}

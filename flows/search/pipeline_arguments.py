@@ -1,0 +1,76 @@
+"""Calls of a pipeline made ready: their arguments are taken, heeded, and given to whole batches."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost
+from boss_core.interop.pipeline_arguments import refuse_ignored
+from boss_core.interop.pipeline_checks import run_walk
+from boss_core.interop.pipeline_networks import pipeline_networks
+from boss_core.interop.recording import Walk
+from boss_core.ode.timesteps import uniform
+from flows.search.images import image_files
+from flows.search.pipeline_call import SampleCalls, check_names
+from flows.search.refusals import pipeline_refusals
+
+# A sample's velocity in a batch differs from that alone by less, in any dtype, unless the batch has
+# other images.
+_SAME = 0.05
+
+
+def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleCalls:
+    """The calls as the pipeline takes them, after a few steps of single samples.
+
+    InputError, in a line, for a pipeline that is no flow, for arguments that its call does not
+    take, refuses (in its own words) or ignores: shared ones and those of the first row that has
+    them (`boss_core.interop.pipeline_arguments.refuse_ignored`).
+    """
+    if calls.images is not None:
+        return calls
+    check_names(pipeline, calls)
+    tried: set[str] = set()
+    for sample in range(len(calls.rows)):
+        where = calls.where(sample)
+        new = {name: place for name, place in where.items() if name not in tried}
+        if sample and not new:
+            continue
+        tried |= new.keys()
+        with pipeline_refusals(pipeline):
+            call = calls.call(range(sample, sample + 1), seed=0)
+            estimate_pipeline_cost(pipeline, uniform(2), [call], check=False)
+            refuse_ignored(pipeline, calls.call(range(sample, sample + 1), seed=0), new)
+    return replace(calls, images=_images(pipeline, calls, batch_size))
+
+
+def _images(pipeline: Any, calls: SampleCalls, batch_size: int) -> str:
+    """How a batch is to be given the image of its samples, by trying.
+
+    Most pipelines repeat one image for all prompts, and take a list for several images of each;
+    Qwen-Image-Edit wants one a prompt; some refuse more than one prompt. So what gives the second
+    of two samples its velocity when it is alone is right.
+    """
+    with_image = [row for row in calls.rows if image_files({**calls.shared, **row.arguments})]
+    if not with_image or batch_size == 1:
+        return "once"
+    own = SampleCalls(with_image[:1], calls.shared)
+    (alone,) = _velocities(pipeline, own.call(range(1, 2), seed=0)).unbind(1)
+    for form in ("once", "each"):
+        try:
+            both = _velocities(pipeline, replace(own, images=form).call(range(2), seed=0))
+        except Exception:
+            continue  # whatever a pipeline does with images that it does not take
+        second = both[:, -1]
+        fits = both.shape[1] == 2 and second.shape == alone.shape
+        if fits and (second - alone).norm() <= _SAME * alone.norm():
+            return form
+    return "alone"
+
+
+def _velocities(pipeline: Any, call: Mapping[str, Any]) -> Tensor:
+    walk = Walk(uniform(2), pipeline_networks(pipeline))
+    velocities, _ = run_walk(pipeline, walk, call)
+    return velocities.to(torch.float32, copy=True)

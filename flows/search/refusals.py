@@ -1,0 +1,36 @@
+"""What a diffusers pipeline raises, as one line for its user."""
+
+import inspect
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from boss_core.errors import InputError
+from flows.search.pipeline_call import one_line
+
+
+@contextmanager
+def pipeline_refusals(pipeline: Any) -> Iterator[None]:
+    """What a pipeline's call raises, as an InputError: its own words in a line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--batch-size: out of memory ({one_line(error)}); a smaller one needed"
+        ) from error
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        call = inspect.unwrap(type(pipeline).__call__).__code__
+        in_call = any(frame.f_code is call for frame in frames)
+        ours = str(frames[-1].f_globals.get("__name__", "")).startswith(("boss_core", "flows"))
+        if ours or not (in_call or isinstance(error, TypeError)):
+            raise
+        raise InputError(
+            f"--pipeline: {type(pipeline).__name__} refuses this call:"
+            f" {type(error).__name__}: {one_line(error)}"
+        ) from error
