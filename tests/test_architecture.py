@@ -33,7 +33,7 @@ LIBRARY = {
     "straightening": {"ode", "training"},
     "checkpoints": {"networks", "ode"},
     "evaluation": {"networks", "ode"},
-    "interop": {"costs", "ode"},
+    "interop": {"costs", "ode", "straightening", "training"},
 }
 PIPELINE = {
     # The ground knows the names of what can be asked for, and loads no torch.
@@ -49,9 +49,10 @@ PIPELINE = {
     },
     "orchestration": {"flows.records", "flows.stages", "flows.tracking", "flows.workspace"},
     "search": {"boss_core", "flows.records", "flows.report"},
+    "straighten": {"boss_core", "flows.measure", "flows.records", "flows.report", "flows.search"},
     "cli": {
         "boss_core", "flows.measure", "flows.orchestration", "flows.records", "flows.search",
-        "flows.stages", "flows.tracking", "flows.workspace",
+        "flows.stages", "flows.straighten", "flows.tracking", "flows.workspace",
     },
 }  # fmt: skip
 # The only importer of each of these, which start servers, take locks, and come in new versions.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from boss_core.ode.schedule import Schedule
 from flows.straighten.request import PipelineRequest
@@ -74,7 +73,5 @@ def _loads(files: Mapping[str, Path], *, adapter: bool) -> str:
         if folder == ".":
             lines.append('pipeline.load_lora_weights(".")\n')
         elif name == "transformer_2":
-            lines.append(
-                f"pipeline.load_lora_weights({folder!r}, load_into_transformer_2=True)\n"
-            )
+            lines.append(f"pipeline.load_lora_weights({folder!r}, load_into_transformer_2=True)\n")
     return "".join(dict.fromkeys(lines))

@@ -109,9 +109,7 @@ def _straighten(
     untrained(teacher, asked)
 
 
-def _others(
-    asked: PipelineRequest, teacher: PipelineTeacher, schedule: Schedule
-) -> list[Sampled]:
+def _others(asked: PipelineRequest, teacher: PipelineTeacher, schedule: Schedule) -> list[Sampled]:
     """What a user would do without the student: guided steps, as many and for as many
     evaluations, and the schedule without guidance."""
     budget = schedule.steps
@@ -165,9 +163,7 @@ def _encode(asked: PipelineRequest, teacher: PipelineTeacher, groups: Sequence[r
         for guided in (True, False)
     ]
     calls += [
-        lambda part=part, guided=guided: held_out.held_out_call(
-            teacher, part, seed, guided=guided
-        )
+        lambda part=part, guided=guided: held_out.held_out_call(teacher, part, seed, guided=guided)
         for part in held_out.held_out_parts(teacher, count, batch_size)
         for guided in (True, False)
     ]
@@ -249,9 +245,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _show(
-    folder: Path, budget: int, found: Sequence[Sampled], fine: Sampled, own: Sampled
-) -> None:
+def _show(folder: Path, budget: int, found: Sequence[Sampled], fine: Sampled, own: Sampled) -> None:
     """Print how near the samples come to the teacher's."""
     table = Table(
         title=f"K = {budget}: squared distance of latents to the teacher's,"
@@ -268,4 +262,6 @@ def _show(
             f"{sampled.distance(fine):.4g}",
         )
     Console(width=110).print(table)
-    print(f"{folder}: {own.evaluations:g} network evaluations an image; {README} says how to load it")
+    print(
+        f"{folder}: {own.evaluations:g} network evaluations an image; {README} says how to load it"
+    )

@@ -43,9 +43,7 @@ class Rollout:
         return load_states(self.path(group)).at([self.knots.index(i) for i in indices])
 
 
-def roll_out(
-    teacher: PipelineTeacher, rollout: Rollout, times: Times, seed: int
-) -> float:
+def roll_out(teacher: PipelineTeacher, rollout: Rollout, times: Times, seed: int) -> float:
     """Make what is missing of a rollout; the network evaluations for a sample in all steps.
 
     Several processes share the groups. Files of other settings in its folder make way."""

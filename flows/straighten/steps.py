@@ -3,9 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from boss_core.bellman.names import GITS_GAMMA
 from boss_core.errors import InputError
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
+from boss_core.search.settings import FEWEST
+from boss_core.training import distributed
+from flows.config import ScheduleSearch
+from flows.search.diffusers_schedule import pipeline_key, search_pipeline_steps
 from flows.search.export import read_schedule
 from flows.straighten.request import PipelineRequest
 from flows.straighten.teacher import PipelineTeacher
@@ -66,3 +71,32 @@ def guided_steps(
     if asked.steps == "search":
         return searched(teacher, asked, [budget])[budget]
     return uniform_schedule(asked, budget)
+
+
+def searched(
+    teacher: PipelineTeacher, asked: PipelineRequest, budgets: Sequence[int]
+) -> dict[int, Schedule]:
+    """The best steps by the costs of the teacher, in ``search/`` of the run's folder: by the main
+    process, for which the others wait."""
+    folder = asked.out / "search"
+    if distributed.own_share().rank == 0:
+        batch_size = asked.training.batch_size
+        wanted = ScheduleSearch(
+            solver=asked.solver,
+            objective="l2_squared",
+            gamma=GITS_GAMMA,
+            distance="sliced_wasserstein",
+            lpips="",
+            samples=FEWEST,
+            batch_size=batch_size,
+        )
+        key = pipeline_key(
+            teacher.hash, teacher.training, asked.teacher.dtype,
+            grid=asked.grid, spacing="uniform", seed=asked.seed,
+        )  # fmt: skip
+        search_pipeline_steps(
+            teacher.pipeline, key, teacher.training, folder,
+            budgets=budgets, wanted=wanted, samples=asked.samples, replace=True,
+        )  # fmt: skip
+    distributed.wait()
+    return {budget: read_schedule(folder / f"{budget}.json") for budget in budgets}

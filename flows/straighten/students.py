@@ -2,13 +2,11 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from boss_core.interop.fixed_flow_scheduler import FixedFlowScheduler
 from boss_core.interop.pipeline_lora import TrainedWeights, denoisers, save_lora
@@ -69,9 +67,7 @@ def train(
             teacher.pipeline, schedule, weights, groups, settings,
             seed=asked.seed, on_step=advance, checkpoints=checkpoints,
         )  # fmt: skip
-    return Student(
-        schedule, trained.network, trained.curve, None if trained.start else usage
-    )
+    return Student(schedule, trained.network, trained.curve, None if trained.start else usage)
 
 
 @contextmanager

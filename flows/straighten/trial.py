@@ -54,7 +54,9 @@ def untrained(teacher: PipelineTeacher, asked: PipelineRequest) -> None:
 def try_out(teacher: PipelineTeacher, asked: PipelineRequest) -> Trial:
     """One call of the teacher and one of the student, on two steps; InputError where the student
     cannot be trained, or not in this memory."""
-    part = next(teacher.training.parts(range(asked.training.trajectories), asked.training.batch_size))
+    part = next(
+        teacher.training.parts(range(asked.training.trajectories), asked.training.batch_size)
+    )
     seed, times = seed_for(TRAJECTORIES, asked.seed), uniform(2)
     pipeline, on = teacher.pipeline, teacher.device
     if on.type == "cuda":
@@ -87,9 +89,7 @@ def try_out(teacher: PipelineTeacher, asked: PipelineRequest) -> Trial:
     peak = torch.cuda.max_memory_allocated(on) if on.type == "cuda" else None
     trained = sum(w.numel() for w in weights.weights)
     elements = sum(s[0, 0].numel() for s in states.states)
-    return Trial(
-        teacher_seconds, student_seconds, float(counted.max()), peak, trained, elements
-    )
+    return Trial(teacher_seconds, student_seconds, float(counted.max()), peak, trained, elements)
 
 
 def _now(device: torch.device) -> float:
