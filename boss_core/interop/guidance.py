@@ -48,8 +48,8 @@ def without_guidance(
     if best is None:
         raise InputError(
             f"pipeline: no argument of {type(pipeline).__name__} turns its guidance off: its"
-            f" networks are evaluated more than once a step, or others beside them, with {'; '.join(tried)}; one that can"
-            " be called without guidance needed"
+            f" networks are evaluated more than once a step, or others beside them, with"
+            f" {'; '.join(tried)}; one that can be called without guidance needed"
         )
     of_step, changed = best
     return changed, of_step

@@ -47,7 +47,7 @@ def remember_encodings(pipeline: Any) -> None:
     if hasattr(pipeline, "encode_prompt"):
         pipeline.encode_prompt = _remembering(pipeline.encode_prompt)
     vae: Any = getattr(pipeline, "vae", None)
-    if isinstance(vae, nn.Module) and hasattr(vae, "encode"):
+    if hasattr(vae, "encode"):
         vae.encode = _remembering(vae.encode)
 
 

@@ -24,8 +24,8 @@ from flows.errors import reported
 
 # In the order of the help.
 COMMANDS = (
-    check, repro, run, server, deploy, table, usage, verify, track, schedule, straighten, sample, export, merge,
-    ui,
+    check, repro, run, server, deploy, table, usage, verify, track, schedule, straighten, sample,
+    export, merge, ui,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -6,9 +6,12 @@ checkpoints, while there are any. A run that was stopped goes on with what it fi
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +27,7 @@ from flows.records.json_files import Json, write_json
 from flows.straighten import held_out, students
 from flows.straighten.held_out import Sampled, sample_held_out
 from flows.straighten.loading import how_to_load
+from flows.straighten.processes import is_main, say
 from flows.straighten.request import PipelineRequest, check_straightening
 from flows.straighten.rollouts import Rollout, roll_out
 from flows.straighten.steps import guided_steps, schedules_of
@@ -43,17 +47,18 @@ def straighten_pipeline(asked: PipelineRequest) -> None:
     trial = try_out(teacher, asked)
     _say_plan(asked, teacher, trial, left)
     times = uniform(asked.grid)
-    schedules = schedules_of(teacher, asked, left)
+    # Of all, the finished too: the rollout of a run that goes on stays what it was.
+    schedules = schedules_of(teacher, asked, asked.budgets)
     groups = tuple(
         teacher.training.parts(range(asked.training.trajectories), asked.training.batch_size)
     )
-    knots = union([schedules[k].indices for k in left])
+    knots = union([schedules[k].indices for k in asked.budgets])
     rollout = Rollout(asked.out / "rollout", groups, tuple(knots))
     _encode(asked, teacher, groups)
-    nfe = roll_out(teacher, rollout, times, asked.seed)
+    roll_out(teacher, rollout, times, asked.seed)
     fine = _fine(asked, teacher, times)
     for budget in left:
-        _straighten(asked, teacher, schedules[budget], rollout, fine, nfe)
+        _straighten(asked, teacher, schedules[budget], rollout, fine)
 
 
 def _straighten(
@@ -62,12 +67,14 @@ def _straighten(
     schedule: Schedule,
     rollout: Rollout,
     fine: Sampled | None,
-    nfe: float,
 ) -> None:
     """One student, from its start to its folder; the pipeline is then as it was before."""
     budget = schedule.steps
-    main = distributed.own_share().rank == 0
+    main = is_main()
     others = _others(asked, teacher, schedule) if main else []
+    # Of the search it has the teacher's evaluations.
+    own_evaluations = float(budget * teacher.student_nfe)
+    schedule = schedule.model_copy(update={"evaluations": own_evaluations})
     weights = trained_weights(teacher, asked)
     start = None
     if asked.training.rank is None:
@@ -102,6 +109,8 @@ def _straighten(
             written = students.card(teacher, asked, student, results, part)
             write_json(part / CARD, written | {"request": _run(asked, teacher)})
         kept.remove()
+        with suppress(OSError):  # another budget's, where there is one
+            kept.folder.parent.rmdir()
         _show(folder, budget, found, fine, own)
     distributed.wait()
     if start is not None:
@@ -140,7 +149,7 @@ def _sampled(
 
 def _fine(asked: PipelineRequest, teacher: PipelineTeacher, times: Times) -> Sampled | None:
     """The teacher's own held-out samples, which all others are compared with."""
-    if distributed.own_share().rank:
+    if not is_main():
         return None
     with progress("teacher's held-out samples", asked.training.held_out, "samples") as advance:
         return sample_held_out(
@@ -151,22 +160,14 @@ def _fine(asked: PipelineRequest, teacher: PipelineTeacher, times: Times) -> Sam
 
 def _encode(asked: PipelineRequest, teacher: PipelineTeacher, groups: Sequence[range]) -> None:
     """All that the pipeline is asked to encode from here on, so that its encoders may go."""
-    count, batch_size = asked.training.held_out, asked.training.batch_size
-    seed = asked.seed
-    calls = [
-        lambda part=part, guided=guided: (
-            teacher.training.call(part, seed=seed)
-            if guided
-            else teacher.student_call(teacher.training, part, seed=seed)
-        )
-        for part in groups
-        for guided in (True, False)
-    ]
-    calls += [
-        lambda part=part, guided=guided: held_out.held_out_call(teacher, part, seed, guided=guided)
-        for part in held_out.held_out_parts(teacher, count, batch_size)
-        for guided in (True, False)
-    ]
+    count, batch_size, seed = asked.training.held_out, asked.training.batch_size, asked.seed
+    calls: list[Callable[[], Mapping[str, Any]]] = []
+    for part in groups:
+        calls.append(partial(teacher.training.call, part, seed=seed))
+        calls.append(partial(teacher.student_call, teacher.training, part, seed=seed))
+    for part in held_out.held_out_parts(teacher, count, batch_size):
+        for guided in (True, False):
+            calls.append(partial(held_out.held_out_call, teacher, part, seed, guided=guided))
     encode_all(teacher.pipeline, calls)
 
 
@@ -195,7 +196,7 @@ def _finished(asked: PipelineRequest, teacher: PipelineTeacher, budget: int) -> 
         there = None
     wanted = json.loads(json.dumps(_run(asked, teacher)))
     if there == wanted:
-        print(f"{folder}: finished already")
+        say(f"{folder}: finished already")
         return True
     if asked.replace:
         return False
@@ -210,17 +211,15 @@ def _say_plan(
     asked: PipelineRequest, teacher: PipelineTeacher, trial: Trial, budgets: Sequence[int]
 ) -> None:
     """What is about to be done, by the count and by the clock, before it begins."""
-    if distributed.own_share().rank:
-        return
     of = asked.training
     calls = -(-of.trajectories // of.batch_size)
     evaluations = of.trajectories * asked.grid * trial.nfe
     off = " and ".join(f"{k}={v}" for k, v in teacher.without.items()) or "the call as it is"
-    print(
+    say(
         f"plan: the teacher takes {trial.nfe:g} network evaluations a step, a student"
         f" {teacher.student_nfe:g} ({off})"
     )
-    print(
+    say(
         f"plan: rollout of {of.trajectories} trajectories of {asked.grid} steps:"
         f" {evaluations:,.0f} evaluations, about"
         f" {_duration(calls * asked.grid * trial.teacher_seconds)}; states take up to"
@@ -228,13 +227,13 @@ def _say_plan(
     )
     for budget in budgets:
         steps = of.iterations * of.accumulate * budget
-        print(
+        say(
             f"plan: K = {budget}: {of.iterations} steps of {of.batch_size * of.accumulate} samples,"
             f" {trial.trained:,} weights: {steps * of.batch_size:,} evaluations with gradients,"
             f" about {_duration(steps * trial.student_seconds)}"
         )
     if trial.peak is not None:
-        print(f"plan: one step held {trial.peak / 2**30:,.1f} GiB of the GPU's memory", flush=True)
+        say(f"plan: one step held {trial.peak / 2**30:,.1f} GiB of the GPU's memory")
 
 
 def _duration(seconds: float) -> str:

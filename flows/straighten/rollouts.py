@@ -19,6 +19,7 @@ from boss_core.ode.timesteps import Times
 from boss_core.training import distributed
 from flows.progress import progress
 from flows.search.refusals import pipeline_refusals
+from flows.straighten.processes import say
 from flows.straighten.teacher import PipelineTeacher
 
 KEY = "rollout.json"
@@ -43,8 +44,8 @@ class Rollout:
         return load_states(self.path(group)).at([self.knots.index(i) for i in indices])
 
 
-def roll_out(teacher: PipelineTeacher, rollout: Rollout, times: Times, seed: int) -> float:
-    """Make what is missing of a rollout; the network evaluations for a sample in all steps.
+def roll_out(teacher: PipelineTeacher, rollout: Rollout, times: Times, seed: int) -> None:
+    """Make what is missing of a rollout.
 
     Several processes share the groups. Files of other settings in its folder make way."""
     share = distributed.own_share()
@@ -62,24 +63,21 @@ def roll_out(teacher: PipelineTeacher, rollout: Rollout, times: Times, seed: int
     distributed.wait()
     todo = [k for k in range(len(rollout.groups)) if not _is_whole(rollout.path(k), digest)]
     done = len(rollout.groups) - len(todo)
-    if done and share.rank == 0:
-        print(f"rollout: {done} of {len(rollout.groups)} calls are in {rollout.folder} already")
+    if done:
+        say(f"rollout: {done} of {len(rollout.groups)} calls are in {rollout.folder} already")
     distributed.wait()
     own = share.take(todo)
     total = sum(len(rollout.groups[k]) for k in own) * (len(times) - 1)
-    evaluations = 0.0
     with progress("rollout", total, "sample steps") as advance:
         for number in own:
             part = rollout.groups[number]
             call = teacher.training.call(part, seed=seed_for(TRAJECTORIES, seed))
             with pipeline_refusals(teacher.pipeline):
-                found, counted = teacher_states(
+                found, _ = teacher_states(
                     teacher.pipeline, times, rollout.knots, call, on_step=advance
                 )
-            evaluations = float(counted.sum())
             save_states(rollout.path(number), found, {"key": digest})
     distributed.wait()
-    return evaluations
 
 
 def _make_way(folder: Path, key: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,12 +15,12 @@ from boss_core.interop.pipeline_students import Groups, train_student
 from boss_core.io.files import sha256
 from boss_core.ode.noise import TRAJECTORIES, seed_for
 from boss_core.ode.schedule import Schedule
-from boss_core.training import distributed
 from boss_core.training.loop import Row
 from boss_core.training.resume import Checkpoints
 from flows.measure.energy import Usage, measured
 from flows.progress import progress
 from flows.search.refusals import pipeline_refusals
+from flows.straighten.processes import is_main
 from flows.straighten.request import PipelineRequest
 from flows.straighten.rollouts import Rollout
 from flows.straighten.teacher import PipelineTeacher
@@ -72,7 +73,7 @@ def train(
 
 @contextmanager
 def _progress(label: str, steps: int):  # type: ignore[no-untyped-def]
-    if distributed.own_share().rank:
+    if not is_main():
         yield None
         return
     with progress(label, steps, "steps") as advance:
@@ -82,10 +83,21 @@ def _progress(label: str, steps: int):  # type: ignore[no-untyped-def]
 def write_weights(pipeline: Any, folder: Path, *, adapter: bool) -> dict[str, Path]:
     """The weights that were trained, as the pipeline's own functions write them: by network."""
     if adapter:
-        return save_lora(pipeline, folder)
-    for name, network in denoisers(pipeline).items():
-        network.save_pretrained(folder / name)
-    return {name: folder / name for name in denoisers(pipeline)}
+        files = save_lora(pipeline, folder)
+    else:
+        files = {name: folder / name for name in denoisers(pipeline)}
+        for name, network in denoisers(pipeline).items():
+            network.save_pretrained(files[name])
+    for path in folder.rglob("*.safetensors"):  # written for their owner alone
+        path.chmod(0o666 & ~_umask())
+    return files
+
+
+def _umask() -> int:
+    """What new files of this process may not be."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_scheduler(pipeline: Any, schedule: Schedule, folder: Path) -> None:

@@ -11,11 +11,11 @@ from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import pipeline_hash
 from boss_core.interop.guidance import without_guidance
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
-from boss_core.interop.pipeline_lora import check_adaptable, freeze
+from boss_core.interop.pipeline_lora import check_adaptable, denoisers, freeze
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.ode.timesteps import uniform
 from flows.search.diffusers_schedule import load_pipeline
-from flows.search.options import choose_device, parse_shape
+from flows.search.options import parse_shape
 from flows.search.pipeline_arguments import prepare_calls
 from flows.search.pipeline_call import (
     SampleCalls,
@@ -25,6 +25,8 @@ from flows.search.pipeline_call import (
     read_prompts,
 )
 from flows.search.refusals import pipeline_refusals
+from flows.search.repeats import say_once
+from flows.straighten.processes import join_processes, say
 from flows.straighten.request import PipelineRequest
 
 # Prompts that are held out: this share of them, where there are at least so many.
@@ -59,11 +61,12 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
     """The pipeline that the options name, ready to be taught from; InputError for what cannot be
     trained, before any work."""
     of = asked.teacher
-    on = choose_device(asked.device, float64=True)
+    on = join_processes(asked.device)
     size = None if of.size is None else parse_shape(of.size, 2)
     rows = read_prompts(of.prompts)
     calls = SampleCalls(rows, call_arguments(of.guidance, size, of.call))
     pipeline, weights = load_pipeline(of.source, of.dtype, torch.device("cpu"))
+    say_once()
     if asked.training.rank is not None:
         check_adaptable(pipeline)
     for number, path in enumerate(of.lora):
@@ -117,7 +120,7 @@ def _adapters(pipeline: Any) -> int:
 
 
 def _checkpoint_activations(pipeline: Any) -> None:
-    for name, network in pipeline_networks(pipeline).items():
+    for name, network in denoisers(pipeline).items():
         if not getattr(network, "_supports_gradient_checkpointing", False):
             raise InputError(
                 f"--gradient-checkpointing: the {name} of {type(pipeline).__name__} has none;"
@@ -131,7 +134,7 @@ def _split(calls: SampleCalls) -> tuple[SampleCalls, SampleCalls]:
     with other noise, where there are few."""
     count = len(calls.rows)
     if count < FEWEST_PROMPTS:
-        print(
+        say(
             f"prompts: {count}, too few to hold any out ({FEWEST_PROMPTS} needed): the student is"
             " measured on the same ones, with other noise"
         )
@@ -166,4 +169,4 @@ def encode_all(pipeline: Any, calls: Sequence[Callable[[], Mapping[str, Any]]]) 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if freed:
-        print(f"prompts: encoded; {freed / 2**30:,.2f} GiB of encoders freed", flush=True)
+        say(f"prompts: encoded; {freed / 2**30:,.2f} GiB of encoders freed")
