@@ -1,0 +1,50 @@
+"""What turns a pipeline's guidance off."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
+
+from boss_core.errors import InputError
+from boss_core.interop.diffusers_pipelines import sample_generators
+from boss_core.interop.guidance import without_guidance
+from boss_core.ode.timesteps import uniform
+from tests.helpers import odd_pipelines as odd
+from tests.helpers import tiny_pipelines as tiny
+
+KINDS: dict[str, tuple[Callable[[], Any], Callable[[range], dict[str, Any]], dict[str, Any], int]]
+KINDS = {
+    "sd3": (tiny.sd3, lambda r: tiny.sd3_prompts(r, 4.0), {"guidance_scale": 1.0}, 1),
+    "no guidance": (tiny.sd3, lambda r: tiny.sd3_prompts(r, 1.0), {}, 1),
+    "flux, an input of its network": (tiny.flux, tiny.flux_prompts, {}, 1),
+    "wan": (tiny.wan, tiny.wan_prompts, {"guidance_scale": 1.0}, 1),
+    "qwen": (tiny.qwen_image, tiny.qwen_image_prompts, {"true_cfg_scale": 1.0}, 1),
+    "z-image, from 0 on": (odd.z_image, odd.z_image_prompts, {"guidance_scale": 0.0}, 1),
+    "with a control network": (
+        odd.sd3_controlnet, odd.sd3_controlnet_prompts, {"guidance_scale": 1.0}, 2,
+    ),
+    "ltx-2, of two states": (
+        odd.ltx2, odd.ltx2_prompts, {"guidance_scale": 1.0, "audio_guidance_scale": 1.0}, 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_is_turned_off(kind: str) -> None:
+    make, prompts, expected, evaluations = KINDS[kind]
+    rows = range(2)
+    call = prompts(rows) | {"generator": sample_generators(rows, 3)}
+    before = [g.get_state() for g in call["generator"]]
+    changes, of_step = without_guidance(make(), call, uniform(3))
+    assert changes == expected
+    assert of_step == evaluations
+    assert all((g.get_state() == s).all() for g, s in zip(call["generator"], before, strict=True))
+
+
+def test_a_network_for_guidance_alone_is_refused() -> None:
+    rows = range(2)
+    call = odd.ideogram4_prompts(rows) | {"generator": sample_generators(rows, 3)}
+    with pytest.raises(InputError, match=r"no argument of .* turns its guidance off"):
+        without_guidance(odd.ideogram4(), call, uniform(3))

@@ -1,0 +1,76 @@
+"""What a pipeline encodes is encoded once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
+
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from boss_core.errors import InputError
+from boss_core.interop.diffusers_pipelines import sample_generators
+from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
+from tests.helpers import tiny_pipelines as tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sd3") / "pipeline"
+    tiny.sd3_with_text(path)
+    return path
+
+
+def latents(pipeline: Any, prompts: list[str]) -> torch.Tensor:
+    rows = range(len(prompts))
+    return pipeline(
+        prompts, generator=sample_generators(rows, 3), guidance_scale=4.0, num_inference_steps=2,
+        height=16, width=16, output_type="latent",
+    ).images  # fmt: skip
+
+
+def test_encoders_are_asked_once_and_may_go(folder: Path) -> None:
+    pipeline = tiny.quiet(StableDiffusion3Pipeline.from_pretrained(folder))
+    expected = latents(pipeline, ["a fox", "a cat"])
+    asked: list[str] = []
+    pipeline.text_encoder_3.register_forward_hook(lambda *_: asked.append("t5"))
+    remember_encodings(pipeline)
+    assert torch.equal(latents(pipeline, ["a fox", "a cat"]), expected)
+    count = len(asked)
+    assert count > 0
+    assert torch.equal(latents(pipeline, ["a fox", "a cat"]), expected)
+    assert len(asked) == count
+    assert not torch.equal(latents(pipeline, ["a fox", "a dog"]), expected)
+    assert len(asked) > count
+    taken = sum(
+        p.numel() * p.element_size()
+        for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+        for p in part.parameters()
+    )
+    assert free_encoders(pipeline) == taken
+    assert torch.equal(latents(pipeline, ["a fox", "a cat"]), expected)
+    with pytest.raises(InputError, match="for a prompt that was not encoded before"):
+        latents(pipeline, ["a bird", "a cat"])
+
+
+def test_pictures_are_known_by_what_is_in_them() -> None:
+    class Pipeline:
+        calls = 0
+
+        def encode_prompt(self, prompt: str, image: Any) -> torch.Tensor:
+            self.calls += 1
+            return torch.tensor([float(sum(image.tobytes()))])
+
+    pipeline = Pipeline()
+    remember_encodings(pipeline)
+    red, blue = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
+    first = pipeline.encode_prompt("a", image=red)
+    assert torch.equal(pipeline.encode_prompt("a", image=red.copy()), first)
+    assert pipeline.calls == 1
+    pipeline.encode_prompt("a", image=blue)
+    pipeline.encode_prompt("b", image=red)
+    pipeline.encode_prompt("a", image=Image.new("RGB", (1, 4), "red"))
+    assert pipeline.calls == 4

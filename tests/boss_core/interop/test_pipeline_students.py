@@ -1,0 +1,96 @@
+"""Students of every kind of pipeline, against what the same evaluations buy without one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
+
+from boss_core.errors import InputError
+from boss_core.interop.diffusers_pipelines import sample_generators
+from boss_core.interop.guidance import without_guidance
+from boss_core.interop.pipeline_lora import add_lora, load_lora, save_lora
+from boss_core.interop.pipeline_sampling import sample_pipeline
+from boss_core.interop.pipeline_students import Groups, load_states, save_states, train_student
+from boss_core.interop.teacher_forcing import KnotStates, teacher_states
+from boss_core.ode.schedule import Schedule
+from boss_core.ode.timesteps import uniform
+from boss_core.training.settings import TrainingSettings
+from tests.helpers.families import FAMILIES
+
+GRID, KNOTS = uniform(12), (0, 4, 8, 12)
+SCHEDULE = Schedule(timesteps=tuple(GRID[list(KNOTS)]), indices=KNOTS)
+HELD_OUT = range(1000, 1016)
+SIZE, GROUPS = 16, 8
+
+
+def settings(iterations: int) -> TrainingSettings:
+    return TrainingSettings(
+        iterations=iterations, batch_size=1, learning_rate=4e-3, learning_rate_schedule="cosine",
+        warmup=10, gradient_clip=1.0, ema_decay=0.9,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_student_is_nearer_than_its_evaluations_buy(name: str, tmp_path: Path) -> None:
+    """Than the guided pipeline in as many evaluations, and, where it has no guidance, in as many
+    steps: on noise and prompts that it has not seen, loaded by diffusers into a fresh pipeline."""
+    family = FAMILIES[name]
+    pipeline = family.make()
+
+    def call(rows: range, **changes: Any) -> dict[str, Any]:
+        return family.prompts(rows) | {"generator": sample_generators(rows, 3)} | changes
+
+    off, evaluations = without_guidance(pipeline, call(range(2)), SCHEDULE.timesteps)
+    assert evaluations == 1.0
+    rows = [range(k * SIZE, (k + 1) * SIZE) for k in range(GROUPS)]
+    states, counted = zip(
+        *(teacher_states(pipeline, GRID, KNOTS, call(part)) for part in rows), strict=True
+    )
+    guided = float(counted[0].max())
+
+    def ends(of: Any, times: Any, **changes: Any) -> tuple[torch.Tensor, float]:
+        found = sample_pipeline(of, times, call(HELD_OUT, **changes), decode=False)
+        return found.latents, found.evaluations
+
+    fine, _ = ends(pipeline, GRID)
+    rival, taken = ends(pipeline, uniform(1) if guided > 1 else SCHEDULE.timesteps)
+    plain, _ = ends(pipeline, SCHEDULE.timesteps, **off)
+    weights = add_lora(pipeline, 8, seed=0)
+    groups = Groups(lambda k: call(rows[k], **off), lambda k: states[k], range(GROUPS))
+    trained = train_student(pipeline, SCHEDULE, weights, groups, settings(120), seed=0)
+    curve = trained.curve
+    save_lora(pipeline, tmp_path)
+    fresh = family.make()
+    load_lora(fresh, tmp_path)
+    student, own = ends(fresh, SCHEDULE.timesteps, **off)
+    assert own == 3.0
+    assert taken <= own
+    in_place, _ = ends(pipeline, SCHEDULE.timesteps, **off)
+    assert (student - in_place).abs().max() < 1e-6 * max(1.0, float(in_place.abs().max()))
+
+    def distance(found: torch.Tensor) -> float:
+        return float((found - fine).square().flatten(1).sum(dim=1).mean())
+
+    assert distance(student) < distance(rival)
+    assert distance(student) < 0.5 * distance(plain)
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_states_on_disk(tmp_path: Path) -> None:
+    seen = torch.tensor([[True, False]])
+    states = KnotStates((torch.randn(3, 1, 2), torch.randn(3, 1, 5)), seen)
+    path = tmp_path / "states.safetensors"
+    save_states(path, states, {"key": "k"})
+    found = load_states(path)
+    assert all(map(torch.equal, found.states, states.states))
+    assert found.seen is not None
+    assert torch.equal(found.seen, seen)
+    picked = found.at([0, 2])
+    assert torch.equal(picked.states[1], states.states[1][[0, 2]])
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match="truncated or altered"):
+        load_states(path)
