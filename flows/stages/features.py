@@ -83,6 +83,7 @@ def main(params: Params) -> None:
 def _kept(name: str, given: Path) -> Extractor:
     """An extractor whose weights are there already, which are copied: all that comes after reads
     the copy, and its hash says what measured."""
+    Extractor(name, given).check()
     extractor = Extractor(name, paths.FEATURES / f"{name}.pth")
     with replacing(extractor.weights) as temporary:
         shutil.copyfile(given, temporary)

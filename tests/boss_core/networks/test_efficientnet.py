@@ -51,7 +51,9 @@ def resized(images: np.ndarray) -> Tensor:
     """Pillow's bicubic filter, a channel at a time in floating point, to (N, 3, 224, 224)."""
     sides = (224, 224)
     planes = [
-        np.asarray(Image.fromarray(plane.astype(np.float32)).resize(sides, Image.Resampling.BICUBIC))
+        np.asarray(
+            Image.fromarray(plane.astype(np.float32)).resize(sides, Image.Resampling.BICUBIC)
+        )
         for image in images
         for plane in image
     ]
