@@ -126,7 +126,10 @@ def _check_weights(params: Params) -> None:
     if params.features.extractor == "imagenet":
         from boss_core.networks.efficientnet import check_efficientnet, published_weights
 
-        check_efficientnet(published_weights())
+        try:
+            check_efficientnet(published_weights())
+        except InputError as error:
+            raise InputError(f"params.yaml: features.extractor: imagenet: {error}") from error
     if params.schedule.objective == "lpips":
         from boss_core.search.lpips import weights_files
 
