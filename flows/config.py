@@ -79,7 +79,7 @@ class Data(Settings):
 
 
 class Features(Settings):
-    extractor: Literal["classifier", "inception"]
+    extractor: Literal["classifier", "inception", "imagenet"]
     network: Literal["small", "resnet"] = Field(description="classifier: three layers, or sixteen")
     augment: bool = Field(
         description="classifier: train on images shifted by up to 4 pixels and flipped"

@@ -14,6 +14,7 @@ from studies.markdown import grid_table, markdown, mean_and_error, value, write_
 
 # What the page calls each solver, objective and metric, in the order of its tables.
 SOLVERS = {"euler": "Euler", "ab2": "Adams-Bashforth 2", "heun": "Heun", "rk45": "RK45"}
+EXTRACTORS = ("classifier", "inception", "efficientnet_lite0")
 METRICS = ("frechet", "fid", "kid", "sliced_wasserstein", "energy", "endpoint_error")
 BASELINE = ("euler", "l2_squared")  # the paper's
 CELL = ["network", "solver", "objective", "budget"]
@@ -69,7 +70,7 @@ def metrics(rows: pd.DataFrame) -> list[str]:
         column
         for name in METRICS
         for column in rows.columns
-        if column == name or column in (f"{name}_classifier", f"{name}_inception")
+        if column in (name, *(f"{name}_{extractor}" for extractor in EXTRACTORS))
     ]
 
 

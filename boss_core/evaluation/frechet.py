@@ -29,17 +29,13 @@ from boss_core.io.files import sha256
 from boss_core.io.pixels import to_uint8
 from boss_core.io.tensor_files import arrays_only, read_tensors
 from boss_core.io.weights import is_of_the_disk
+from boss_core.networks import efficientnet
 from boss_core.networks.classifier import load_classifier
+from boss_core.networks.efficientnet import check_efficientnet, load_efficientnet
 
 
-class ClassifierExtractor(FeatureExtractorBase):
-    """The features of a `Classifier`, registered with torch-fidelity as ``classifier``."""
-
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any
-    ) -> None:
-        super().__init__(name, features_list)
-        self.classifier = load_classifier(Path(feature_extractor_weights_path))
+class _OneLayer(FeatureExtractorBase):
+    """What torch-fidelity asks of an extractor that gives one kind of features for all metrics."""
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -60,19 +56,50 @@ class ClassifierExtractor(FeatureExtractorBase):
     def forward(self, images: Tensor) -> tuple[Tensor]:
         if images.dtype != torch.uint8:  # torch-fidelity passes on whatever it is given
             raise InputError(f"images: {images.dtype}; uint8 needed")
-        channels = self.classifier.config.channels
-        return (self.classifier.features(images[:, :channels]),)
+        return (self.features(images),)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) to (B, features)."""
+        raise NotImplementedError
+
+
+class ClassifierExtractor(_OneLayer):
+    """The features of a `Classifier`, registered with torch-fidelity as ``classifier``."""
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        self.classifier = load_classifier(Path(feature_extractor_weights_path))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.classifier.features(images[:, : self.classifier.config.channels])
+
+
+class EfficientNetExtractor(_OneLayer):
+    """Those of `EfficientNetLite0`, registered with torch-fidelity as ``efficientnet_lite0``."""
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        self.network = load_efficientnet(Path(feature_extractor_weights_path))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.network(images)
 
 
 register_feature_extractor("classifier", ClassifierExtractor)
+register_feature_extractor(efficientnet.NAME, EfficientNetExtractor)
+EXTRACTORS = ("classifier", "inception", efficientnet.NAME)
 
 
 @dataclass(frozen=True)
 class Extractor:
     """A feature extractor on disk.
 
-    name: ``classifier`` (of this project) or ``inception`` (``inception-v3-compat`` of
-        torch-fidelity, the network of the original FID).
+    name: ``classifier`` (of this project), ``inception`` (``inception-v3-compat`` of
+        torch-fidelity, the network of the original FID) or ``efficientnet_lite0``.
     weights: its weights file.
     """
 
@@ -87,9 +114,12 @@ class Extractor:
         return sha256(self.weights)
 
     def check(self) -> None:
-        """InputError for weights that are more than tensors: the library would run them."""
+        """InputError for weights that are more than tensors: the library would run them. Also for
+        those of another network than the name says, where that can be told."""
         if self.name == "inception":
             read_tensors(self.weights, "the Inception weights of torch-fidelity")
+        elif self.name == efficientnet.NAME:
+            check_efficientnet(self.weights)
 
     @property
     def library_name(self) -> str:

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import Extractor
+from boss_core.evaluation.frechet import EXTRACTORS, Extractor
 from flows.records.json_files import read_json
-
-NAMES = ("classifier", "inception")
 
 
 def read_extractor(folder: Path) -> Extractor:
@@ -22,6 +20,6 @@ def read_extractor(folder: Path) -> Extractor:
             f"{path}: not the card of an extractor; one with extractor and weights, as in"
             " models/features, needed"
         ) from error
-    if name not in NAMES or not isinstance(weights, str):
-        raise InputError(f"{path}: extractor {name!r}; {' or '.join(NAMES)} needed")
+    if name not in EXTRACTORS or not isinstance(weights, str):
+        raise InputError(f"{path}: extractor {name!r}; {' or '.join(EXTRACTORS)} needed")
     return Extractor(name, folder / weights)

@@ -96,19 +96,19 @@ def _check_labels(params: Params, found: Found) -> None:
         if found.kinds is None:
             raise InputError(
                 f"params.yaml: features.extractor: classifier needs labels, and the images in"
-                f" {where} have none; inception needs none"
+                f" {where} have none; imagenet and inception need none"
             )
         if found.kinds < 2:
             raise InputError(
                 f"params.yaml: features.extractor: classifier needs two classes or more, and the"
-                f" images in {where} are of one; inception needs none"
+                f" images in {where} are of one; imagenet and inception need none"
             )
     conditional = params.teacher.source == "train" and params.teacher.conditional
     if found.classes > CLASSES and (conditional or params.features.extractor == "classifier"):
         raise InputError(
             f"params.yaml: data.path: the images in {where} are of {found.classes} classes, more"
-            f" than {CLASSES}; fewer, or features.extractor: inception and teacher.conditional:"
-            " false, needed"
+            f" than {CLASSES}; fewer, or features.extractor: imagenet or inception and"
+            " teacher.conditional: false, needed"
         )
     if conditional and found.kinds is None:
         raise InputError(
@@ -123,6 +123,13 @@ def _check_weights(params: Params) -> None:
 
         weights = inception_weights(Path(params.features.path))
         read_tensors(weights, "the Inception weights of torch-fidelity")
+    if params.features.extractor == "imagenet":
+        from boss_core.networks.efficientnet import check_efficientnet, published_weights
+
+        try:
+            check_efficientnet(published_weights())
+        except InputError as error:
+            raise InputError(f"params.yaml: features.extractor: imagenet: {error}") from error
     if params.schedule.objective == "lpips":
         from boss_core.search.lpips import weights_files
 

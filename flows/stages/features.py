@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from boss_core.errors import InputError
 from boss_core.evaluation.frechet import Extractor, evaluate_images
 from boss_core.io.files import replacing
+from boss_core.networks import efficientnet
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
@@ -40,18 +41,18 @@ def main(params: Params) -> None:
     card: dict[str, object] = {}
     usage: Usage | None = None
     kept: Checkpoints | None = None
-    if params.features.extractor == "inception":
-        weights = paths.FEATURES / "inception.pth"
-        with replacing(weights) as temporary:
-            shutil.copyfile(inception_weights(Path(params.features.path)), temporary)
-    else:
-        weights = paths.FEATURES / "classifier.safetensors"
-        network, kept, usage = _train_classifier(params, on)
-        if not is_main():
-            return
-        card["test_accuracy"] = _measure(network, on)
-        save_classifier(weights, network)
-    extractor = Extractor(params.features.extractor, weights)
+    match params.features.extractor:
+        case "inception":
+            extractor = _kept("inception", inception_weights(Path(params.features.path)))
+        case "imagenet":
+            extractor = _kept(efficientnet.NAME, efficientnet.published_weights())
+        case "classifier":
+            extractor = Extractor("classifier", paths.FEATURES / "classifier.safetensors")
+            network, kept, usage = _train_classifier(params, on)
+            if not is_main():
+                return
+            card["test_accuracy"] = _measure(network, on)
+            save_classifier(extractor.weights, network)
 
     # Real against real: fills the cache that every evaluation reads, and tells how small the
     # distance is for images that are not generated at all.
@@ -68,7 +69,7 @@ def main(params: Params) -> None:
     )
     card |= {
         "extractor": extractor.name,
-        "weights": weights.name,
+        "weights": extractor.weights.name,
         "weights_sha256": extractor.hash,
         "test_samples": len(test_images),
         "test_against_reference": found,
@@ -79,6 +80,16 @@ def main(params: Params) -> None:
     write_usage("features", {"training": usage})
 
 
+def _kept(name: str, given: Path) -> Extractor:
+    """An extractor whose weights are there already, which are copied: all that comes after reads
+    the copy, and its hash says what measured."""
+    Extractor(name, given).check()
+    extractor = Extractor(name, paths.FEATURES / f"{name}.pth")
+    with replacing(extractor.weights) as temporary:
+        shutil.copyfile(given, temporary)
+    return extractor
+
+
 def _train_classifier(
     params: Params, on: torch.device
 ) -> tuple[Classifier, Checkpoints, Usage | None]:
@@ -87,7 +98,7 @@ def _train_classifier(
     if data.labels is None:
         raise InputError(
             "params.yaml: features.extractor: classifier needs labels, and the data has none;"
-            " inception needs none"
+            " imagenet and inception need none"
         )
     shape = read_json(paths.DATA / "card.json")
     torch.manual_seed(params.seed)

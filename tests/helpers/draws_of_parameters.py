@@ -78,7 +78,7 @@ SMALL: dict[str, list[Any]] = {
     "gradient_clip": [1e-6, 1.0, 1e6],
     "device": ["auto", "cpu"],
     "compile": [False],  # takes a compiler and a minute
-    "extractor": ["classifier"],  # Inception's weights are not here
+    "extractor": ["classifier"],  # Inception's weights are not here, and imagenet is slow
     "objective": ["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine"],
     "path": ["inputs"],
     "lpips": ["inputs"],

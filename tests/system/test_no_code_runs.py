@@ -204,6 +204,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "its configuration": lambda path: read_config(str(path)),
     "Inception": lambda path: feature_function(Extractor("inception", path), 1, CPU),
     "classifier": lambda path: feature_function(Extractor("classifier", path), 1, CPU),
+    "EfficientNet": lambda path: feature_function(Extractor("efficientnet_lite0", path), 1, CPU),
     "extractor's card": lambda path: read_extractor(
         path.rename(path.with_name("card.json")).parent
     ),

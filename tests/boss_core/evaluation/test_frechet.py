@@ -8,13 +8,14 @@ import scipy.linalg
 import torch
 
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import Extractor, evaluate_images
+from boss_core.evaluation.frechet import Extractor, evaluate_images, feature_function
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
     load_classifier,
     save_classifier,
 )
+from boss_core.networks.efficientnet import load_efficientnet, published_weights
 
 CPU = torch.device("cpu")
 
@@ -95,3 +96,36 @@ def test_what_cannot_be_measured_is_refused(extractor: Extractor, tmp_path: Path
     broken.write_bytes(extractor.weights.read_bytes()[:200])
     with pytest.raises(InputError, match=r"broken\.safetensors: not a classifier"):
         load_classifier(broken)
+
+
+def test_the_judge_that_needs_no_labels(tmp_path: Path) -> None:
+    """By fewer images than it has features: the trace of the root is then the sum of the singular
+    values of the images' products."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="not installed (pip install .[judges])")
+    extractor = Extractor("efficientnet_lite0", published_weights())
+    draw = np.random.default_rng(0)
+    a, b = (
+        draw.integers(high, size=(count, 3, 8, 12), dtype=np.uint8)
+        for count, high in ((25, 256), (20, 128))
+    )
+    found = evaluate(a, b, extractor, tmp_path / "cache", subset=15)
+    assert set(found) == {
+        "frechet_efficientnet_lite0", "kid_efficientnet_lite0", "kid_efficientnet_lite0_std",
+        "precision_efficientnet_lite0", "recall_efficientnet_lite0",
+    }  # fmt: skip
+    network = load_efficientnet(extractor.weights)
+    x, y = (network(torch.from_numpy(images)).double().numpy() for images in (a, b))
+    cx, cy = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
+    root = np.linalg.svd(cx @ cy.T, compute_uv=False).sum()
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + (cx**2).sum() + (cy**2).sum() - 2 * root
+    assert found["frechet_efficientnet_lite0"] == pytest.approx(expected, rel=1e-4)
+
+    # What a search sees of states in [-1, 1] is the same.
+    states = torch.from_numpy(a[:6]).float() / 127.5 - 1
+    seen = feature_function(extractor, 4, CPU)(states)
+    assert np.allclose(seen.numpy(), x[:6], atol=1e-5)
+
+    altered = tmp_path / "altered.pth"
+    altered.write_bytes(extractor.weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"altered\.pth: SHA-256"):
+        evaluate(a, b, Extractor(extractor.name, altered), tmp_path / "cache", subset=15)

@@ -106,6 +106,11 @@ def test_a_teacher_whose_paths_are_straight_costs_nothing(project) -> None:
             " in inputs/one_class.npz (npz) are of one",
         ),
         (
+            {"data.path": "inputs/unlabelled.npz"},
+            "params.yaml: features.extractor: classifier needs labels, and the images in"
+            " inputs/unlabelled.npz (npz) have none; imagenet and inception need none",
+        ),
+        (
             {"data.path": "inputs/sevens.npz"},
             "params.yaml: features.extractor: classifier needs two classes or more",
         ),
