@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 
-from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import (
     estimate_pipeline_cost,
     prompt_calls,
