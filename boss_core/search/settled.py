@@ -36,6 +36,7 @@ FEWEST = GROUPS
 MOST = 100
 # Each look is on half as many trajectories again: few looks have little luck.
 _GROWTH = 1.5
+_ROUNDING = 1e-12  # of sums in another order
 _TOGETHER = 10  # resamples that are searched together; ab2's costs take n times Euler's memory
 
 
@@ -71,7 +72,7 @@ def agreement(
         for budget, path in chosen.items():
             here = path_values(part, path.indices, objective=objective, gamma=gamma)
             least = best[steps[budget]].cost
-            agree[rows] &= here <= least * (1.0 + loss)
+            agree[rows] &= here <= least * (1.0 + loss + _ROUNDING)
     return float(agree.mean())
 
 
