@@ -43,10 +43,10 @@ def refuse_ignored(pipeline: Any, call: Mapping[str, Any], given: Mapping[str, s
         the error, as ``--call``.
 
     Tried are numbers, texts and images. Let through are: switches, lists and dictionaries, which
-    often say what to do in a case that this call is not; the default value, which asks for nothing
-    (but of a guidance scale); guidance scales up to 1, which ask for none; what a change makes the pipeline fail on, as it was
-    read then; and by their names limits (``max_...``), arguments of decoding and output
-    (``decode_...``, ``output_...``) and frame rates.
+    often say what to do in a case that this call is not; the default value, which asks for nothing,
+    but for guidance scales; guidance scales up to 1, which ask for none; what a change makes the
+    pipeline fail on, as it was read then; and by their names limits (``max_...``), arguments of
+    decoding and output (``decode_...``, ``output_...``) and frame rates.
     """
     trial = _Trial(pipeline)
     with _silent():

@@ -1,5 +1,6 @@
 """Calls of a pipeline made ready: their arguments are taken, heeded, and given to whole batches."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.recording import Walk
 from boss_core.ode.timesteps import uniform
 from flows.search.images import image_files
-from flows.search.pipeline_call import SampleCalls, check_names
+from flows.search.pipeline_call import SampleCalls, check_names, is_text
 from flows.search.refusals import pipeline_refusals
 
 # A sample's velocity in a batch differs from that alone by less, in any dtype, unless the batch has
@@ -33,17 +34,26 @@ def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleC
         return calls
     check_names(pipeline, calls)
     tried: set[str] = set()
-    for sample in range(len(calls.rows)):
-        where = calls.where(sample)
+    for sample in _kinds(calls):
+        row, where = calls.row(sample), calls.where(sample)
         new = {name: place for name, place in where.items() if name not in tried}
-        if sample and not new:
-            continue
         tried |= new.keys()
-        with pipeline_refusals(pipeline):
-            call = calls.call(range(sample, sample + 1), seed=0)
-            estimate_pipeline_cost(pipeline, uniform(2), [call], check=False)
-            refuse_ignored(pipeline, calls.call(range(sample, sample + 1), seed=0), new)
+        with pipeline_refusals(pipeline, row.where if row.arguments else "--pipeline"):
+            one = range(sample, sample + 1)
+            estimate_pipeline_cost(pipeline, uniform(2), [calls.call(one, seed=0)], check=False)
+            refuse_ignored(pipeline, calls.call(one, seed=0), new)
     return replace(calls, images=_images(pipeline, calls, batch_size))
+
+
+def _kinds(calls: SampleCalls) -> list[int]:
+    """The first of the samples whose own arguments are alike: but for texts and images, of which
+    a pipeline takes any. What it refuses of one of them would end a search that has begun."""
+    first: dict[str, int] = {}
+    for sample, row in enumerate(calls.rows):
+        files = image_files(row.arguments)
+        own = {k: None if k in files or is_text(k) else v for k, v in row.arguments.items()}
+        first.setdefault(json.dumps(own, sort_keys=True), sample)
+    return list(first.values())
 
 
 def _images(pipeline: Any, calls: SampleCalls, batch_size: int) -> str:

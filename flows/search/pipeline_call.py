@@ -60,6 +60,11 @@ def read_prompts(path: Path | None) -> list[PromptRow]:
     return rows
 
 
+def is_text(name: str) -> bool:
+    """Whether an argument is a text, of which a batch has one a sample."""
+    return _TEXT.fullmatch(name) is not None
+
+
 def _begins_with_object(text: str) -> bool:
     first = next((line for line in text.split("\n") if line.strip()), "")
     try:
@@ -78,7 +83,7 @@ def _row(line: str, where: str, folder: Path) -> PromptRow:
         raise InputError(f'{where}: {line.strip()!r:.60}; a JSON object, as {{"prompt": "a cat"}},'
                          " needed")  # fmt: skip
     for name, value in found.items():
-        if _TEXT.fullmatch(name) and not isinstance(value, str):
+        if is_text(name) and not isinstance(value, str):
             raise InputError(f"{where}: {name}: {value!r:.60}; text needed")
         if name in _SET and name != "prompt":
             raise InputError(f"{where}: {name} is set by the command; leave it out")
@@ -179,7 +184,7 @@ class SampleCalls:
         texts = {
             name: [each[name] for each in every]
             for name, value in every[0].items()
-            if _TEXT.fullmatch(name) and isinstance(value, str)
+            if is_text(name) and isinstance(value, str)
         }
         others = load_images({k: v for k, v in every[0].items() if k not in texts})
         if self.images == "each":
@@ -191,7 +196,7 @@ class SampleCalls:
 
     def _kind(self, sample: int) -> str:
         own = self.row(sample).arguments
-        return json.dumps({k: None if _TEXT.fullmatch(k) else v for k, v in own.items()},
+        return json.dumps({k: None if is_text(k) else v for k, v in own.items()},
                           sort_keys=True)  # fmt: skip
 
 

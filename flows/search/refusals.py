@@ -13,8 +13,9 @@ from flows.search.pipeline_call import one_line
 
 
 @contextmanager
-def pipeline_refusals(pipeline: Any) -> Iterator[None]:
-    """What a pipeline's call raises, as an InputError: its own words in a line."""
+def pipeline_refusals(pipeline: Any, where: str = "--pipeline") -> Iterator[None]:
+    """What a pipeline's call raises, as an InputError: its own words in a line. where: what the
+    call comes from."""
     try:
         yield
     except InputError:
@@ -31,6 +32,6 @@ def pipeline_refusals(pipeline: Any) -> Iterator[None]:
         if ours or not (in_call or isinstance(error, TypeError)):
             raise
         raise InputError(
-            f"--pipeline: {type(pipeline).__name__} refuses this call:"
+            f"{where}: {type(pipeline).__name__} refuses this call:"
             f" {type(error).__name__}: {one_line(error)}"
         ) from error

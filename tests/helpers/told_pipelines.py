@@ -43,8 +43,9 @@ def qwen_image() -> QwenImagePipeline:
 
 class _QwenImageEdit(QwenImageEditPipeline):
     def _get_qwen_prompt_embeds(self, prompt=None, image=None, device=None, dtype=None):  # type: ignore[no-untyped-def]
-        # As Qwen2.5-VL's processor, which takes one image after the other for each place in a text.
         images = image if isinstance(image, list) else [image]
+        if len(images) != len(prompt):  # each text has a place for one: so Qwen2.5-VL's processor
+            raise ValueError("as many images as image tokens in the prompts needed")
         embeds, mask = _qwen_embeds(prompt)
         seen = [images[k].resize((1, 1)).getpixel((0, 0))[0] / 255 for k in range(len(prompt))]
         return embeds * (1.0 + torch.tensor(seen))[:, None, None], mask

@@ -1,5 +1,6 @@
 """``boss schedule --pipeline`` and ``boss export`` on a diffusers pipeline in a folder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from boss_core.ode.timesteps import uniform
 from flows.search.images import load_images
 from flows.search.pipeline_call import PromptRow, SampleCalls, call_arguments, conditions
 from tests.helpers import tiny_pipelines
+from tests.helpers.costs import cost_matrix
 
 PROMPTS = ["cat", "dogs"]
 OPTIONS = [
@@ -99,6 +101,75 @@ def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
     other = ["--dtype", "bfloat16", "--call", "negative_prompt=ugly"]
     code, _, err = boss("schedule", *OPTIONS, "--budget", 2, *other)
     assert (code, "conditions is" in err) == (2, True)
+
+
+def test_a_search_ends_by_itself_and_goes_on_where_it_was(boss, pipe: Path) -> None:
+    options = [*OPTIONS, "--batch-size", 8]
+    code, out, _ = boss("schedule", *options, "--budget", 2, "--samples", 3)
+    assert (code, cost_matrix(Path("schedules/cost.npz")).samples) == (0, 3)
+    code, out, _ = boss("schedule", *options, "--budget", 2)
+    assert code == 0
+    assert "3 trajectories are in cost.npz already" in out
+    assert "24 trajectories of 8 steps" in out  # 20 at least, in whole batches
+    line = next(line for line in out.splitlines() if "resamples these steps" in line)
+    count = int(line.split()[1])
+    assert 27 <= count <= 107
+    assert (count - 3) % 8 == 0
+    assert line.endswith(": enough") == (count < 100)
+    assert cost_matrix(Path("schedules/cost.npz")).samples == count
+    # Asked again it says the same, and measures nothing.
+    code, out, _ = boss("schedule", *options, "--budget", 2, "--samples", "auto")
+    assert (code, line in out, "sample steps in" in out) == (0, True, False)
+
+
+def test_rows_of_json_have_arguments_of_their_own(boss, pipe: Path) -> None:
+    lines = [
+        {"prompt": "cat", "negative_prompt": "dull"},
+        {"prompt": "dog", "negative_prompt": "grey"},
+        {"prompt": "cow", "guidance_scale": 1.0},
+    ]
+    Path("prompts.txt").write_text("\n".join(map(json.dumps, lines)))
+    code, _, err = boss("schedule", *OPTIONS, "--samples", 5, "--budget", 2)
+    assert code == 0, err
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipe)
+    pipeline.set_progress_bar_config(disable=True)
+    calls: list[dict] = []
+    for start in (0, 3):
+        shared = {"height": 16, "width": 16, "seed": COSTS}
+        calls += prompt_calls(
+            ["cat", "dog"], batch_size=2, first=start, guidance_scale=3.0, **shared
+        )
+        calls[-1]["negative_prompt"] = ["dull", "grey"]
+        if start == 0:
+            calls += prompt_calls(["cow"], batch_size=1, first=2, guidance_scale=1.0, **shared)
+    expected = estimate_pipeline_cost(pipeline, uniform(8), calls)
+    far = np.triu_indices(9, k=2)
+    found = cost_matrix(Path("schedules/cost.npz")).cost
+    np.testing.assert_allclose(found[far], expected.matrix.cost[far], rtol=1e-3)
+    # Four samples of two evaluations a step, and one of one.
+    schedule = Schedule.from_json(Path("schedules/2.json").read_text())
+    assert schedule.evaluations == pytest.approx(2 * 9 / 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "num_frames": 9}', "line 2: StableDiffusion3Pipeline takes no num_"),
+        ('{"prompt": "a", "generator": 1}', "line 2: generator is set by the command"),
+        ('{"prompt": "a", "image": "no.png"}', "line 2: image=no.png: no such file"),
+        ('{"prompt": "a", "guidance_scale": 1, "negative_prompt": "b"}', "line 2: negative_prom"),
+        ('{"prompt": "a", "height": 17}', "line 2: StableDiffusion3Pipeline refuses this call"),
+        ("[]", "line 2: '[]'; a JSON object"),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_is_a_line(boss, pipe: Path, line: str, message: str) -> None:
+    Path("prompts.txt").write_text(f'{{"prompt": "cat"}}\n{line}\n')
+    code, _, err = boss("schedule", *OPTIONS, "--budget", 2)
+    assert code == 2, err
+    (said,) = [text for text in err.splitlines() if text.strip() and "it/s" not in text]
+    assert said.startswith("error: ")
+    assert message in said
+    assert not Path("schedules").exists()
 
 
 def test_values_of_call_are_json_or_text() -> None:
@@ -244,6 +315,8 @@ def test_an_exported_schedule_is_what_the_pipeline_walks(boss, pipe: Path) -> No
         (["schedule", *OPTIONS[:2], "--prompts", "empty.txt", "--budget", 2], "no prompts in it"),
         (["schedule", "--pipeline", "empty", *OPTIONS[2:], "--budget", 2], "--pipeline: empty: "),
         (["schedule", *OPTIONS, "--dtype", "int8", "--budget", 2], "--dtype: 'int8'; float32"),
+        (["schedule", *OPTIONS, "--samples", "few", "--budget", 2], "--samples: 'few'; a number"),
+        (["schedule", "--velocity", "m:f", "--samples", "auto", "--budget", 2], "only goes with"),
         (["schedule", *OPTIONS, "--size", "16", "--budget", 2], "joined by x, as 512x512"),
         (["schedule", *OPTIONS, "--checkpoint", "pipe", "--budget", 2], "one of them needed"),
         (["schedule", *OPTIONS, "--objective", "refine", "--budget", 2], "--objective: refine; "),
