@@ -262,5 +262,5 @@ def _show(folder: Path, budget: int, found: Sequence[Sampled], fine: Sampled, ow
         )
     Console(width=110).print(table)
     print(
-        f"{folder}: {own.evaluations:g} network evaluations an image; {README} says how to load it"
+        f"{folder}: {own.evaluations:g} network evaluations a sample; {README} says how to load it"
     )
