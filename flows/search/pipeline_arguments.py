@@ -14,6 +14,7 @@ from boss_core.interop.pipeline_checks import run_walk
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.recording import Walk
 from boss_core.ode.timesteps import uniform
+from flows.records.searches import say
 from flows.search.images import image_files
 from flows.search.pipeline_call import SampleCalls, check_names, is_text
 from flows.search.refusals import pipeline_refusals
@@ -42,7 +43,11 @@ def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleC
             one = range(sample, sample + 1)
             estimate_pipeline_cost(pipeline, uniform(2), [calls.call(one, seed=0)], check=False)
             refuse_ignored(pipeline, calls.call(one, seed=0), new)
-    return replace(calls, images=_images(pipeline, calls, batch_size))
+    images = _images(pipeline, calls, batch_size)
+    if images == "alone":
+        name = type(pipeline).__name__
+        say(f"pipeline: {name} takes no batch of prompts with an image: one sample at a time")
+    return replace(calls, images=images)
 
 
 def _kinds(calls: SampleCalls) -> list[int]:

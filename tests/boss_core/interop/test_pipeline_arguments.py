@@ -76,3 +76,22 @@ def test_numbers_texts_and_images_are_tried_on_other_pipelines() -> None:
     tried(told.flux_kontext(), {"image": image}, **shared)
     with pytest.raises(InputError, match="--call: negative_prompt_2='dull' changes nothing"):
         tried(told.flux_kontext(), {"negative_prompt_2": "dull"}, image=image, **shared)
+
+
+@pytest.mark.parametrize(
+    ("make", "prompts"),
+    [
+        *tiny.PIPELINES,
+        (odd.cogview4, odd.cogview4_prompts),
+        (odd.ideogram4, odd.ideogram4_prompts),
+        (odd.sd3_controlnet, odd.sd3_controlnet_prompts),
+        (odd.lumina2, odd.lumina2_prompts),
+        (odd.wan_i2v, odd.wan_i2v_prompts),
+        (odd.bria, odd.bria_prompts),
+        (odd.skyreels, odd.skyreels_prompts),
+    ],
+)
+def test_nothing_that_the_pipelines_of_the_tests_are_called_with_is_refused(make, prompts) -> None:
+    call = prompts(range(1))
+    given = dict.fromkeys(call.keys() - {"prompt"}, "--call")
+    refuse_ignored(make(), call | {"generator": [torch.Generator().manual_seed(0)]}, given)

@@ -151,6 +151,16 @@ def test_rows_of_json_have_arguments_of_their_own(boss, pipe: Path) -> None:
     assert schedule.evaluations == pytest.approx(2 * 9 / 5)
 
 
+def test_rows_of_other_sizes_have_costs_but_no_comparison(boss, pipe: Path) -> None:
+    lines = [{"prompt": "cat"}, {"prompt": "cat", "height": 24}]
+    Path("prompts.txt").write_text("\n".join(map(json.dumps, lines)))
+    options = [*OPTIONS, "--samples", 2, "--budget", 2]
+    assert boss("schedule", *options)[0] == 0
+    code, _, err = boss("schedule", *options, "--objective", "auto", "--noises", 20, "--replace")
+    assert code == 2
+    assert "latents of several shapes ((4, 8, 8), (4, 12, 8)), which it cannot compare" in err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

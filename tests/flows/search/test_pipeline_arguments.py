@@ -56,7 +56,7 @@ def test_a_sample_has_its_image_in_any_batch(images: list[str], name: str, form:
 
 
 def test_a_pipeline_of_one_prompt_a_call_has_one(
-    images: list[str], monkeypatch: pytest.MonkeyPatch
+    images: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline = told.flux_kontext()
     prepare = type(pipeline).prepare_latents
@@ -70,6 +70,7 @@ def test_a_pipeline_of_one_prompt_a_call_has_one(
     rows = [PromptRow("a", {"image": images[0]})]
     calls = prepare_calls(pipeline, SampleCalls(rows, SHARED["flux_kontext"]), 4)
     assert calls.images == "alone"
+    assert "one sample at a time" in capsys.readouterr().out
     assert [len(part) for part in calls.parts(range(3), 4)] == [1, 1, 1]
 
 
