@@ -49,9 +49,10 @@ PIPELINE = {
     },
     "orchestration": {"flows.records", "flows.stages", "flows.tracking", "flows.workspace"},
     "search": {"boss_core", "flows.records", "flows.report"},
+    "straighten": {"boss_core", "flows.search"},
     "cli": {
         "boss_core", "flows.measure", "flows.orchestration", "flows.records", "flows.search",
-        "flows.stages", "flows.tracking", "flows.workspace",
+        "flows.stages", "flows.straighten", "flows.tracking", "flows.workspace",
     },
 }  # fmt: skip
 # The only importer of each of these, which start servers, take locks, and come in new versions.

@@ -14,6 +14,7 @@ from flows.cli.run import run
 from flows.cli.sample import sample
 from flows.cli.schedule import schedule
 from flows.cli.server import deploy, server
+from flows.cli.straighten import straighten
 from flows.cli.table import table
 from flows.cli.track import track
 from flows.cli.ui import ui
@@ -23,8 +24,8 @@ from flows.errors import reported
 
 # In the order of the help.
 COMMANDS = (
-    check, repro, run, server, deploy, table, usage, verify, track, schedule, sample, export, merge,
-    ui,
+    check, repro, run, server, deploy, table, usage, verify, track, schedule, straighten, sample,
+    export, merge, ui,
 )  # fmt: skip
 
 app = typer.Typer(
