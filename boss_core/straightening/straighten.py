@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,32 @@ _SAME = 0.01
 _LOOKED_AT = 4
 
 
+def usual_training(**change: Any) -> TrainingSettings:
+    """How a network that nothing is known of is trained, but for what is given: fields of
+    `boss_core.training.settings.TrainingSettings`."""
+    iterations = change.get("iterations", 2000)
+    usual = {
+        "iterations": iterations, "batch_size": 64, "learning_rate": 3e-4,
+        "learning_rate_schedule": "cosine", "warmup": min(100, iterations // 10),
+        "gradient_clip": 1.0, "ema_decay": 0.99,
+    }  # fmt: skip
+    return TrainingSettings(**(usual | change))
+
+
 @dataclass(frozen=True)
 class StraightenSettings:
     """What `straighten` trains, on what, and how.
 
-    training: of each student. rank: of a LoRA adapter (`boss_core.checkpoints.lora`); None for
-        all weights that need gradients, or all where none does.
+    training: of each student; see `usual_training`.
+    rank: of a LoRA adapter (`boss_core.checkpoints.lora`); None for all weights that need
+        gradients, or all where none does.
     trajectories: of the network, rolled out once; one in ten is for validation.
     grid: fine steps of each. rollout_batch: trajectories at a time.
     precision: bfloat16 for autocast in training.
     checkpoint_every: steps of a training between checkpoints, where there is a folder for them.
     """
 
-    training: TrainingSettings
+    training: TrainingSettings = field(default_factory=usual_training)
     rank: int | None = None
     trajectories: int = 1000
     grid: int = 100
@@ -55,7 +68,7 @@ def straighten(
     network: nn.Module,
     schedules: Sequence[Schedule],
     source: NoiseSource,
-    settings: StraightenSettings,
+    settings: StraightenSettings | None = None,
     *,
     velocity: Call | None = None,
     folder: Path | None = None,
@@ -65,6 +78,7 @@ def straighten(
     network: any module; a copy of it is trained, on its device, and it stays as it is.
     schedules: of Euler or another linear multistep method (`boss_core.ode.solver_table`).
     source: the shape of a sample, the seed, and the classes of a conditional network.
+    settings: None for the usual ones.
     velocity: ``velocity(network, x, t)``, or ``velocity(network, x, t, labels)`` with classes: the
         velocity of the network that it is given, whatever times and signs that one has, as in
         ``lambda net, x, t: -net(1000 * (1 - t), x)``. None where it is ``network(x, t)`` itself.
@@ -76,6 +90,7 @@ def straighten(
     weights are not float32 or float64, and as `boss_core.straightening.rollout.roll_out` and
     `boss_core.training.loop.train` do.
     """
+    settings = settings or StraightenSettings()
     called, source = teacher_velocity(network, source, velocity)
     teacher_hash = network_hash(network)
     with evaluating(network):

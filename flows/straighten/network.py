@@ -45,8 +45,9 @@ from boss_core.straightening.straighten import (
     evaluating,
     teacher_velocity,
     train_student,
+    usual_training,
 )
-from boss_core.training.settings import Precision, TrainingSettings
+from boss_core.training.settings import Precision
 from flows.search.export import read_schedule
 from flows.search.options import check_place, choose_device, parse_shape
 from flows.straighten.timing import announced
@@ -82,14 +83,10 @@ class NetworkRequest:
     def settings(self) -> StraightenSettings:
         """What the students are trained by."""
         usual = LEARNING_RATE if self.rank is None else ADAPTERS_RATE
-        training = TrainingSettings(
+        training = usual_training(
             iterations=self.iterations,
             batch_size=self.batch_size,
             learning_rate=usual if self.learning_rate is None else self.learning_rate,
-            learning_rate_schedule="cosine",
-            warmup=min(100, self.iterations // 10),
-            gradient_clip=1.0,
-            ema_decay=0.99,
         )
         return StraightenSettings(
             training, self.rank, self.trajectories, self.grid, precision=self.precision
