@@ -8,6 +8,7 @@ the costs of the search, the trajectories and the checkpoints, from which a kill
 import copy
 import inspect
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -150,6 +151,11 @@ def check_request(asked: NetworkRequest) -> tuple[tuple[int, ...], dict[int, Sch
         raise InputError(f"--trajectories: {asked.trajectories}; at least 2 needed")
     if asked.precision not in ("float32", "bfloat16"):
         raise InputError(f"--precision: {asked.precision!r}; float32 or bfloat16 needed")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(
+            f"straighten: started as {processes} processes; one needed (several can call"
+            " boss_core.straighten)"
+        )
     check_place("--out", asked.out, folder=True)
     if asked.out.is_dir() and not (asked.out / RUN).exists() and any(asked.out.iterdir()):
         raise InputError(f"--out: {asked.out} holds something else; a new or empty folder needed")
