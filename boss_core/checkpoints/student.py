@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,6 +35,9 @@ Call = Callable[..., Tensor]
 class CalledNetwork(nn.Module):
     """A network and the way to call it, as one velocity: ``v(x, t)`` or ``v(x, t, labels)``.
 
+    The network stays in evaluation mode, also where this trains: what it learns is its own velocity
+    as it samples, without dropout, and with the running statistics that it has.
+
     velocity: ``velocity(network, x, t)``; None where the network is called so itself.
     one_time: call it once for each of the times of a batch: for a network that takes one time for
         all samples.
@@ -47,6 +50,11 @@ class CalledNetwork(nn.Module):
         self.network = network
         self.one_time = one_time
         self._call = (velocity,)  # in a tuple: a module in there would be one of its layers
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.network.eval()
+        return self
 
     def forward(self, x: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
         if not self.one_time:

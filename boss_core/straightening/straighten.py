@@ -75,7 +75,8 @@ def straighten(
 ) -> list[Student]:
     """Students of a network, one for each schedule, trained on its own trajectories: no data.
 
-    network: any module; a copy of it is trained, on its device, and it stays as it is.
+    network: any module; a copy of it is trained, on its device and in evaluation mode (without
+        dropout, with the running statistics that it has), and it stays as it is.
     schedules: of Euler or another linear multistep method (`boss_core.ode.solver_table`).
     source: the shape of a sample, the seed, and the classes of a conditional network.
     settings: None for the usual ones.
@@ -181,10 +182,11 @@ def train_student(
         for parameter in student.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
     loss = segments.training_loss(seed=int(source.seed), trajectories=first, batch_size=size)
-    trained = train(
-        student, loss, settings.training, precision=settings.precision, validate=validate,
-        on_step=on_step, checkpoints=checkpoints,
-    )  # fmt: skip
+    with _layers_are_called():
+        trained = train(
+            student, loss, settings.training, precision=settings.precision, validate=validate,
+            on_step=on_step, checkpoints=checkpoints,
+        )  # fmt: skip
     adapter = {name: tensor.detach().clone() for name, tensor in adapter_tensors(trained.network)}
     if settings.rank is not None:
         merge_adapter(trained.network)
@@ -229,6 +231,18 @@ def distance(samples: Tensor, teacher: Tensor) -> float:
     """The mean over samples, (B, ...), of the squared L2 distance to those of the teacher from the
     same noise: in the unit of a schedule's predicted error."""
     return float((samples.double() - teacher.double()).square().flatten(1).sum(dim=1).mean())
+
+
+@contextmanager
+def _layers_are_called() -> Iterator[None]:
+    """Without torch's fast path of its Transformer layers in evaluation, which takes the weights of
+    the layers inside, and with them no adapter that is beside them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -9,14 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boss_core.checkpoints.student import Student
+from boss_core.checkpoints.student import Student, load_student
 from boss_core.errors import InputError
 from boss_core.ode.noise import EVALUATION, NoiseSource
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import SOLVERS, euler
 from boss_core.ode.timesteps import uniform
 from boss_core.ode.velocity import with_labels
-from boss_core.straightening.straighten import StraightenSettings, distance, ends, straighten
+from boss_core.straightening.rollout import roll_out
+from boss_core.straightening.segments import Segments
+from boss_core.straightening.straighten import (
+    StraightenSettings,
+    distance,
+    ends,
+    straighten,
+    teacher_velocity,
+)
 from tests.helpers.mixture import mixture_velocity, rotated_velocity
 from tests.helpers.own_network import CONVENTIONS, Plain, training
 from tests.helpers.refusals import refused
@@ -124,6 +132,42 @@ def test_parameters_that_are_frozen_stay() -> None:
     (student,) = straighten(network, [steps(2)], SOURCE, settings(iterations=3))
     assert torch.equal(student.network.layers[0].weight, network.layers[0].weight)
     assert not torch.equal(student.network.layers[2].weight, network.layers[2].weight)
+
+
+class Transformer(nn.Module):
+    """Of layers that are otherwise in training: dropout, running statistics, and torch's own
+    Transformer layer, which has a fast path for evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)
+
+    def forward(self, x, t):
+        seen = self.norm(self.first(torch.cat([x, t[:, None]], dim=1)))
+        return self.last(self.block(seen[:, None])[:, 0]) - x
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_network_is_trained_as_it_samples(rank: int | None, tmp_path: Path) -> None:
+    """So that the loss on trajectories apart is that of the student, as it is loaded."""
+    chosen = settings(rank, iterations=40, learning_rate=1e-2)
+    (student,) = straighten(Transformer(), [steps(2)], SOURCE, chosen, folder=tmp_path)
+    student.save(tmp_path / "out")
+    loaded = load_student(tmp_path / "out", Transformer())
+    for name, buffer in loaded.network.named_buffers():
+        assert torch.equal(buffer, dict(Transformer().named_buffers())[name])
+    called, source = teacher_velocity(Transformer().eval(), SOURCE)
+    rollout = roll_out(called, [steps(2)], source, trajectories=400, grid=40, batch_size=100)
+    segments = Segments.of(rollout.states, rollout.knots, rollout.schedules[0])
+    with torch.no_grad():
+        losses = {
+            name: sum(segments.segment_losses(velocity, range(360, 400), 64)) / 2
+            for name, velocity in (("student", loaded.velocity), ("teacher", called))
+        }
+    assert student.curve[-1]["validation_loss"] == pytest.approx(losses["student"], rel=1e-3)
+    assert losses["student"] < 0.9 * losses["teacher"]
 
 
 class Random(nn.Module):
