@@ -76,7 +76,7 @@ CONVENTIONS = {
 
 def training(**change: object) -> TrainingSettings:
     values: dict[str, object] = {
-        "iterations": 200, "batch_size": 64, "learning_rate": 3e-3, "warmup": 10,
+        "iterations": 120, "batch_size": 64, "learning_rate": 5e-3, "warmup": 10,
         "learning_rate_schedule": "cosine", "gradient_clip": 1.0, "ema_decay": 0.95,
     }  # fmt: skip
     return TrainingSettings.model_validate(values | change)

@@ -80,7 +80,9 @@ def test_a_student_is_that_of_the_plain_network_in_every_convention(
 @pytest.mark.parametrize(("rank", "solver"), [(None, "euler"), (8, "euler"), (None, "ab2")])
 def test_several_budgets_from_one_rollout(rank: int | None, solver: str) -> None:
     schedules = [steps(2, solver), steps(4, solver)]
-    found = straighten(Plain(), schedules, SOURCE, settings(rank, learning_rate=1e-2))
+    found = straighten(
+        Plain(), schedules, SOURCE, settings(rank, iterations=200, learning_rate=1e-2)
+    )
     for student, schedule in zip(found, schedules, strict=True):
         assert student.schedule == schedule
         assert apart(mixture_velocity, schedule) > 1.4 * apart(student.velocity, schedule)

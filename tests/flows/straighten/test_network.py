@@ -55,7 +55,8 @@ def text():
 def broken():
     raise RuntimeError("no weights here")
 """
-TRAINED = ("--iterations", 210, "--learning-rate", 0.005, "--trajectories", 300, "--grid", 40)
+ROLLED_OUT = ("--trajectories", 300, "--grid", 40)
+TRAINED = (*ROLLED_OUT, "--iterations", 200, "--learning-rate", 0.005)
 
 
 @pytest.fixture
@@ -88,8 +89,8 @@ def test_students_their_files_and_what_is_said_of_them(command, boss) -> None:
     assert "K = 2, 4; 1,410 parameters, all weights trained" in out
     # 256 samples in 40 steps, and in K of three kinds.
     assert "4,000 to search, 12,000 for trajectories and 14,848 to compare" in out
-    assert "training: 2 x 210 steps of 64 samples" in out
-    assert "training, K = 4: 210 steps, about " in out
+    assert "training: 2 x 200 steps of 64 samples" in out
+    assert "training, K = 4: 200 steps, about " in out
     report = json.loads(Path("fast/report.json").read_text())
     assert sorted(p.name for p in Path("fast").iterdir()) == ["2", "4", "report.json", "run.json"]
 
@@ -134,16 +135,16 @@ def test_students_their_files_and_what_is_said_of_them(command, boss) -> None:
 
 
 def test_an_adapter_for_steps_of_a_file_and_another_solver(command) -> None:
-    given = Schedule(timesteps=(0.0, 0.33, 0.7, 1.0), solver="ab2")
+    given = Schedule(timesteps=(0.0, 0.55, 1.0), solver="ab2")
     Path("steps").mkdir()
-    Path("steps/3.json").write_text(given.to_json())
+    Path("steps/2.json").write_text(given.to_json())
     code, out, err = command(
-        "plain", "--budget", 3, "--steps", "steps", "--rank", 8, "--out", "fast", *TRAINED,
+        "plain", "--budget", 2, "--steps", "steps", "--rank", 8, "--out", "fast", *TRAINED,
         "--learning-rate", 0.01,
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "1,104 parameters trained, in an adapter: 78.3 % of the network's 1,410" in out
-    student = load_student("fast/3", Plain())
+    student = load_student("fast/2", Plain())
     assert student.schedule == given
     assert student.rank == 8
     (row,) = json.loads(Path("fast/report.json").read_text())["students"]
@@ -151,7 +152,7 @@ def test_an_adapter_for_steps_of_a_file_and_another_solver(command) -> None:
     assert row["distance"]["student"] == pytest.approx(
         far(samples(student.velocity, given), fine), rel=1e-3
     )
-    assert row["distance"]["student"] < row["distance"]["network, these steps"]
+    assert row["distance"]["student"] < 0.8 * row["distance"]["network, these steps"]
 
 
 def test_labels(command) -> None:
@@ -178,7 +179,7 @@ def test_labels(command) -> None:
     "killed_at", [8 + 240 + 208 + 5, pytest.param(8 + 40 + 20, marks=pytest.mark.slow)]
 )
 def test_killed_it_goes_on_to_the_same_bytes(command, killed_at: int, tmp_path: Path) -> None:
-    options = ("--budget", 2, "--steps", "uniform", *TRAINED)
+    options = ("--budget", 2, "--steps", "uniform", *ROLLED_OUT, "--iterations", 210)
     shown = ["--network", "own_code:make_network", "--shape", "2", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli.app", "straighten", *shown, *map(str, options),
