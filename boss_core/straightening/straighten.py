@@ -85,7 +85,7 @@ def straighten(
         ``lambda net, x, t: -net(1000 * (1 - t), x)``. None where it is ``network(x, t)`` itself.
         One that takes a single time for all samples of a batch is called once for each time.
     folder: for the trajectories, and for checkpoints from which a killed run goes on; None for
-        neither.
+        neither. It stays, and is the caller's to remove once the students are saved.
 
     Raises InputError for a network whose velocity is random, not finite or of another shape, whose
     weights are not float32 or float64, and as `boss_core.straightening.rollout.roll_out` and
