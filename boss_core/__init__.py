@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from boss_core.bellman.recursion import optimal_paths
     from boss_core.checkpoints.folder import load_checkpoint, save_checkpoint
     from boss_core.checkpoints.rectified_flow import load_rectified_flow
+    from boss_core.checkpoints.student import Student, load_student
     from boss_core.costs.matrix import CostMatrix, estimate_cost_matrix
     from boss_core.errors import InputError
     from boss_core.evaluation.frechet import evaluate_images
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from boss_core.search.steps import FoundSteps
     from boss_core.straightening.reflow import Pairs
     from boss_core.straightening.segments import Segments, knot_states
+    from boss_core.straightening.straighten import StraightenSettings, straighten
     from boss_core.training.loop import train
     from boss_core.training.settings import TrainingSettings
 
@@ -52,6 +54,8 @@ __all__ = [
     "Schedule",
     "SearchSettings",
     "Segments",
+    "StraightenSettings",
+    "Student",
     "TrainingSettings",
     "VelocityField",
     "ab2",
@@ -67,6 +71,7 @@ __all__ = [
     "knot_states",
     "load_checkpoint",
     "load_rectified_flow",
+    "load_student",
     "optimal_paths",
     "optimal_steps",
     "quadratic",
@@ -78,6 +83,7 @@ __all__ = [
     "save_checkpoint",
     "scalar_time",
     "shifted",
+    "straighten",
     "time_first",
     "to_comfyui",
     "to_diffusers",
@@ -106,6 +112,8 @@ _HOMES = {
     "search.choose": "choose",
     "straightening.segments": "Segments knot_states",
     "straightening.reflow": "Pairs",
+    "straightening.straighten": "StraightenSettings straighten",
+    "checkpoints.student": "Student load_student",
     "training.loop": "train",
     "training.settings": "TrainingSettings",
     "checkpoints.folder": "load_checkpoint save_checkpoint",

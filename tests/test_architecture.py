@@ -30,7 +30,7 @@ LIBRARY = {
     "training": {"ode"},
     "bellman": {"costs", "ode"},
     "search": {"bellman", "costs", "ode"},
-    "straightening": {"ode", "training"},
+    "straightening": {"checkpoints", "ode", "training"},
     "checkpoints": {"networks", "ode"},
     "evaluation": {"networks", "ode"},
     "interop": {"costs", "ode", "straightening", "training"},

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boss_core.checkpoints.code_hash import code_hash, is_users_file
+from boss_core.checkpoints.code_hash import code_hash, is_users_file, source_files
 from boss_core.checkpoints.folder import (
     Network,
     load_checkpoint,
@@ -124,8 +124,53 @@ def import_velocity(name: str, shape: tuple[int, ...]) -> Teacher:
     return Teacher(velocity, shape, code_hash(velocity, module, attribute))
 
 
-def _imported(name: str, module_name: str, attribute: str) -> tuple[ModuleType, Any]:
-    """The module, and what is behind the attribute there."""
+@dataclass(frozen=True)
+class MadeNetwork:
+    """What a function of the user's made: a network, and ``velocity(network, x, t)``, None where
+    it is called so itself. source_hash: of the code, None where it has no file."""
+
+    network: nn.Module
+    velocity: Callable[..., Tensor] | None
+    source_hash: str | None
+
+
+def import_network(name: str) -> MadeNetwork:
+    """A network from Python code on the import path or in the working directory.
+
+    name: ``package.module:attribute``, of a function without arguments that returns a module, or a
+        module and the way to call it; or of a module.
+
+    InputError when there is no such code, it raises something, or returns something else.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"network: {name!r}; package.module:attribute needed")
+    code, found = _imported(name, module_name, attribute, "network")
+    if callable(found) and not isinstance(found, nn.Module):
+        try:
+            found = found()
+        except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # it may raise anything
+            raise InputError(f"network: {name!r}: {_raised(error)}") from error
+    network, velocity = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(network, nn.Module) or not (velocity is None or callable(velocity)):
+        kinds = " and ".join(type(f).__name__ for f in (network, velocity) if f is not None)
+        raise InputError(
+            f"network: {name!r} gives {kinds or 'None'}; a torch.nn.Module, or one and"
+            " velocity(network, x, t), needed"
+        )
+    files = source_files(code)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return MadeNetwork(network, velocity, digest.hexdigest() if files else None)
+
+
+def _imported(
+    name: str, module_name: str, attribute: str, what: str = "velocity"
+) -> tuple[ModuleType, Any]:
+    """The module, and what is behind the attribute there. what: to be named in errors."""
     sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
@@ -136,11 +181,11 @@ def _imported(name: str, module_name: str, attribute: str) -> tuple[ModuleType, 
         raise
     except SystemExit as error:  # of argparse, for one
         raise InputError(
-            f"velocity: {name!r}: {_where(error)}ends Python when it is imported; that guarded by"
+            f"{what}: {name!r}: {_where(error)}ends Python when it is imported; that guarded by"
             " if __name__ == '__main__' needed"
         ) from error
     except Exception as error:  # the user's module may raise anything
-        raise InputError(f"velocity: {name!r}: {_raised(error)}") from error
+        raise InputError(f"{what}: {name!r}: {_raised(error)}") from error
     finally:
         sys.path.remove("")
     return module, found

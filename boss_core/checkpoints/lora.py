@@ -2,7 +2,8 @@
 ``card.json``, a few per cent of the network that they change.
 
 A layer of weight W becomes W + B A, with A of `rank` rows and B of `rank` columns: `peft`'s scale,
-alpha / rank, is 1 here. All plain Conv2d and Linear layers have one. Those that filter the image
+alpha / rank, is 1 here. All plain convolutions and Linear layers have one: those that compute as
+torch's own class does, from a weight of their own. Those that filter the image
 inside (`boss_core.networks.edm`) have none, as B A beside W would not be filtered, and
 neither have the matrices of `boss_core.networks.ncsnpp.NIN`: `peft` sets them anew in every call,
 which `torch.compile` cannot follow. B starts at 0, and so the network as it was.
@@ -10,16 +11,18 @@ which `torch.compile` cannot follow. B starts at 0, and so the network as it was
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from boss_core.checkpoints.folder import (
     ADAPTER,
@@ -35,6 +38,8 @@ from boss_core.io.files import write_files
 from boss_core.io.weights import check_weights
 from boss_core.networks.ncsnpp import StackedLinear, UnbiasedConv2d, UpsamplingConv2d
 from boss_core.ode.schedule import Schedule
+
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 class AdapterCard(BaseModel):
@@ -54,16 +59,23 @@ class AdapterCard(BaseModel):
     schedule: Schedule | None = None
 
 
-def add_adapter(network: Network, rank: int, *, seed: int) -> Network:
+def add_adapter(network: AnyNetwork, rank: int, *, seed: int) -> AnyNetwork:
     """The same network, in place, with an adapter on its layers: from here on the adapter's
     parameters are the only ones that train. It starts as the network that it was.
 
-    rank: 1 or more. seed: of A's random start.
+    network: any module that is no such layer itself. rank: 1 or more. seed: of A's random start.
+
+    InputError for a network without a layer that can have an adapter (`adaptable_layers`).
     """
     # Takes seconds to import, which stages without an adapter should not wait for.
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [name for name, layer in network.named_modules() if type(layer) in _LAYERS]
+    names = adaptable_layers(network)
+    if not names:
+        raise InputError(
+            f"network: {type(network).__name__} without a Linear or convolution that can have an"
+            " adapter; all weights (no rank) needed"
+        )
     # As one expression, which has to match a whole name: names in a list match by their ends.
     wanted = "|".join(re.escape(name) for name in names)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=wanted)
@@ -73,6 +85,35 @@ def add_adapter(network: Network, rank: int, *, seed: int) -> Network:
     for layer in _adapted(network):
         layer.forward = MethodType(_forward, layer)  # a method, which a copy of the layer gets anew
     return network
+
+
+def adaptable_layers(network: nn.Module) -> list[str]:
+    """The names of the layers that get an adapter: Linear and Conv1d to Conv3d that compute as
+    torch's own class does, each with a weight of its own. Left out are grouped convolutions, whose
+    B A would be no product of two matrices; weights that are computed (weight norm); and layers and
+    weights that are used at several places, where an adapter would change one of them."""
+    layers = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
+    weights = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+
+    def has_one(layer: nn.Module) -> bool:
+        weight = layer._parameters.get("weight")
+        alone = weight is not None and weights[id(weight)] == 1 and layers[id(layer)] == 1
+        return alone and (type(layer) in _LAYERS or _is_plain(layer))
+
+    return [name for name, layer in network.named_modules() if name and has_one(layer)]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether it is a layer of torch, or of a class of the user's that computes as one."""
+    if getattr(layer, "groups", 1) != 1 or "forward" in vars(layer):
+        return False
+    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if isinstance(layer, kind):
+            own = [getattr(type(layer), n, None) for n in _COMPUTES]
+            # Attention takes this one's weight, and does not call it.
+            called = type(layer) is not NonDynamicallyQuantizableLinear
+            return called and own == [getattr(kind, n, None) for n in _COMPUTES]
+    return False
 
 
 def _forward(layer: Any, *inputs: Tensor) -> Any:
@@ -91,7 +132,7 @@ def _adapted(network: nn.Module) -> list[Any]:
     return [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
 
 
-def merge_adapter(network: Network) -> Network:
+def merge_adapter(network: AnyNetwork) -> AnyNetwork:
     """The same network, in place, with every B A added to its W and no adapter any more."""
     adapted = set(_adapted(network))
     for name, layer in list(network.named_modules()):
@@ -103,7 +144,7 @@ def merge_adapter(network: Network) -> Network:
 
 def save_adapter(
     folder: Path,
-    network: Network,
+    network: nn.Module,
     *,
     rank: int,
     teacher_hash: str,
@@ -172,4 +213,6 @@ def adapter_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, p) for name, p in network.named_parameters() if ".lora_" in name)
 
 
-_LAYERS = (nn.Conv2d, nn.Linear, StackedLinear, UnbiasedConv2d, UpsamplingConv2d)
+# Of this project's own that compute in another way, by a weight that an adapter may change.
+_LAYERS = (StackedLinear, UnbiasedConv2d, UpsamplingConv2d)
+_COMPUTES = ("forward", "_conv_forward")

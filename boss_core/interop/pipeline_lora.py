@@ -58,13 +58,22 @@ class TrainedWeights(nn.Module):
     @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients in the networks to those of the weights, and take them from there."""
-        for weight, there in zip(self.weights, self.there.values(), strict=True):
-            if there.grad is None:
-                continue  # of a network that this step did not evaluate
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            weight.grad.add_(there.grad)
+        # Without those of a network that this step did not evaluate.
+        pairs = [
+            (weight, there)
+            for weight, there in zip(self.weights, self.there.values(), strict=True)
+            if there.grad is not None
+        ]
+        # A few launches for all: there may be a thousand small ones.
+        found = [torch.empty_like(weight) for weight, _ in pairs]
+        torch._foreach_copy_(found, [there.grad for _, there in pairs])
+        added = [(w.grad, g) for (w, _), g in zip(pairs, found, strict=True) if w.grad is not None]
+        if added:
+            torch._foreach_add_(*map(list, zip(*added, strict=True)))
+        for (weight, there), gradient in zip(pairs, found, strict=True):
             there.grad = None
+            if weight.grad is None:
+                weight.grad = gradient
 
 
 def denoisers(pipeline: Any) -> dict[str, Any]:
@@ -204,3 +213,13 @@ def load_lora(pipeline: Any, folder: Path, *, adapter_name: str | None = None) -
     if (folder / "transformer_2" / WEIGHTS).exists():
         second = folder / "transformer_2"
         pipeline.load_lora_weights(second, adapter_name=adapter_name, load_into_transformer_2=True)
+
+
+def compile_blocks(pipeline: Any) -> None:
+    """Compile the blocks that the denoisers repeat, each kind once: a minute, where whole networks
+    take many. In place, before or after an adapter is added; names of weights stay."""
+    for network in denoisers(pipeline).values():
+        for part in network.children():
+            if isinstance(part, nn.ModuleList):
+                for block in part:
+                    block.compile()

@@ -31,6 +31,7 @@ def knot_states(
     batch_size: int,
     device: torch.device,
     labels: Tensor | None = None,
+    rows: range | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> None:
     """Roll out Euler trajectories on the fine grid and keep the states at the given knots.
@@ -41,13 +42,15 @@ def knot_states(
     out: (N, len(knots), ...), filled in place; N is the number of trajectories. It may be
         memory-mapped: only one batch is held.
     labels: (N,) int64, when the velocity is conditional; InputError when they are not as many.
+    rows: of the trajectories to roll out, where not all; each is what it is among all.
     on_step: called after each grid step with the number of trajectories in the batch.
     """
     times = validate_timesteps(timesteps)
     check_labels(labels, len(out))
     place = {knot: position for position, knot in enumerate(knots)}
-    for start in range(0, len(out), batch_size):
-        rows = range(start, min(start + batch_size, len(out)))
+    wanted = range(len(out)) if rows is None else rows
+    for start in range(wanted.start, wanted.stop, batch_size):
+        rows = range(start, min(start + batch_size, wanted.stop))
 
         def keep(k: int, x: Tensor, v: Tensor | None, rows: range = rows) -> None:
             if k in place:

@@ -63,7 +63,9 @@ def train(
         the network. It may also call ``backward()`` itself, on part after part of the mean, so
         that the graph of one is held at a time, and return their sum without a gradient.
     precision: bfloat16 for autocast; the weights and what the network returns stay float32.
-    compile: call the network through torch.compile.
+    compile: call the network through torch.compile. Not on a GPU for a loss that goes backward
+        itself more than once a step: the next replay of torch's graphs takes the place of the
+        gradients before.
     validate: is called with the network of averaged weights, in the main process.
     log_every: the losses stay on the device for this many steps, so that no step waits for it;
         without it 50, or a hundredth of the steps where that is more.

@@ -19,7 +19,8 @@ class Teacher:
     size: str | None
     call: tuple[str, ...]
     dtype: str
-    lora: tuple[str, ...]
+    lora: tuple[str, ...] = ()
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import pipeline_hash
 from boss_core.interop.guidance import without_guidance
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
-from boss_core.interop.pipeline_lora import check_adaptable, denoisers, freeze
+from boss_core.interop.pipeline_lora import check_adaptable, compile_blocks, denoisers, freeze
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.ode.timesteps import uniform
 from flows.search.diffusers_schedule import load_pipeline
@@ -77,6 +77,8 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
     freeze(pipeline)
     if asked.training.checkpointing:
         _checkpoint_activations(pipeline)
+    if of.compile:
+        compile_blocks(pipeline)
     # One sample at a time decides how batches are called: images of all, or one for each.
     calls = prepare_calls(pipeline, calls, asked.training.batch_size)
     training, held_out = _split(calls)

@@ -97,6 +97,31 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name for path in tmp_path.glob("inputs/mine/*")} == {"images.npy", "labels.npy"}
 
 
+def test_your_network(boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The first block is the user's module, the others use it; then the command does the same."""
+    page = "docs/tutorials/your-network.md"
+    monkeypatch.syspath_prepend(tmp_path)
+    module, *rest = blocks(page)
+    (tmp_path / "my_code.py").write_text(module)
+    names: dict[str, object] = {}
+    for block in rest:
+        exec(compile(block, page, "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    numbers = [float(n) for line in printed for n in re.findall(r"[0-9]\.[0-9]+", line)]
+    shown = re.findall(r"^    (?:100 steps|squared distance) .*$", read(page), flags=re.MULTILINE)
+    expected = [float(n) for line in shown for n in re.findall(r"[0-9]\.[0-9]+", line)]
+    assert len(expected) == 5
+    assert numbers == pytest.approx(expected, rel=0.15)  # of training, which rounds as its machine
+    assert numbers[:2] == pytest.approx(expected[:2], rel=0.02)
+    assert 8 * numbers[4] < numbers[3]
+    sys.modules.pop("my_code")
+    command, export = (line.split()[1:] for line in commands(page) if " --" in line)
+    code, said, _ = boss(*command, "--device", "cpu")
+    assert code == 0
+    assert re.search(r"│ 2 │  euler │ +0\.[0-9]+ │ +0\.3[0-9]+ │ +0\.0[0-9]+ │", said)
+    assert boss(*export)[0] == 0
+
+
 class Published(torch.nn.Module):
     """What the conversion uses of a published network; its classes are not here."""
 
@@ -142,7 +167,10 @@ def test_edm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_page_with_python_is_run() -> None:
-    here = {"README.md", "docs/data.md", "docs/teachers/edm.md", "docs/teachers/other.md"}
+    here = {
+        "README.md", "docs/data.md", "docs/teachers/edm.md", "docs/teachers/other.md",
+        "docs/tutorials/your-network.md",
+    }  # fmt: skip
     assert set(WITH_PYTHON) == here | set(RUN_ELSEWHERE) | set(NOT_RUN)
     for page, test in RUN_ELSEWHERE.items():
         path, _, name = test.partition("::")
