@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost, sample_generators
 from boss_core.interop.diffusers_schedulers import fixed_scheduler
-from boss_core.interop.pipeline_lora import add_lora, freeze
+from boss_core.interop.pipeline_lora import add_lora, compile_blocks, freeze
 from boss_core.interop.pipeline_students import Groups, train_student
 from boss_core.interop.teacher_forcing import teacher_states
 from boss_core.ode.schedule import Schedule
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=6, help="training steps to time")
     parser.add_argument("--grid", type=int, default=10, help="steps of search and rollout to time")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="the blocks of the network")
     asked = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device(device):
@@ -56,6 +57,8 @@ def main() -> None:
     for title in ("", "seconds", "bare", "bare over it"):
         table.add_column(title, justify="right")
     teacher(pipeline, call, asked.grid, device, table)
+    if asked.compile:
+        compile_blocks(pipeline)
     if asked.checkpointing:
         pipeline.transformer.enable_gradient_checkpointing()
     lines = student(pipeline, call, asked, device, table)

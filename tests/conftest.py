@@ -5,13 +5,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from flows.telemetry import TELEMETRY_OFF
+from tests.helpers.once import made_once
 from tests.helpers.project import Project
 from tests.helpers.servers import prefect_server as start_prefect_server
 
@@ -36,24 +36,6 @@ def boss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
         return (end.value.code or 0, *capsys.readouterr())  # type: ignore[return-value]
 
     return run
-
-
-def made_once(
-    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
-) -> Path:
-    """A folder that one of pytest's processes fills and all of them read; who comes while another
-    is at it waits."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    folder = root / name
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "made").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what a failure left
-            folder.mkdir()
-            make(folder)
-            (folder / "made").touch()
-    return folder
 
 
 @pytest.fixture(scope="session")

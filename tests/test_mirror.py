@@ -17,6 +17,7 @@ ELSEWHERE = {
     "data/files": "boss_core/data/test_folder",  # hidden ones, and links
     "errors": "flows/cli/test_bad_input",
     "interop/diffusers_schedulers": "boss_core/interop/test_diffusers_pipelines",
+    "interop/pipeline_sampling": "boss_core/interop/test_pipeline_students",
     "interop/pipeline_rounding": "boss_core/interop/test_diffusers_pipelines",
     "interop/recording": "boss_core/interop/test_diffusers_pipelines",
     "networks/ncsnpp_init": "boss_core/training/test_device_rows",

@@ -59,21 +59,23 @@ class TrainedWeights(nn.Module):
     def collect(self) -> None:
         """Add the gradients in the networks to those of the weights, and take them from there."""
         # Without those of a network that this step did not evaluate.
-        pairs = [
-            (weight, there)
-            for weight, there in zip(self.weights, self.there.values(), strict=True)
-            if there.grad is not None
+        there = [p for p in self.there.values() if p.grad is not None]
+        arrived = [p.grad for p in there if p.grad is not None]
+        weights = [
+            weight
+            for weight, p in zip(self.weights, self.there.values(), strict=True)
+            if p.grad is not None
         ]
         # A few launches for all: there may be a thousand small ones.
-        found = [torch.empty_like(weight) for weight, _ in pairs]
-        torch._foreach_copy_(found, [there.grad for _, there in pairs])
-        added = [(w.grad, g) for (w, _), g in zip(pairs, found, strict=True) if w.grad is not None]
-        if added:
-            torch._foreach_add_(*map(list, zip(*added, strict=True)))
-        for (weight, there), gradient in zip(pairs, found, strict=True):
-            there.grad = None
-            if weight.grad is None:
-                weight.grad = gradient
+        found = [torch.empty_like(weight) for weight in weights]
+        torch._foreach_copy_(found, arrived)
+        again = [(w.grad, g) for w, g in zip(weights, found, strict=True) if w.grad is not None]
+        if again:
+            torch._foreach_add_([old for old, _ in again], [new for _, new in again])
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.grad = gradient if weight.grad is None else weight.grad
+        for parameter in there:
+            parameter.grad = None
 
 
 def denoisers(pipeline: Any) -> dict[str, Any]:

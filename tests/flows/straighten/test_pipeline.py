@@ -29,9 +29,9 @@ from boss_core.io.files import sha256
 from boss_core.ode.noise import EVALUATION
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
-from tests.conftest import made_once
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.checkout import ROOT
+from tests.helpers.once import made_once
 
 ANIMALS = [
     "cat",
