@@ -1,0 +1,145 @@
+"""``report.html``: a student beside its teacher, in pictures and numbers, on a page of its own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from boss_core.interop.diffusers_pipelines import sample_generators
+from boss_core.io.files import write_bytes
+from boss_core.ode.noise import EVALUATION, seed_for
+from flows.report.media import data_uri
+from flows.report.plots import student_loss
+from flows.straighten.comparison import at_equal_evaluations, in_words, paired
+from flows.straighten.held_out import SHOWN, Sampled, decodes
+from flows.straighten.request import PipelineRequest
+from flows.straighten.teacher import PipelineTeacher
+
+GIB = 2**30
+SMALL = 128  # pixels of width below which a picture is enlarged to be seen
+
+
+def write_report(
+    path: Path,
+    teacher: PipelineTeacher,
+    asked: PipelineRequest,
+    card: Mapping[str, Any],
+    fine: Sampled,
+    others: Sequence[Sampled],
+    own: Sampled,
+) -> None:
+    """Write the page of one student.
+
+    card: what ``card.json`` beside it has. fine: the teacher's samples. others: what the student's,
+    own, are compared with: the guided pipeline in as many steps, then the rest.
+    """
+    template = Environment(
+        loader=PackageLoader("flows.report", "."), autoescape=True, undefined=StrictUndefined
+    ).get_template("student.html.j2")
+    equal = at_equal_evaluations(own, others)
+    beside = equal or others[0]
+    html = template.render(
+        card=card,
+        conclusion=in_words(own, others, fine),
+        rows=[_row(sampled, own, fine) for sampled in (fine, *others, own)],
+        own=own,
+        equal=equal,
+        count=len(own.latents),
+        prompts=len(teacher.held_out.rows),
+        apart=teacher.held_out is not teacher.training
+        and teacher.held_out.rows != teacher.training.rows,
+        decodes=decodes(teacher.pipeline),
+        samples=_samples(teacher, asked.seed, (fine, beside, own)),
+        columns=[fine, beside, own],
+        loss=data_uri(student_loss(card["curve"]), lossless=True),
+        took=_took(card["took"]),
+        settings=_settings(card, asked),
+    )
+    write_bytes(path, html.encode())
+
+
+def _row(sampled: Sampled, own: Sampled, fine: Sampled) -> dict[str, Any]:
+    """One way of sampling, in the table."""
+    compared = None if sampled is own or sampled is fine else paired(own, sampled, fine)
+    return {
+        "title": sampled.title,
+        "evaluations": sampled.evaluations,
+        "seconds": sampled.seconds,
+        "distance": sampled.distance(fine),
+        "paired": compared,
+    }
+
+
+def _samples(
+    teacher: PipelineTeacher, seed: int, columns: Sequence[Sampled]
+) -> list[dict[str, Any]]:
+    """The samples that are shown, each with its prompt, and its pictures by all of the columns."""
+    fine = columns[0]
+    count = min(SHOWN, len(fine.latents))
+    if not all(any(sampled.shown) for sampled in columns):
+        return []
+    generators = sample_generators(range(count), seed_for(EVALUATION, seed))
+    found = []
+    for k, generator in enumerate(generators):
+        row = teacher.held_out.row(k)
+        cells = [
+            {
+                "title": sampled.title,
+                "distance": None if sampled is fine else float(sampled.distances(fine)[k]),
+                "pictures": [
+                    {
+                        "uri": data_uri(picture.image),
+                        "what": picture.what,
+                        "small": picture.image.width < SMALL,
+                    }
+                    for picture in sampled.shown[k]
+                ],
+            }
+            for sampled in columns
+        ]
+        found.append(
+            {
+                "prompt": row.prompt,
+                "arguments": dict(row.arguments),
+                "seed": generator.initial_seed(),
+                "cells": cells,
+            }
+        )
+    return found
+
+
+def _took(usage: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Time, memory and energy of the training, in units that people read."""
+    if usage is None:
+        return []
+    energy = usage["energy_kwh"]
+    found = [("time", _duration(usage["seconds"]))]
+    if usage["images"]:
+        found.append(("samples trained on", f"{usage['images']:,}"))
+    found += [
+        ("peak memory", f"{usage['peak_memory_bytes'] / GIB:,.2f} GiB"),
+        (
+            "energy",
+            "not measured: no counter here"
+            if energy is None
+            else f"{energy:.3g} kWh ({usage['energy_source']})",
+        ),
+    ]
+    return found
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _settings(card: Mapping[str, Any], asked: PipelineRequest) -> list[tuple[str, str]]:
+    """Everything that was set, a name and a value each."""
+    teacher = {name: value for name, value in card["teacher"].items() if value not in (None, [])}
+    training = {k: v for k, v in card["training"].items() if k != "settings"}
+    steps = {"steps": asked.steps, "solver": asked.solver, "grid": asked.grid}
+    parts = (teacher, steps, training, card["training"]["settings"])
+    return [(name, str(value)) for part in parts for name, value in part.items()]
