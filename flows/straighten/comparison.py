@@ -43,20 +43,32 @@ def at_equal_evaluations(own: Sampled, others: Sequence[Sampled]) -> Sampled | N
     return max(within, key=lambda s: s.steps, default=None)
 
 
+def before_training(own: Sampled, others: Sequence[Sampled]) -> Sampled | None:
+    """The student as it was at first: the pipeline without guidance, in as many steps; None where
+    there is no guidance to turn off."""
+    return next((s for s in others if not s.guided and s.steps == own.steps), None)
+
+
 def in_words(own: Sampled, others: Sequence[Sampled], fine: Sampled) -> list[str]:
-    """What came out, in a sentence on the guided pipeline in the student's steps, and one on it in
-    the student's evaluations where those are fewer steps.
+    """What came out, in a sentence on the guided pipeline in the student's steps, one on it in the
+    student's evaluations where those are fewer steps, and one on the student before its training.
 
     others: those of `flows.straighten.pipeline`; without guidance they are no answer to either.
     """
     guided = max((s for s in others if s.guided), key=lambda s: s.steps)
-    what = "guided pipeline" if any(not s.guided for s in others) else "pipeline as it was"
+    before = before_training(own, others)
+    what = "pipeline before the training" if before is None else "guided pipeline"
     sentences = [_sentence(own, guided, fine, f"{_evaluations(guided)} of the {what}")]
     equal = at_equal_evaluations(own, others)
     if equal is not None and equal is not guided:
         steps = f"{equal.steps} step{'s' if equal.steps > 1 else ''}"
         taken = f"{equal.evaluations:g} evaluation{'s' if equal.evaluations != 1 else ''}"
         sentences.append(_sentence(own, equal, fine, f"the {what} in {steps}, {taken}"))
+    if before is not None:
+        sentences.append(
+            "Before the training, which is the pipeline without guidance, the student's distance"
+            f" was {before.distance(fine):.4g}; it is {own.distance(fine):.4g}."
+        )
     return sentences
 
 

@@ -1,22 +1,26 @@
 """``report.html``: a student beside its teacher, in pictures and numbers, on a page of its own."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.io.files import write_bytes
 from boss_core.ode.noise import EVALUATION, seed_for
 from flows.report.media import data_uri
 from flows.report.plots import student_loss
-from flows.straighten.comparison import at_equal_evaluations, in_words, paired
+from flows.search.images import image_files
+from flows.straighten.comparison import at_equal_evaluations, before_training, in_words, paired
 from flows.straighten.held_out import SHOWN, Sampled, decodes
 from flows.straighten.request import PipelineRequest
 from flows.straighten.teacher import PipelineTeacher
 
 GIB = 2**30
+GIVEN = 256  # pixels of the longer side, at most, of an image that a sample was made from
 SMALL = 128  # pixels of width below which a picture is enlarged to be seen
 
 
@@ -45,6 +49,7 @@ def write_report(
         rows=[_row(sampled, own, fine) for sampled in (fine, *others, own)],
         own=own,
         equal=equal,
+        before=before_training(own, others),
         count=len(own.latents),
         prompts=len(teacher.held_out.rows),
         apart=teacher.held_out is not teacher.training
@@ -102,10 +107,22 @@ def _samples(
             {
                 "prompt": row.prompt,
                 "arguments": dict(row.arguments),
+                "given": _given(teacher.held_out.arguments(k)),
                 "seed": generator.initial_seed(),
                 "cells": cells,
             }
         )
+    return found
+
+
+def _given(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The images that a sample was made from, as of editing."""
+    found = []
+    for name, paths in image_files(arguments).items():
+        for path in paths:
+            with suppress(OSError), Image.open(path) as image:  # read when the samples were made
+                image.thumbnail((GIVEN, GIVEN))
+                found.append((name, data_uri(image.convert("RGB"))))
     return found
 
 
