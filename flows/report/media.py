@@ -133,12 +133,8 @@ def _samples(content: Any, count: int, kind: str) -> Any:
 
 def _sheet(sample: Any, kind: str) -> Picture | None:
     """An image as it is; several frames, or layers, as a contact sheet."""
-    if isinstance(sample, list):
-        many: Any = sample
-    elif isinstance(sample, np.ndarray | torch.Tensor) and sample.ndim == 4:
-        many = _along_frames(sample)
-    else:
-        many = [sample]
+    several = isinstance(sample, list) or getattr(sample, "ndim", 0) == 4
+    many = sample if several else [sample]
     if len(many) == 0:
         return None
     numbers = np.unique(np.linspace(0, len(many) - 1, FRAMES).round().astype(int))
@@ -152,14 +148,6 @@ def _sheet(sample: Any, kind: str) -> Picture | None:
     name = "frames" if kind == "frames" else "pictures"
     some = f"{len(many)}" if len(shown) == len(many) else f"{len(shown)} of {len(many)}"
     return Picture(_contact_sheet(shown), f"{some} {name} of {width} × {height} pixels")
-
-
-def _along_frames(video: Any) -> Any:
-    """(F, C, H, W) or (C, F, H, W) or (F, H, W, C): the frames along the first axis."""
-    channels = (1, 3, 4)
-    if video.shape[-1] not in channels and video.shape[1] not in channels:
-        return video.swapaxes(0, 1) if video.shape[0] in channels else video
-    return video
 
 
 def _contact_sheet(images: Sequence[Image.Image]) -> Image.Image:

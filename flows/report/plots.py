@@ -224,8 +224,9 @@ def spectrogram(wave: NDArray[np.float64], rate: int | None) -> Image.Image:
 
     window = min(2048, 2 ** max(1, int(np.log2(wave.shape[1] / 4))))
     frequencies, _, power = signal.spectrogram(
-        wave, fs=rate or 1, nperseg=window, noverlap=window // 2, scaling="spectrum", detrend=False
-    )
+        wave, fs=rate or 1, window="hann", nperseg=window, noverlap=window // 2,
+        scaling="spectrum", detrend=False,
+    )  # fmt: skip
     power = power.mean(axis=0)
     together = -(-power.shape[1] // MOMENTS)
     starts = np.arange(0, power.shape[1], together)

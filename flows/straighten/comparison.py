@@ -66,8 +66,8 @@ def in_words(own: Sampled, others: Sequence[Sampled], fine: Sampled) -> list[str
         sentences.append(_sentence(own, equal, fine, f"the {what} in {steps}, {taken}"))
     if before is not None:
         sentences.append(
-            "Before the training, which is the pipeline without guidance, the student's distance"
-            f" was {before.distance(fine):.4g}; it is {own.distance(fine):.4g}."
+            "Before its training the student was the pipeline without guidance, at a distance of"
+            f" {before.distance(fine):.4g}; now it is at {own.distance(fine):.4g}."
         )
     return sentences
 
