@@ -30,10 +30,10 @@ def paired(first: Sampled, second: Sampled, fine: Sampled) -> Paired:
     count = len(differences)
     mean = float(differences.mean())
     if count < 2:
-        return Paired(mean, None, True)
+        return Paired(mean, None, math.isfinite(mean))
     error = float(differences.std()) / math.sqrt(count)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * error
-    return Paired(mean, error, not abs(mean) > half)
+    return Paired(mean, error, abs(mean) <= half)
 
 
 def at_equal_evaluations(own: Sampled, others: Sequence[Sampled]) -> Sampled | None:

@@ -91,6 +91,7 @@ def lines(picture: Image.Image) -> list[float]:
     runs = np.split(inside, np.flatnonzero(np.diff(inside) > 3) + 1)
     axes = max(runs, key=len)
     light = values[axes[0] : axes[-1] + 1, values.shape[1] // 2].sum(axis=1)
+    light[[0, 1, -2, -1]] = 0  # where the map and the ground meet
     bright = np.flatnonzero(light > 0.6 * light.max())
     groups = np.split(bright, np.flatnonzero(np.diff(bright) > 3) + 1)
     return sorted(1 - float(group.mean() + 0.5) / len(light) for group in groups)
