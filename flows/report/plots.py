@@ -36,7 +36,7 @@ COLOURS = {
     "chosen_straightened": "#009E73",
 }
 SMALLEST_COST = 1e-200  # of a scale; matplotlib takes smaller ones for 0
-MOMENTS, QUIETEST = 600, 1e-12  # columns of a spectrogram, and a power whose logarithm is shown
+MOMENTS, QUIETEST = 300, 1e-12  # columns of a spectrogram, and a power whose logarithm is shown
 UNIFORM, BELLMAN, CHOSEN = (COLOURS[name] for name in ("pretrained_uniform", "boss", "chosen"))
 
 
@@ -222,7 +222,8 @@ def spectrogram(wave: NDArray[np.float64], rate: int | None) -> Image.Image:
     """
     from scipy import signal  # half a second
 
-    window = min(2048, 2 ** max(1, int(np.log2(wave.shape[1] / 4))))
+    # No more rows and columns than the picture has pixels for: a thin line would fall between them.
+    window = min(512, 2 ** max(1, int(np.log2(wave.shape[1] / 4))))
     frequencies, _, power = signal.spectrogram(
         wave, fs=rate or 1, window="hann", nperseg=window, noverlap=window // 2,
         scaling="spectrum", detrend=False,
@@ -237,7 +238,7 @@ def spectrogram(wave: NDArray[np.float64], rate: int | None) -> Image.Image:
     with drawing(file, 3.2, 1.9) as ax:
         shown = ax.imshow(
             decibels, origin="lower", aspect="auto", extent=edges, vmin=-100, vmax=0,
-            cmap="magma", interpolation="nearest",
+            cmap="magma",
         )  # fmt: skip
         ax.set(xlabel="s" if rate else "samples", ylabel="kHz" if rate else "1 / samples")
         ax.figure.colorbar(shown, label="dB")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from flows.straighten.held_out import Sampled
 
@@ -32,7 +32,7 @@ def paired(first: Sampled, second: Sampled, fine: Sampled) -> Paired:
     if count < 2:
         return Paired(mean, None, math.isfinite(mean))
     error = float(differences.std()) / math.sqrt(count)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, count - 1)) * error
+    half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * error
     return Paired(mean, error, abs(mean) <= half)
 
 

@@ -12,7 +12,6 @@ from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.io.files import write_bytes
 from boss_core.ode.noise import EVALUATION, seed_for
 from flows.report.media import data_uri
-from flows.report.plots import student_loss
 from flows.search.images import image_files
 from flows.straighten.comparison import at_equal_evaluations, before_training, in_words, paired
 from flows.straighten.held_out import SHOWN, Sampled, decodes
@@ -38,6 +37,8 @@ def write_report(
     card: what ``card.json`` beside it has. fine: the teacher's samples. others: what the student's,
     own, are compared with: the guided pipeline in as many steps, then the rest.
     """
+    from flows.report.plots import student_loss  # matplotlib takes a second
+
     template = Environment(
         loader=PackageLoader("flows.report", "."), autoescape=True, undefined=StrictUndefined
     ).get_template("student.html.j2")
@@ -51,7 +52,7 @@ def write_report(
         equal=equal,
         before=before_training(own, others),
         count=len(own.latents),
-        prompts=len(teacher.held_out.rows),
+        prompts=min(len(own.latents), len(teacher.held_out.rows)),
         apart=teacher.held_out is not teacher.training
         and teacher.held_out.rows != teacher.training.rows,
         decodes=decodes(teacher.pipeline),

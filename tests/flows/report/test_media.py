@@ -101,7 +101,7 @@ def lines(picture: Image.Image) -> list[float]:
 def test_a_tone_is_a_line_at_its_frequency(dtype: torch.dtype | None) -> None:
     rate = 44100
     seconds = np.arange(2 * rate) / rate
-    tones = (0.25, 0.7)  # of half the rate, above which there is nothing
+    tones = (0.2531, 0.7)  # of half the rate, above which there is nothing
     waves = [0.5 * np.sin(2 * np.pi * tone * rate / 2 * seconds) for tone in tones]
     sounds: Any = np.stack([np.stack([wave, -wave]) for wave in waves])  # a mean would cancel
     if dtype is not None:
