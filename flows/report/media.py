@@ -27,10 +27,12 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """image: in its own size. what: it shows, in words, with the true size."""
+    """image: in its own size. what: it shows, in words, with the true size. several: a contact
+    sheet."""
 
     image: Image.Image
     what: str
+    several: bool = False
 
 
 def pictures(
@@ -147,7 +149,8 @@ def _sheet(sample: Any, kind: str) -> Picture | None:
         return Picture(shown[0], f"{width} × {height} pixels")
     name = "frames" if kind == "frames" else "pictures"
     some = f"{len(many)}" if len(shown) == len(many) else f"{len(shown)} of {len(many)}"
-    return Picture(_contact_sheet(shown), f"{some} {name} of {width} × {height} pixels")
+    what = f"{some} {name} of {width} × {height} pixels"
+    return Picture(_contact_sheet(shown), what, several=True)
 
 
 def _contact_sheet(images: Sequence[Image.Image]) -> Image.Image:

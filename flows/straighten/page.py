@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
@@ -53,13 +54,12 @@ def write_report(
         before=before_training(own, others),
         count=len(own.latents),
         prompts=min(len(own.latents), len(teacher.held_out.rows)),
-        apart=teacher.held_out is not teacher.training
-        and teacher.held_out.rows != teacher.training.rows,
+        apart=teacher.held_out.rows != teacher.training.rows,
         decodes=decodes(teacher.pipeline),
         samples=_samples(teacher, asked.seed, (fine, beside, own)),
         columns=[fine, beside, own],
         loss=data_uri(student_loss(card["curve"]), lossless=True),
-        took=_took(card["took"]),
+        took=_took(card["took"], teacher.device),
         settings=_settings(card, asked),
     )
     write_bytes(path, html.encode())
@@ -111,6 +111,8 @@ def _samples(
                 "given": _given(teacher.held_out.arguments(k)),
                 "seed": generator.initial_seed(),
                 "cells": cells,
+                # Frames of a third of the page's width would be too small to judge.
+                "stacked": any(p.several for sampled in columns for p in sampled.shown[k]),
             }
         )
     return found
@@ -127,7 +129,7 @@ def _given(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _took(usage: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _took(usage: Mapping[str, Any] | None, on: torch.device) -> list[tuple[str, str]]:
     """Time, memory and energy of the training, in units that people read."""
     if usage is None:
         return []
@@ -136,7 +138,10 @@ def _took(usage: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if usage["images"]:
         found.append(("samples trained on", f"{usage['images']:,}"))
     found += [
-        ("peak memory", f"{usage['peak_memory_bytes'] / GIB:,.2f} GiB"),
+        (
+            f"peak memory of the {'GPU' if on.type == 'cuda' else 'process'}",
+            f"{usage['peak_memory_bytes'] / GIB:,.2f} GiB",
+        ),
         (
             "energy",
             "not measured: no counter here"
@@ -156,8 +161,18 @@ def _duration(seconds: float) -> str:
 
 def _settings(card: Mapping[str, Any], asked: PipelineRequest) -> list[tuple[str, str]]:
     """Everything that was set, a name and a value each."""
-    teacher = {name: value for name, value in card["teacher"].items() if value not in (None, [])}
-    training = {k: v for k, v in card["training"].items() if k != "settings"}
-    steps = {"steps": asked.steps, "solver": asked.solver, "grid": asked.grid}
-    parts = (teacher, steps, training, card["training"]["settings"])
-    return [(name, str(value)) for part in parts for name, value in part.items()]
+    training = card["training"]
+    # Of a step's calls, where the options have samples; the rest is in both.
+    derived = {k: v for k, v in training["settings"].items() if k not in training}
+    parts = (
+        card["teacher"],
+        {"steps": asked.steps, "solver": asked.solver, "grid": asked.grid},
+        {k: v for k, v in training.items() if k != "settings"},
+        derived,
+    )
+    found = [(name, value) for part in parts for name, value in part.items()]
+    return [(name, _plain(value)) for name, value in found if value not in (None, [], ())]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -138,7 +138,7 @@ def test_numbers_are_those_of_the_card(run: Run) -> None:
     assert float(difference) == pytest.approx(own - guided, rel=0.01)
     assert page.row("samples trained on")[1] == "16"  # 4 steps of 4
     assert page.row("energy")[1] == "not measured: no counter here"
-    assert float(page.row("peak memory")[1].removesuffix(" GiB")) == pytest.approx(
+    assert float(page.row("peak memory of the process")[1].removesuffix(" GiB")) == pytest.approx(
         card["took"]["peak_memory_bytes"] / 2**30, abs=0.01
     )
     assert page.row("guidance_scale")[1] == "4.0"
@@ -146,6 +146,8 @@ def test_numbers_are_those_of_the_card(run: Run) -> None:
     for name, version in card["versions"].items():
         assert page.row(name)[1] == version
     assert page.row("rank")[1] == "4"
+    assert page.row("batch_size")[1] == "4"
+    assert page.row("prompts")[1] == str(run.asked.teacher.prompts)
     assert page.row("seed")[1] == "3"
 
 
@@ -228,7 +230,7 @@ def test_what_was_not_measured_is_said(write: Callable[..., Page]) -> None:
             "energy_source": "NVML counter of the GPU", "images": None}  # fmt: skip
     page = write(took=took)
     assert page.row("time")[1] == "2 h 30 min"
-    assert page.row("peak memory")[1] == "3.00 GiB"
+    assert page.row("peak memory of the process")[1] == "3.00 GiB"
     assert page.row("energy")[1] == "1.25 kWh (NVML counter of the GPU)"
 
 
