@@ -1,14 +1,16 @@
-"""The plots of the report. Each function draws one figure and writes one PNG."""
+"""The plots of the reports. Each function draws one figure; most write it as a PNG."""
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from boss_core.io.files import replacing
 from boss_core.ode.schedule import Schedule
@@ -34,19 +36,32 @@ COLOURS = {
     "chosen_straightened": "#009E73",
 }
 SMALLEST_COST = 1e-200  # of a scale; matplotlib takes smaller ones for 0
+MOMENTS, QUIETEST = 300, 1e-12  # columns of a spectrogram, and a power whose logarithm is shown
 UNIFORM, BELLMAN, CHOSEN = (COLOURS[name] for name in ("pretrained_uniform", "boss", "chosen"))
 
 
 @contextmanager
 def figure(path: Path, width: float, height: float, **layout: Any) -> Iterator[Any]:
     """Axes to draw on; the figure is written to ``path`` at the end."""
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+        drawing(file, width, height, **layout) as axes,
+    ):
+        yield axes
+
+
+@contextmanager
+def drawing(file: IO[bytes], width: float, height: float, **layout: Any) -> Iterator[Any]:
+    """As `figure`, into an open file."""
     style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
     with plt.rc_context(style):
         drawn, axes = plt.subplots(figsize=(width, height), layout="constrained", **layout)
-        yield axes
-        with replacing(path) as temporary:
-            drawn.savefig(temporary, format="png", dpi=160)
-        plt.close(drawn)
+        try:
+            yield axes
+            drawn.savefig(file, format="png", dpi=160)
+        finally:
+            plt.close(drawn)
 
 
 def log_scale(ax: Axes) -> None:
@@ -178,3 +193,53 @@ def training(
         handles, names = axes.flat[0].get_legend_handles_labels()
         axes.flat[0].figure.legend(handles, names, frameon=False, fontsize=7,
                                    loc="outside right center")  # fmt: skip
+
+
+def student_loss(curve: Sequence[Mapping[str, float]]) -> Image.Image:
+    """The loss of one student against the steps of its training, and on calls held out."""
+    table = pd.DataFrame(curve)
+    file = io.BytesIO()
+    with drawing(file, 4.9, 2.9) as ax:
+        for column, colour, label in (
+            ("loss", UNIFORM, "training, mean since the point before"),
+            ("validation_loss", BELLMAN, "validation, of the averaged weights"),
+        ):
+            if column in table:
+                marker = "o-" if len(table) < 30 else "-"
+                ax.plot(table["step"], table[column], marker, ms=3, color=colour, label=label)
+        ax.set(xlabel="step of the optimiser", ylabel="loss")
+        log_scale(ax)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(frameon=False, fontsize=8)
+    return Image.open(file)
+
+
+def spectrogram(wave: NDArray[np.float64], rate: int | None) -> Image.Image:
+    """Time to the right, frequency upwards, and power in decibels below a sine of amplitude 1.
+
+    wave: (channels, N), whose powers are averaged. rate: samples a second; None leaves the axes in
+    samples.
+    """
+    from scipy import signal  # half a second
+
+    # No more rows and columns than the picture has pixels for: a thin line would fall between them.
+    window = min(512, 2 ** max(1, int(np.log2(wave.shape[1] / 4))))
+    frequencies, _, power = signal.spectrogram(
+        wave, fs=rate or 1, window="hann", nperseg=window, noverlap=window // 2,
+        scaling="spectrum", detrend=False,
+    )  # fmt: skip
+    power = power.mean(axis=0)
+    together = -(-power.shape[1] // MOMENTS)
+    starts = np.arange(0, power.shape[1], together)
+    counts = np.diff(np.append(starts, power.shape[1]))
+    decibels = 10 * np.log10(2 * np.add.reduceat(power, starts, axis=1) / counts + QUIETEST)
+    edges = 0, wave.shape[1] / (rate or 1), 0, frequencies[-1] / (1000 if rate else 1)
+    file = io.BytesIO()
+    with drawing(file, 3.2, 1.9) as ax:
+        shown = ax.imshow(
+            decibels, origin="lower", aspect="auto", extent=edges, vmin=-100, vmax=0,
+            cmap="magma",
+        )  # fmt: skip
+        ax.set(xlabel="s" if rate else "samples", ylabel="kHz" if rate else "1 / samples")
+        ax.figure.colorbar(shown, label="dB")
+    return Image.open(file)

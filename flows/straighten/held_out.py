@@ -12,6 +12,7 @@ from boss_core.interop.pipeline_sampling import sample_pipeline
 from boss_core.ode.noise import EVALUATION, seed_for
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import Times
+from flows.report.media import Picture, pictures, sound_rate
 from flows.search.refusals import pipeline_refusals
 from flows.straighten.teacher import PipelineTeacher
 
@@ -22,20 +23,27 @@ SHOWN = 4  # samples that the report shows
 class Sampled:
     """The held-out samples by one way of sampling.
 
-    title: in words. latents: (N, ...) float32 on the CPU. outputs: what the pipeline returned for
-    the first `SHOWN`. evaluations: of all networks, for a sample. seconds: for a sample, with
-    what comes before and after the steps.
+    title: in words. latents: (N, ...) float32 on the CPU. shown: pictures of what the pipeline
+    returned for each of the first `SHOWN`. evaluations: of all networks, for a sample.
+    seconds: for a sample, with what comes before and after the steps. steps: that were
+    taken. guided: as the teacher is.
     """
 
     title: str
     latents: Tensor
-    outputs: tuple[Any, ...]
+    shown: tuple[tuple[Picture, ...], ...]
     evaluations: float
     seconds: float
+    steps: int
+    guided: bool
+
+    def distances(self, to: "Sampled") -> Tensor:
+        """(N,), the squared distance of each sample's latents."""
+        return (self.latents - to.latents).square().flatten(1).sum(dim=1)
 
     def distance(self, to: "Sampled") -> float:
         """The mean over samples of the squared distance of their latents."""
-        return float((self.latents - to.latents).square().flatten(1).sum(dim=1).mean())
+        return float(self.distances(to).mean())
 
 
 def sample_held_out(
@@ -54,23 +62,27 @@ def sample_held_out(
     guided: called as the teacher is; else without guidance, as students are."""
     times = schedule.timesteps if isinstance(schedule, Schedule) else schedule
     solver = schedule.solver if isinstance(schedule, Schedule) else "euler"
-    latents, outputs = [], []
+    latents: list[Tensor] = []
+    shown: list[tuple[Picture, ...]] = []
+    decode = decodes(teacher.pipeline)
     evaluations = seconds = 0.0
     for part in held_out_parts(teacher, count, batch_size):
         call = held_out_call(teacher, part, seed, guided=guided)
         began = _now(teacher.device)
         with pipeline_refusals(teacher.pipeline):
-            found = sample_pipeline(
-                teacher.pipeline, times, call, solver=solver, decode=_decodes(teacher.pipeline)
-            )
+            found = sample_pipeline(teacher.pipeline, times, call, solver=solver, decode=decode)
         seconds += _now(teacher.device) - began
         latents.append(found.latents.cpu())
         evaluations = found.evaluations
-        if part.start < SHOWN:
-            outputs.append(found.output)
+        if decode and part.start < SHOWN:  # what it returned of all would fill the memory
+            rate = sound_rate(teacher.pipeline)
+            shown += pictures(found.output, len(part), rate, most=SHOWN - part.start)
         if on_step is not None:
             on_step(len(part))
-    return Sampled(title, torch.cat(latents), tuple(outputs), evaluations, seconds / count)
+    return Sampled(
+        title, torch.cat(latents), tuple(shown), evaluations, seconds / count,
+        steps=len(times) - 1, guided=guided,
+    )  # fmt: skip
 
 
 def held_out_parts(teacher: PipelineTeacher, count: int, batch_size: int) -> list[range]:
@@ -88,7 +100,7 @@ def held_out_call(
     return teacher.student_call(teacher.held_out, part, seed=offset)
 
 
-def _decodes(pipeline: Any) -> bool:
+def decodes(pipeline: Any) -> bool:
     """Whether the pipeline can make what people see of latents."""
     return not hasattr(pipeline, "vae") or pipeline.vae is not None
 

@@ -27,6 +27,7 @@ from flows.records.json_files import Json, write_json
 from flows.straighten import held_out, students
 from flows.straighten.held_out import Sampled, sample_held_out
 from flows.straighten.loading import how_to_load
+from flows.straighten.page import write_report
 from flows.straighten.processes import is_main, say
 from flows.straighten.request import PipelineRequest, check_straightening
 from flows.straighten.rollouts import Rollout, roll_out
@@ -108,6 +109,7 @@ def _straighten(
             (part / README).write_text(text)
             written = students.card(teacher, asked, student, results, part)
             write_json(part / CARD, written | {"request": _run(asked, teacher)})
+            write_report(part / REPORT, teacher, asked, written, fine, others, own)
         kept.remove()
         with suppress(OSError):  # another budget's, where there is one
             kept.folder.parent.rmdir()
