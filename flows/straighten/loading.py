@@ -55,7 +55,8 @@ images = pipeline(
 {arguments})
 ```
 
-`card.json` has what it was trained on and how, and how near it came; `schedule.json` the steps.
+`card.json` has what it was trained on and how, and how near it came; `report.html` shows it;
+`schedule.json` has the steps.
 """
 
 

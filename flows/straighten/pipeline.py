@@ -124,10 +124,11 @@ def _others(asked: PipelineRequest, teacher: PipelineTeacher, schedule: Schedule
     """What a user would do without the student: guided steps, as many and for as many
     evaluations, and the schedule without guidance."""
     budget = schedule.steps
-    found = [_sampled(asked, teacher, f"guided, {budget} steps", schedule)]
+    kind = "guided" if teacher.without else "teacher"
+    found = [_sampled(asked, teacher, f"{kind}, {budget} step{'s' * (budget > 1)}", schedule)]
     fewer = guided_steps(teacher, asked, schedule, found[0].evaluations)
     if fewer is not None:
-        title = f"guided, {fewer.steps} step{'s' if fewer.steps > 1 else ''}"
+        title = f"{kind}, {fewer.steps} step{'s' * (fewer.steps > 1)}"
         found.append(_sampled(asked, teacher, title, fewer))
     if teacher.without:
         title = f"without guidance, {budget} steps"
