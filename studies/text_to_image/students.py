@@ -95,6 +95,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--teacher", type=Path, required=True, help="the folder of its pipeline")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     add("--budgets", type=int, nargs="+", default=[1, 2, 4, 8], help="of students")
+    add("--student-steps", choices=["bellman", "ab2"], default="bellman")
     add("--guided-steps", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 12, 16])
     add("--grid", type=int, default=28, help="steps of the teacher")
     add("--guidance", type=float, default=3.0)
@@ -125,18 +126,18 @@ def run(chosen: argparse.Namespace) -> None:
     wanted = [(kind, k) for kind in chosen.kinds if kind != "guided" for k in chosen.budgets]
     left = [
         (kind, k) for kind, k in wanted
-        if not is_there(chosen.folder, _name(kind, k), _student_key(study, kind))
+        if not is_there(chosen.folder, _name(chosen, kind, k), _student_key(study, kind))
     ]  # fmt: skip
     if not left:
         return
-    groups = _roll_out(study, union([schedules["bellman", k].indices for _, k in left]))
+    rollout = _roll_out(study, union([schedules[chosen.student_steps, k].indices for _, k in left]))
     if not chosen.no_compile:
         # Both kinds of block, each with and without adapters.
         torch._dynamo.config.cache_size_limit = 64
         for block in study.pipeline.transformer.transformer_blocks:
             block.compile(dynamic=False)
     for kind, budget in left:
-        _student(study, kind, schedules["bellman", budget], groups)
+        _student(study, kind, schedules[chosen.student_steps, budget], rollout)
 
 
 def _load(chosen: argparse.Namespace) -> Study:
@@ -264,7 +265,7 @@ def _roll_out(study: Study, knots: tuple[int, ...]) -> Rollout:
 def _student(study: Study, kind: str, schedule: Schedule, rollout: Rollout) -> None:
     """Straighten one, sample it, and put the pipeline back as it was."""
     chosen = study.chosen
-    name = _name(kind, schedule.steps)
+    name = _name(chosen, kind, schedule.steps)
     pipeline = study.pipeline
     if kind == "lora":
         weights, rate, start = add_lora(pipeline, chosen.rank, seed=chosen.seed), "lora_rate", None
@@ -302,7 +303,7 @@ def _student(study: Study, kind: str, schedule: Schedule, rollout: Rollout) -> N
     )
     _write_student(study, kind, name)
     record = {
-        "kind": kind, "budget": schedule.steps, "weights": count, "iterations": iterations,
+        "kind": kind, "steps": chosen.student_steps, "budget": schedule.steps, "weights": count, "iterations": iterations,
         "batch_size": chosen.batch_size, "learning_rate": settings.learning_rate,
         "rank": chosen.rank if kind == "lora" else None, "seconds": seconds,
         "trajectories": len(rollout.calls) * chosen.batch_size, "curve": list(trained.curve),
@@ -310,7 +311,7 @@ def _student(study: Study, kind: str, schedule: Schedule, rollout: Rollout) -> N
     }  # fmt: skip
     path = chosen.folder / STUDENTS / f"{name}.json"
     write_bytes(path, json.dumps(record, indent=1).encode() + b"\n")
-    _sample(study, name, kind, "bellman", schedule, _student_key(study, kind))
+    _sample(study, name, kind, chosen.student_steps, schedule, _student_key(study, kind))
     if start is None:
         remove_lora(pipeline)
     else:
@@ -347,8 +348,8 @@ def _write_student(study: Study, kind: str, name: str) -> None:
         study.pipeline.transformer.save_pretrained(folder)
 
 
-def _name(kind: str, budget: int) -> str:
-    return f"{kind}-{budget}"
+def _name(chosen: argparse.Namespace, kind: str, budget: int) -> str:
+    return f"{kind}-{chosen.student_steps}-{budget}"
 
 
 def _student_key(study: Study, kind: str) -> str:
