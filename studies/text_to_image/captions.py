@@ -21,6 +21,7 @@ SIDE = 32
 
 
 def caption(label: int, template: int) -> str:
+    """What a picture of that class is called."""
     return TEMPLATES[template].format(CLASSES[label])
 
 

@@ -25,6 +25,7 @@ class Features:
 
 
 def of_features(features: Tensor) -> Features:
+    """The statistics of (N, F) features."""
     x = features.double()
     mean = x.mean(dim=0)
     # The covariance is root^T root; as many rows as features are enough of them.

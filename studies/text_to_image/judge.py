@@ -37,6 +37,7 @@ from studies.text_to_image.frechet import (
 )
 from studies.text_to_image.samples import FOLDER, TEACHER, read_made, read_set, set_path
 
+LITE0 = "efficientnet_lite0"
 RESULTS, DISTANCES, PICTURES = "judged.json", "distances.npz", "pictures"
 SHOWN = 2 * len(CLASSES)  # of each set
 TOGETHER = 500  # images
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         type=Path,
         default=Path("../shared/data/cifar10-classifier/classifier.safetensors"),
     )
+    parser.add_argument("--judges", nargs="+", choices=["classifier", LITE0], default=None,
+                        help="all that are there")  # fmt: skip
     parser.add_argument("--lite0", type=Path, help="its weights; those of the installed package")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -66,13 +69,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def judge(chosen: argparse.Namespace) -> None:
+    """All sets in the folder; InputError without the teacher's."""
     device = torch.device(chosen.device)
     folder: Path = chosen.folder
     names = sorted(path.stem for path in (folder / FOLDER).glob("*.safetensors"))
     if TEACHER not in names:
         raise InputError(f"{folder / FOLDER}: no {TEACHER}.safetensors; the teacher's set needed")
     classifier = load_classifier(chosen.classifier).to(device)
-    judges = {"classifier": classifier.features, **_independent(chosen.lite0, device)}
+    judges: dict[str, Judge] = {"classifier": classifier.features}
+    if chosen.judges is None or LITE0 in chosen.judges:
+        judges |= _independent(chosen, device)
     real, _ = read_cifar10(chosen.data, "test", chosen.real)
     teacher, latents, images = read_set(set_path(folder, TEACHER))
     about = {
@@ -128,20 +134,21 @@ def _distances(folder: Path) -> dict[str, NDArray[Any]]:
         return {name: kept[name] for name in kept.files}
 
 
-def _independent(weights: Path | None, device: torch.device) -> dict[str, Judge]:
-    """EfficientNet-Lite0, where its code and weights are there; a line where they are not."""
-    if importlib.util.find_spec("boss_core.networks.efficientnet") is None:
-        print("judge: EfficientNet-Lite0 is left out: this version has no code for it", flush=True)
-        return {}
-    module: Any = importlib.import_module("boss_core.networks.efficientnet")
+def _independent(chosen: argparse.Namespace, device: torch.device) -> dict[str, Judge]:
+    """EfficientNet-Lite0, where its code and weights are there; else InputError if it was asked
+    for, or a line."""
+    needed = chosen.lite0 is not None or chosen.judges is not None
     try:
-        network = module.load_efficientnet(weights or module.published_weights()).to(device)
+        if importlib.util.find_spec("boss_core.networks.efficientnet") is None:
+            raise InputError("EfficientNet-Lite0: no code for it in this version; a later needed")
+        module: Any = importlib.import_module("boss_core.networks.efficientnet")
+        weights = chosen.lite0 or module.published_weights()
+        return {LITE0: module.load_efficientnet(weights).to(device)}
     except InputError as error:
-        if weights is not None:
+        if needed:
             raise
-        print(f"judge: EfficientNet-Lite0 is left out: {error}", flush=True)
+        print(f"judge: left out: {error}", flush=True)
         return {}
-    return {module.NAME: network}
 
 
 @torch.no_grad()

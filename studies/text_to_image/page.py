@@ -10,7 +10,7 @@ docs/results/text-to-image.md and .csv, a plot and a picture. Text outside the m
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from boss_core.errors import InputError
 from boss_core.io.files import replacing, write_bytes
 from flows.report.plots import figure, log_scale
-from studies.markdown import markdown, mean_and_error, value, write_between
+from studies.markdown import markdown, value, write_between
 from studies.text_to_image.captions import CLASSES, SIDE
 from studies.text_to_image.judge import DISTANCES, PICTURES, RESULTS
 from studies.text_to_image.samples import TEACHER
@@ -205,9 +205,7 @@ def frechet_tables(study: Study) -> Iterable[str]:
 def against_guided(study: Study) -> list[str]:
     """Each student beside the best guided set of `FACTOR` times its evaluations."""
     lines = []
-    metrics = [
-        f"frechet_{of}_{TEACHER}" for of in study.about["judges"]
-    ]
+    metrics = [f"frechet_{of}_{TEACHER}" for of in study.about["judges"]]
     for name, found in study.sets.items():
         if found["kind"] == "guided":
             continue
@@ -215,6 +213,7 @@ def against_guided(study: Study) -> list[str]:
             other for other, of in study.sets.items()
             if other != TEACHER and of["kind"] == "guided"
             and of["evaluations"] == FACTOR * found["evaluations"]
+            and of["distance"]["mean"] > 0.0  # not the teacher's own steps
         ]  # fmt: skip
         if not rivals:
             continue
@@ -222,8 +221,7 @@ def against_guided(study: Study) -> list[str]:
         ratio = found["distance"]["mean"] / study.sets[best]["distance"]["mean"]
         change = value(study.distances[name] - study.distances[best])
         compared = [
-            f"{found[m]:.4g} / {min(study.sets[other][m] for other in rivals):.4g}"
-            for m in metrics
+            f"{found[m]:.4g} / {min(study.sets[other][m] for other in rivals):.4g}" for m in metrics
         ]
         title = ROWS[found["kind"], found["steps"]]
         rival = ROWS["guided", study.sets[best]["steps"]]
@@ -263,7 +261,8 @@ def steps(study: Study) -> str:
 def training(study: Study) -> str:
     """How each student was trained."""
     lines = []
-    for found in sorted(study.students.values(), key=lambda s: (s["kind"], s["steps"], s["budget"])):
+    students = study.students.values()
+    for found in sorted(students, key=lambda s: (s["kind"], s["steps"], s["budget"])):
         curve = found["curve"]
         lines.append(
             [
@@ -314,7 +313,8 @@ def picture(path: Path, study: Study) -> None:
                 evaluations = study.sets[name]["evaluations"]
                 shown.append((f"{ROWS[kind, of].replace('`', '')}, {evaluations:g}", name))
     tile, label, scale = SIDE + 1, 250, 2
-    sheet = Image.new("RGB", (label + scale * tile * len(CLASSES), scale * tile * len(shown)), "white")
+    size = label + scale * tile * len(CLASSES), scale * tile * len(shown)
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for number, (title, name) in enumerate(shown):
         source = study.folder / PICTURES / f"{name}.png"

@@ -1,7 +1,9 @@
 """A small text-to-image pipeline of diffusers' own Stable Diffusion 3 classes."""
 
+import itertools
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +15,6 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -86,22 +87,32 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Any
 
 
 def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
-    """CLIP's kind of tokenizer, which knows the words of these texts: byte pairs merged until each
-    word is one token."""
-    byte_pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    byte_pairs.pre_tokenizer = pre_tokenizers.Whitespace()
-    words = trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=[START, END], end_of_word_suffix="</w>",
-        show_progress=False, min_frequency=1,
-    )  # fmt: skip
-    byte_pairs.train_from_iterator(texts, words)
-    learned = json.loads(byte_pairs.to_str())["model"]
+    """CLIP's kind of tokenizer, which knows the words of these texts: the most frequent pair of
+    neighbours is merged, again and again, until each word is one token."""
+    words = sorted({word for text in texts for word in text.split()})
+    pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    vocabulary = [START, END, *sorted({piece for word in pieces for piece in word})]
+    merges = []
+    while pairs := Counter(pair for word in pieces for pair in itertools.pairwise(word)):
+        pair = min(pairs, key=lambda of: (-pairs[of], of))
+        merges.append(" ".join(pair))
+        vocabulary.append("".join(pair))
+        pieces = [_merged(word, pair) for word in pieces]
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
-        vocabulary.write_text(json.dumps(learned["vocab"]))
-        pairs = [" ".join(pair) for pair in learned["merges"]]
-        merges.write_text("\n".join(["#version: 0.2", *pairs, ""]))
-        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=TOKENS)
+        numbers, rules = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        numbers.write_text(json.dumps({token: k for k, token in enumerate(vocabulary)}))
+        rules.write_text("\n".join(["#version: 0.2", *merges, ""]))
+        return CLIPTokenizer(str(numbers), str(rules), model_max_length=TOKENS)
+
+
+def _merged(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    found: list[str] = []
+    for piece in word:
+        if found and (found[-1], piece) == pair:
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return found
 
 
 def _make_encoder(vocabulary: int, width: int) -> CLIPTextModelWithProjection:

@@ -73,6 +73,7 @@ def _noise(part: range, seed: int) -> Tensor:
 
 
 def parts(count: int, batch_size: int) -> Iterator[range]:
+    """The numbers of so many samples, a batch each."""
     for start in range(0, count, batch_size):
         yield range(start, min(start + batch_size, count))
 
@@ -99,10 +100,12 @@ def draw(
 
 
 def evaluation_calls(guidance: float, seed: int, device: torch.device) -> Calls:
+    """Those of all sets of samples."""
     return Calls(guidance, seed, EVALUATION, device)
 
 
 def set_path(folder: Path, name: str) -> Path:
+    """Where a set is."""
     return folder / FOLDER / f"{name}.safetensors"
 
 

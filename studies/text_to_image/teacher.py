@@ -43,10 +43,10 @@ from studies.text_to_image.pipeline import CALL, Size, describe, load_pipeline, 
 
 PIPELINE, STATE, RECORD = "pipeline", "training.pt", "teacher.json"
 DROPPED = 0.1  # the share of captions left out, which classifier-free guidance needs
-EMA, CLIP, WARMUP = 0.999, 1.0, 500
+EMA, CLIP = 0.999, 1.0
 DECAY_FROM = 0.7  # of the time: the learning rate falls to 0 from there on
 GRID_EVERY, LOG_EVERY = 120.0, 100  # seconds, steps
-SHOWN, STEPS = 8, 28  # samples of each class in a picture, and the steps they take
+STEPS = 28  # of the samples in a picture
 
 
 @dataclass
@@ -79,10 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="with compiling and pictures")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--warmup", type=int, default=500, help="steps up to the learning rate")
     parser.add_argument("--layers", type=int, default=Size.layers)
     parser.add_argument("--heads", type=int, default=Size.heads)
     parser.add_argument("--head", type=int, default=Size.head, help="channels of each head")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the pictures")
+    parser.add_argument("--shown", type=int, default=8, help="samples of each class in a picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
@@ -112,6 +114,7 @@ def train(chosen: argparse.Namespace) -> None:
         flush=True,
     )
     if not chosen.no_compile:
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
         for block in run.network.transformer_blocks:
             block.compile(dynamic=False)
     torch.manual_seed(chosen.seed + run.step)
@@ -121,7 +124,7 @@ def train(chosen: argparse.Namespace) -> None:
         share = (time.monotonic() - began) / (60.0 * chosen.minutes)
         if share >= 1.0 and run.step > started:
             break
-        rate = chosen.learning_rate * _rate(run.step - run.fresh, share)
+        rate = chosen.learning_rate * _rate((run.step - run.fresh + 1) / chosen.warmup, share)
         losses.append(_step(run, data, encoded, chosen.batch_size, rate))
         if len(losses) == LOG_EVERY:
             value = float(torch.stack(losses).mean())
@@ -245,10 +248,12 @@ def _step(
     return loss.detach()
 
 
-def _rate(step: int, share: float) -> float:
-    """Of the peak learning rate: up within `WARMUP` steps, down in the last part of the time."""
+def _rate(warm: float, share: float) -> float:
+    """Of the peak learning rate: up in the warm-up, down in the last part of the time.
+
+    warm: the share of the warm-up that is done, beyond 1 after it. share: of the time."""
     down = min(1.0, max(0.0, 1.0 - share) / (1.0 - DECAY_FROM))
-    return min(1.0, (step + 1) / WARMUP) * down
+    return min(1.0, warm) * down
 
 
 def _flops(network: nn.Module, encoded: tuple[Tensor, Tensor]) -> float:
@@ -266,7 +271,7 @@ def _flops(network: nn.Module, encoded: tuple[Tensor, Tensor]) -> float:
 
 def _picture(chosen: argparse.Namespace, pipeline: Any, step: int) -> None:
     """Samples of the average: a class a row."""
-    count = SHOWN * len(CLASSES)
+    count = chosen.shown * len(CLASSES)
     texts, _ = prompts(count)
     noise = sample_noise(range(count), (3, SIDE, SIDE), chosen.seed).to(pipeline.device)
     device = pipeline.device
@@ -278,9 +283,9 @@ def _picture(chosen: argparse.Namespace, pipeline: Any, step: int) -> None:
         ).images  # fmt: skip
     torch.set_rng_state(state)
     pixels = to_uint8(images.float() / SCALING).cpu().numpy()
-    rows = np.arange(count).reshape(SHOWN, len(CLASSES)).T.reshape(-1)
+    rows = np.arange(count).reshape(chosen.shown, len(CLASSES)).T.reshape(-1)
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    grid(pixels[rows], SHOWN).save(chosen.folder / f"grid-{step:06d}.png")
+    grid(pixels[rows], chosen.shown).save(chosen.folder / f"grid-{step:06d}.png")
 
 
 def _finish(
