@@ -163,8 +163,8 @@ def introduction(study: Study) -> str:
         f" {study.teacher['samples_seen']:,} images in all, drawn from {study.teacher['images']:,}"
         " of CIFAR-10's with captions made from their labels. Its samples, which all others are"
         f" compared with, take {fine['budget']} guided Euler steps: {fine['evaluations']:g} network"
-        f" evaluations. {about['samples']:,} samples in each set, from the same noise and prompts;"
-        f" settings: {about['teacher']}. Guidance takes two evaluations a step; a student has it"
+        f" evaluations. {about['samples']:,} samples in each set, from the same noise and prompts"
+        f" (teacher {about['teacher']}). Guidance takes two evaluations a step; a student has it"
         f" baked in and takes one. All numbers: [{NAME}.csv]({NAME}.csv)."
     )
 

@@ -102,7 +102,8 @@ def make_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
         numbers, rules = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         numbers.write_text(json.dumps({token: k for k, token in enumerate(vocabulary)}))
         rules.write_text("\n".join(["#version: 0.2", *merges, ""]))
-        return CLIPTokenizer(str(numbers), str(rules), model_max_length=TOKENS)
+        kinds = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS, **kinds)
 
 
 def _merged(word: Sequence[str], pair: tuple[str, str]) -> list[str]:

@@ -274,14 +274,10 @@ def _picture(chosen: argparse.Namespace, pipeline: Any, step: int) -> None:
     count = chosen.shown * len(CLASSES)
     texts, _ = prompts(count)
     noise = sample_noise(range(count), (3, SIDE, SIDE), chosen.seed).to(pipeline.device)
-    device = pipeline.device
-    state = torch.get_rng_state()
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        images = pipeline(
-            prompt=texts, latents=noise, guidance_scale=chosen.guidance,
-            num_inference_steps=STEPS, output_type="latent", **CALL,
-        ).images  # fmt: skip
-    torch.set_rng_state(state)
+    images = pipeline(
+        prompt=texts, latents=noise, guidance_scale=chosen.guidance, num_inference_steps=STEPS,
+        output_type="latent", **CALL,
+    ).images  # fmt: skip
     pixels = to_uint8(images.float() / SCALING).cpu().numpy()
     rows = np.arange(count).reshape(chosen.shown, len(CLASSES)).T.reshape(-1)
     chosen.folder.mkdir(parents=True, exist_ok=True)
