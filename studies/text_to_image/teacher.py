@@ -144,18 +144,19 @@ def train(chosen: argparse.Namespace) -> None:
         if time.monotonic() - shown > GRID_EVERY:
             _picture(chosen, pipeline, run.step)
             shown = time.monotonic()
-    record["runs"].append(
-        {
-            "minutes": (time.monotonic() - began) / 60.0,
-            "steps": run.step - started,
-            "batch_size": chosen.batch_size,
-            "learning_rate": chosen.learning_rate,
-            "device": _name(device),
-        }
-    )
-    record["steps"] = run.step
-    record["samples_seen"] = sum(r["steps"] * r["batch_size"] for r in record["runs"])
+    _ran(record, chosen, run.step, run.step - started, (time.monotonic() - began) / 60.0)
     _finish(chosen, pipeline, run, record)
+
+
+def _ran(
+    record: dict[str, Any], chosen: argparse.Namespace, step: int, steps: int, minutes: float
+) -> None:
+    """Note what this call did."""
+    run = {"minutes": minutes, "steps": steps, "batch_size": chosen.batch_size}
+    run |= {"learning_rate": chosen.learning_rate, "device": _name(torch.device(chosen.device))}
+    record["runs"].append(run)
+    record["steps"] = step
+    record["samples_seen"] = sum(r["steps"] * r["batch_size"] for r in record["runs"])
 
 
 def _start(

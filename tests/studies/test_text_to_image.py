@@ -24,9 +24,9 @@ SIZE = ["--layers", "2", "--heads", "1", "--head", "16"]
 GRID, SAMPLES = 4, 20
 STUDENTS = [
     "--budgets", "1", "2", "--guided-steps", "1", "2", "4", "--grid", str(GRID), "--guidance", "3",
-    "--samples", str(SAMPLES), "--search-samples", "8", "--trajectories", "32", "--batch-size", "8",
-    "--draw-batch", "10", "--iterations", "25", "--full-rate", "1e-3", "--rank", "4",
-    "--dtype", "float32", "--device", "cpu", "--no-compile",
+    "--samples", str(SAMPLES), "--search-samples", "8", "--trajectories", "16", "--batch-size", "4",
+    "--draw-batch", "10", "--iterations", "12", "--full-rate", "3e-3", "--rank", "4",
+    "--lora-rate", "3e-3", "--dtype", "float32", "--device", "cpu", "--no-compile",
 ]  # fmt: skip
 
 
