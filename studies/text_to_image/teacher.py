@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--images", type=int, help="of the training set, from its start; all")
     parser.add_argument("--minutes", type=float, default=8.0, help="with compiling and pictures")
+    parser.add_argument("--steps", type=int, help="in place of minutes")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--warmup", type=int, default=500, help="steps up to the learning rate")
@@ -122,6 +123,8 @@ def train(chosen: argparse.Namespace) -> None:
     losses: list[Tensor] = []
     while True:
         share = (time.monotonic() - began) / (60.0 * chosen.minutes)
+        if chosen.steps:
+            share = (run.step - started) / chosen.steps
         if share >= 1.0 and run.step > started:
             break
         rate = chosen.learning_rate * _rate((run.step - run.fresh + 1) / chosen.warmup, share)
