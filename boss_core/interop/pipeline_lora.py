@@ -6,6 +6,7 @@ diffusers and peft are imported where they are used only: the rest of the librar
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +131,9 @@ def add_lora(pipeline: Any, rank: int, *, seed: int) -> TrainedWeights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=wanted)
-            network.add_adapter(config, adapter_name=ADAPTER)
+            with warnings.catch_warnings():  # of a second adapter, which is wanted
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                network.add_adapter(config, adapter_name=ADAPTER)
         network.set_adapter([*others, ADAPTER])
         for name, parameter in network.named_parameters():
             own = f".{ADAPTER}." in name and ".lora_" in name

@@ -99,14 +99,14 @@ def test_it_says_what_it_will_take(run: Path) -> None:
     assert shown.count("is longer than the specified maximum") <= 1
 
 
-def student(folder: Path, budget: int) -> Any:
-    """Loaded and called as README.md says, by diffusers alone."""
-    text = (folder / "fast" / str(budget) / "README.md").read_text()
+def student(folder: Path) -> Any:
+    """Loaded and called as README.md of a student's folder says, by diffusers alone."""
+    text = (folder / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     before, found = os.getcwd(), {}
     try:
-        os.chdir(folder / "fast" / str(budget))
-        exec(code.replace("'pipe'", repr(str(folder / "pipe"))), found)
+        os.chdir(folder)
+        exec(code, found)
     finally:
         os.chdir(before)
         sys.path.remove("scheduler")
@@ -115,26 +115,27 @@ def student(folder: Path, budget: int) -> Any:
     return found["pipeline"]
 
 
+def latents(of: Any, times: Any, scale: float) -> tuple[torch.Tensor, float]:
+    """Of the held-out samples, and the evaluations for one."""
+    prompts = [ANIMALS[-4:][i % 4] for i in range(6)]
+    (call,) = prompt_calls(
+        prompts, batch_size=6, seed=EVALUATION, guidance_scale=scale, height=16, width=16
+    )
+    of.set_progress_bar_config(disable=True)
+    found = sample_pipeline(of, times, call)
+    return found.latents, found.evaluations
+
+
 @pytest.mark.parametrize("budget", [2, 3])
 def test_the_page_loads_the_student_that_was_measured(run: Path, budget: int) -> None:
     """In a fresh pipeline: its evaluations and its distance to the teacher are those of the card,
     and less than what the guided pipeline has in as many evaluations."""
     card = json.loads((run / "fast" / str(budget) / "card.json").read_text())
-    pipeline = student(run, budget)
+    pipeline = student(run / "fast" / str(budget))
     assert type(pipeline.scheduler).__module__ == "fixed_flow_scheduler"
     schedule = Schedule.from_json((run / "fast" / str(budget) / "schedule.json").read_text())
     assert pipeline.scheduler.config.fixed_sigmas == list(schedule.sigmas)
     assert schedule.nfe == budget
-    held_out = ANIMALS[-4:]
-    prompts = [held_out[i % 4] for i in range(6)]
-
-    def latents(of: Any, times: Any, scale: float) -> tuple[torch.Tensor, float]:
-        (call,) = prompt_calls(
-            prompts, batch_size=6, seed=EVALUATION, guidance_scale=scale, height=16, width=16
-        )
-        of.set_progress_bar_config(disable=True)
-        found = sample_pipeline(of, times, call)
-        return found.latents, found.evaluations
 
     teacher = StableDiffusion3Pipeline.from_pretrained(run / "pipe")
     fine, _ = latents(teacher, uniform(8), 4.0)
@@ -148,6 +149,42 @@ def test_the_page_loads_the_student_that_was_measured(run: Path, budget: int) ->
     (rival,) = [v for k, v in results.items() if k.startswith("guided, 1 ")]
     assert rival["nfe"] == 2.0
     assert found["distance"] < rival["distance"]
+
+
+@pytest.mark.parametrize("kind", ["beside another LoRA", "all weights, for two steps back"])
+def test_the_page_of_other_students(boss: Boss, copied: Path, kind: str) -> None:
+    """One whose teacher has a LoRA, and one of all weights: what the page loads is as far from the
+    teacher as the card says."""
+    changes = {
+        "beside another LoRA": ["--lora", "fast/3", "--steps", "fast/2/schedule.json"],
+        "all weights, for two steps back": ["--full", "--solver", "ab2", "--steps", "uniform"],
+    }[kind]
+    arguments = [*OPTIONS, "--iterations", "4", "--budget", "2", *changes, "--out", "more"]
+    if "--full" in changes:
+        place = arguments.index("--rank")
+        del arguments[place : place + 2]
+    arguments[arguments.index("--trajectories") + 1] = "16"
+    code, _, err = boss("straighten", *arguments)
+    assert code == 0, err
+    card = json.loads((copied / "more" / "2" / "card.json").read_text())
+    pipeline = student(copied / "more" / "2")
+    schedule = Schedule.from_json((copied / "more" / "2" / "schedule.json").read_text())
+    teacher = StableDiffusion3Pipeline.from_pretrained(copied / "pipe")
+    if "--lora" in changes:
+        teacher.load_lora_weights(copied / "fast" / "3")
+    fine, _ = latents(teacher, uniform(8), 4.0)
+    pipeline.set_progress_bar_config(disable=True)
+    own, _ = latents(pipeline, schedule.timesteps, 1.0)
+    if "ab2" in changes:
+        assert pipeline.scheduler.config.solver == "ab2"
+        (call,) = prompt_calls(
+            [ANIMALS[-4:][i % 4] for i in range(6)], batch_size=6, seed=EVALUATION,
+            guidance_scale=1.0, height=16, width=16,
+        )  # fmt: skip
+        own = sample_pipeline(pipeline, schedule.timesteps, call, solver="ab2").latents
+    distance = float((own - fine).square().flatten(1).sum(dim=1).mean())
+    found = next(v for k, v in card["results"].items() if k.startswith("student"))
+    assert found["distance"] == pytest.approx(distance, rel=1e-3)
 
 
 def test_the_scheduler_keeps_its_steps(run: Path, tmp_path: Path) -> None:
