@@ -1,8 +1,8 @@
 """Whether ComfyUI's loader finds a layer for every name in a student's LoRA.
 
 Its `model_lora_keys_unet` takes ``transformer.`` before the names that diffusers gives the layers
-of SD3 and Flux, which `mmdit_to_diffusers` and `flux_to_diffusers` list; a name that is not among them
-is left out there with no more than a line in the log. The lists, read there, are written as
+of SD3 and Flux, which `mmdit_to_diffusers` and `flux_to_diffusers` list; a name that is not among
+them is left out there with no more than a line in the log. The lists, read there, are written as
 patterns here. Wan, LTX and others have names of their own there, for which diffusers' prefix is
 not taken.
 """
