@@ -17,6 +17,9 @@ from tests.helpers.project import Project
 from tests.helpers.servers import prefect_server as start_prefect_server
 
 os.environ.update(TELEMETRY_OFF)
+# The flow gives some stages all cores, on which other tests run: a thread that waits for the others
+# of its process by spinning would keep these from them, and take ten times as long itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect's database and profiles of the tests, apart from the user's.
 PREFECT_HOME = tempfile.mkdtemp(prefix="boss-prefect-")
 os.environ["PREFECT_HOME"] = PREFECT_HOME
