@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -16,10 +17,24 @@ from tests.helpers.project import Project
 from tests.helpers.servers import prefect_server as start_prefect_server
 
 os.environ.update(TELEMETRY_OFF)
+# The flow gives some stages all cores, on which other tests run: a thread that waits for the others
+# of its process by spinning would keep these from them, and take ten times as long itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect's database and profiles of the tests, apart from the user's.
 PREFECT_HOME = tempfile.mkdtemp(prefix="boss-prefect-")
 os.environ["PREFECT_HOME"] = PREFECT_HOME
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: a file is a process's as a whole, and a long one begun last
+    would run alone."""
+    slow = {
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") or item.get_closest_marker("ui")
+    }
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture
@@ -48,6 +63,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
         project.commit("after the run")
 
     return Project(made_once(tmp_path_factory, "finished", make) / "project")
+
+
+@pytest.fixture(scope="session")
+def all_methods(tmp_path_factory: pytest.TempPathFactory, finished: Project) -> tuple[Project, str]:
+    """`finished` after a run of every method of finetuning, named in an order of their own, and
+    what that printed."""
+    from flows.config import Method
+
+    def make(folder: Path) -> None:
+        project = finished.copy(folder / "project")
+        project.set({"finetune.methods": [*reversed(get_args(Method))]})
+        (folder / "shown").write_text(project.run("boss", "repro").stdout)
+
+    folder = made_once(tmp_path_factory, "all-methods", make)
+    return Project(folder / "project"), (folder / "shown").read_text()
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,15 @@ def run_all(params: Params) -> None:
     """Every stage in this folder, but for the records of MLflow, which have tests of their own and
     take longer than all of the stages."""
     check.main(params)
+    for stage in (prepare, features, teacher):
+        stage.main(params)
+    run_after_teacher(params)
+
+
+def run_after_teacher(params: Params) -> None:
+    """Those that come after the teacher's, which is there."""
     with mock.patch.object(evaluate, "track_budget"):
-        for stage in (prepare, features, teacher, cost, schedule, trajectories, floor):
+        for stage in (cost, schedule, trajectories, floor):
             stage.main(params)
         for budget in params.budgets:
             finetune.main(params, budget)

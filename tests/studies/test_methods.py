@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from flows.config import Method
+from flows.config import Method, load_params
 from flows.measure.usage import read_usage
 from studies.methods import main
 from tests.helpers.project import Project
 from tests.helpers.records import STUDENTS, VARIANTS, record
+from tests.helpers.stages import run_after_teacher
 
 SCORE = "frechet_classifier"
 # The rows of the page, of all methods.
@@ -191,12 +192,13 @@ def test_what_it_took(finished: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_methods_over_two_seeds(finished: Project, tmp_path: Path) -> None:
-    first = finished.copy(tmp_path / "first")
-    first.set({"finetune.methods": [*get_args(Method)]})
-    first.run("boss", "repro")
+def test_all_methods_over_two_seeds(
+    all_methods: tuple[Project, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = all_methods
     second = another_seed(first, tmp_path / "second")
-    second.run("dvc", "repro", "--downstream", "cost", "floor")
+    monkeypatch.chdir(second.folder)
+    run_after_teacher(load_params())
     projects = (first, second)
     assert record(first, 3)["boss"] != record(second, 3)["boss"]
 

@@ -1,6 +1,7 @@
 """The methods of ``finetune.methods`` through the whole pipeline, with tiny settings."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -13,19 +14,28 @@ import torch
 from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.checkpoints.lora import load_adapter
 from boss_core.io.files import sha256
-from flows.config import Method
+from flows.config import Method, load_params
 from tests.helpers.project import Project
 from tests.helpers.records import record
+from tests.helpers.stages import run_after_teacher
 
 METHODS = get_args(Method)
 PRETRAINED = ("pretrained_uniform", "pretrained_bellman", "chosen_uniform", "chosen")
 
 
 @pytest.mark.slow
-def test_one_method_alone(finished: Project, tmp_path: Path) -> None:
+def test_one_method_alone(
+    finished: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     project = finished.copy(tmp_path / "boss")
     project.set({"budgets": [3], "finetune.methods": ["boss"]})
-    shown = project.run("boss", "repro").stdout
+    monkeypatch.chdir(project.folder)
+    shutil.rmtree("models/student")  # as DVC does before a stage runs
+    run_after_teacher(load_params())
+    shown = capsys.readouterr().out
     assert "finetune@3 boss: 12 steps" in shown
     assert "straightened_uniform" not in shown
     found, before = record(project, 3), record(finished, 3)
@@ -45,10 +55,10 @@ def test_one_method_alone(finished: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_methods_side_by_side(finished: Project, tmp_path: Path) -> None:
-    project = finished.copy(tmp_path / "all")
-    project.set({"finetune.methods": [*reversed(METHODS)]})
-    shown = project.run("boss", "repro").stdout
+def test_all_methods_side_by_side(
+    finished: Project, all_methods: tuple[Project, str], tmp_path: Path
+) -> None:
+    project, shown = all_methods[0].copy(tmp_path / "all"), all_methods[1]
     table = pd.read_csv(project.folder / "results" / "frechet.csv")
     assert set(table) == {"nfe", *PRETRAINED, *METHODS}
     assert np.isfinite(table).all().all()

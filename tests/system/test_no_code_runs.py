@@ -140,6 +140,10 @@ def read_files(project: Project) -> list[tuple[str, list[str], list[str]]]:
 @pytest.mark.slow
 def test_no_output_of_a_stage_runs_code_in_the_next(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
+    # A stage that does not read the file is run to its end: the shortest that the files allow.
+    training = dict.fromkeys(("features", "teacher", "finetune"), 1)
+    project.set({f"{name}.training.iterations": steps for name, steps in training.items()})
+    project.set({"schedule.samples": 2, "evaluate.samples": 32})
     contents = tmp_path / "contents"
     contents.mkdir()
     for kind, content in attacks(project.folder):

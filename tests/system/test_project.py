@@ -207,13 +207,6 @@ def test_a_second_run_does_nothing(finished: Project, tmp_path: Path) -> None:
     assert project.run("git", "status", "--short").stdout == ""
 
 
-@pytest.mark.slow
-def test_a_run_from_scratch_gives_the_same_lock(finished: Project, tmp_path: Path) -> None:
-    again = Project.create(tmp_path / "again")
-    again.run("dvc", "repro")
-    assert (again.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
-
-
 def test_dvc_shows_metrics_parameters_and_plots(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "dvc")
     shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)

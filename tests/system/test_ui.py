@@ -103,7 +103,7 @@ def test_mlflow_compares_the_budgets(page, screenshots: Path, flowed, tracking: 
     record = json.loads((project.folder / "metrics" / "3.json").read_text())
     missing = {f"{variant}/{name}" for variant in VARIANTS for name in record[variant]}
     page.mouse.move(700, 700)
-    for _ in range(80):
+    for _ in range(400):  # slow machines draw slowly
         missing -= {name for name in missing if page.get_by_text(name, exact=True).count()}
         if not missing:
             break

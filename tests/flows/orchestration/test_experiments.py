@@ -70,7 +70,7 @@ def test_an_experiment_of_some_stages_says_nothing_of_the_others(
     assert listed.loc["some", "metrics/3.json:nfe"] == "!"  # what DVC shows where there is none
     # Nothing was recorded for the changed parameters that was not made with them.
     project.set({"evaluate.samples": 44, "evaluate.kid_subset_size": 40})
-    shown = run(project, prefect_server)
+    shown = run(project, prefect_server, "--target", "floor", "--target", "evaluate@3")
     found = states(prefect_server, shown)
     assert found["features"] == "Restored"
     assert found["evaluate@3"] == found["floor"] == "Ran"

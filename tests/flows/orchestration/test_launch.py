@@ -34,9 +34,9 @@ def test_a_killed_run_in_a_copy_leaves_nothing_running(
 
 def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect_server) -> None:
     project = flowed[0].copy(tmp_path / "project")
-    project.set({"trajectories.samples": 20_000})
+    project.set_command("check", lambda command: f"sleep 600; {command}")
     first = project.start("boss", "run", env=prefect_server)
-    wait_for_line(first, "> python -m flows.stages.trajectories")
+    wait_for_line(first, "> sleep 600")
     shown = run(project, prefect_server, code=2)
     assert "error: " in shown
     assert "another run is at work in this folder; wait for it, or give --set" in shown
@@ -46,11 +46,12 @@ def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect
 
 def test_a_server_that_is_lost_half_way_costs_no_finished_stage(flowed, tmp_path: Path) -> None:
     project = flowed[0].copy(tmp_path / "project")
-    project.set({"cost.samples": 25, "trajectories.samples": 5_000})
+    project.stand_in("cost")
+    project.stand_in("trajectories", "sleep 10")
     with own_server(tmp_path) as server:
         lost = server | {"PREFECT_CLIENT_MAX_RETRIES": "1"}
         process = project.start("boss", "run", env=lost)
-        wait_for_line(process, "> python -m flows.stages.trajectories")
+        wait_for_line(process, "> sleep 10")
     shown, _ = process.communicate(timeout=300)
     assert process.returncode == 2, shown
     assert "error: Prefect's server was lost; every finished stage is kept, run again" in shown
@@ -118,9 +119,11 @@ def test_a_flow_ended_half_way_loses_no_finished_stage(
     flowed, tmp_path: Path, prefect_server, how: signal.Signals
 ) -> None:
     project = flowed[0].copy(tmp_path / "project")
-    project.set({"cost.samples": 25, "trajectories.samples": 20_000})
+    for stage in ("cost", "schedule"):
+        project.stand_in(stage)
+    project.stand_in("trajectories", "sleep 600")
     process = project.start("boss", "run", env=prefect_server)
-    wait_for_line(process, "> python -m flows.stages.trajectories")
+    wait_for_line(process, "> sleep 600")
     if how == signal.SIGKILL:  # of all that the shell knows of, the flow and what is in its group
         os.killpg(process.pid, how)
     else:
@@ -129,7 +132,6 @@ def test_a_flow_ended_half_way_loses_no_finished_stage(
     wait_until_ended(project.folder)
     if how == signal.SIGINT:
         assert (project.folder / "trajectories" / "states.npy").exists()  # of the last good run
-    project.set({"trajectories.samples": 60})
     shown = run(project, prefect_server, "--target", "schedule")
     found = states(prefect_server, shown)
     assert found["cost"] == "Cached"

@@ -19,7 +19,19 @@ from flows import paths
 from flows.config import load_params
 from flows.records.extractor import read_extractor
 from flows.records.json_files import read_json
-from flows.stages import check, features, floor, prepare, teacher
+from flows.stages import (
+    check,
+    cost,
+    evaluate,
+    features,
+    finetune,
+    floor,
+    prepare,
+    report,
+    schedule,
+    teacher,
+    trajectories,
+)
 from tests.helpers.draws_of_parameters import write_parameters
 from tests.helpers.project import Project
 
@@ -85,8 +97,11 @@ def test_without_the_packages_nothing_is_begun(
 
 
 @pytest.mark.slow
-def test_every_record_has_the_judges_name(tmp_path: Path) -> None:
-    """Photographs without labels through DVC: table, report and MLflow."""
+def test_every_record_has_the_judges_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Photographs without labels through DVC, and what the judge's stage leaves through all
+    others: table, report and MLflow."""
     project = Project.create(
         tmp_path / "project",
         images(tmp_path / "images", (8, 8, 3))
@@ -100,7 +115,15 @@ def test_every_record_has_the_judges_name(tmp_path: Path) -> None:
             "evaluate.kid_subset_size": 9,
         },
     )
-    shown = project.run("boss", "repro").stdout
+    shown = project.run("dvc", "repro", "features").stdout
+    monkeypatch.chdir(project.folder)
+    params = load_params()
+    for stage in (teacher, cost, schedule, trajectories, floor):
+        stage.main(params)
+    finetune.main(params, 2)
+    evaluate.main(params, 2)
+    report.main(params)
+    shown += capsys.readouterr().out + project.run("boss", "table").stdout
     assert FRECHET in shown
     assert "classifier" not in shown
     found = json.loads((project.folder / "metrics" / "2.json").read_text())
