@@ -7,7 +7,9 @@ from typing import Any
 
 import diffusers as d
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
 
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
@@ -41,6 +43,13 @@ def pipeline(kind: Any, **parts: Any) -> Any:
     return quiet(kind(**needed | given))
 
 
+def text_encoder() -> T5EncoderModel:
+    """For pipelines that ask for its dtype."""
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=32, d_model=WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return T5EncoderModel(config).eval()
+
+
 def scheduler(**settings: Any) -> d.FlowMatchEulerDiscreteScheduler:
     return d.FlowMatchEulerDiscreteScheduler(**settings)
 
@@ -50,6 +59,11 @@ def picture(samples: range | None = None, channels: int = 3, side: int = SIDE) -
     count = 1 if samples is None else len(samples)
     torch.manual_seed(11)
     return torch.rand(count, channels, side, side)
+
+
+def photos(count: int = 1) -> list[Image.Image]:
+    values = (255 * picture(range(count))).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(each) for each in values]
 
 
 def mask(side: int = SIDE) -> Tensor:
@@ -167,15 +181,17 @@ CHROMA = {
 }
 
 
-def of_sd3(kind: Any, layers: int = 2, channels: int = 4, **more: Any) -> Callable[[], Any]:
+def of_sd3(kind: Any, channels: int = 4) -> Callable[[], Any]:
     def make() -> Any:
         parts = odd.sd3_controlnet().components
-        settings = {**parts["transformer"].config, "num_layers": layers}
+        settings = {**parts["transformer"].config, "in_channels": channels}
+        settings |= {"out_channels": channels, "num_layers": 2}
         parts["transformer"] = network(d.SD3Transformer2DModel, **settings)
-        if channels:
-            control = {**parts["controlnet"].config, "extra_conditioning_channels": channels}
-            parts["controlnet"] = network(d.SD3ControlNetModel, **control)
-        return pipeline(kind, **{k: v for k, v in parts.items() if v is not None}, **more)
+        vae = {**parts["vae"].config, "latent_channels": channels}
+        parts["vae"] = network(d.AutoencoderKL, **vae)
+        control = {**parts["controlnet"].config, "extra_conditioning_channels": 1}
+        parts["controlnet"] = network(d.SD3ControlNetModel, **control)
+        return pipeline(kind, **{k: v for k, v in parts.items() if v is not None})
 
     return make
 
@@ -184,7 +200,7 @@ def _sd3(samples: range) -> Parts:
     return tiny.sd3_prompts(samples, 4.0)
 
 
-_sd3_image = picture(side=tiny.SIZE)
+_sd3_image = picture(range(2), side=tiny.SIZE)
 _sd3_mask = mask(tiny.SIZE)
 
 SD3 = {
@@ -192,12 +208,12 @@ SD3 = {
         of_sd3(d.StableDiffusion3Img2ImgPipeline), adding(_sd3, image=_sd3_image, strength=0.6)
     ),
     "StableDiffusion3InpaintPipeline": Family(
-        of_sd3(d.StableDiffusion3InpaintPipeline),
+        of_sd3(d.StableDiffusion3InpaintPipeline, 16),
         adding(_sd3, image=_sd3_image, mask_image=_sd3_mask, strength=0.6),
     ),
     "StableDiffusion3ControlNetInpaintingPipeline": Family(
-        of_sd3(d.StableDiffusion3ControlNetInpaintingPipeline, channels=1),
-        adding(_sd3, control_image=_sd3_image, control_mask=_sd3_mask),
+        of_sd3(d.StableDiffusion3ControlNetInpaintingPipeline),
+        adding(_sd3, control_image=_sd3_image, control_mask=_sd3_mask.repeat(2, 1, 1, 1)),
     ),
     "StableDiffusion3PAGPipeline": Family(of_sd3(d.StableDiffusion3PAGPipeline), _sd3),
     "StableDiffusion3PAGImg2ImgPipeline": Family(
@@ -206,14 +222,16 @@ SD3 = {
 }
 
 
-def of_qwen(kind: Any, channels: int = 16, **settings: Any) -> Callable[[], Any]:
+def of_qwen(kind: Any, extra: int = 0, **settings: Any) -> Callable[[], Any]:
     def make() -> Any:
         parts = told.qwen_image_edit().components
-        config = {**parts["transformer"].config, "in_channels": channels, **settings}
+        config = {**parts["transformer"].config, **settings}
         parts["transformer"] = network(d.QwenImageTransformer2DModel, **config)
         known = inspect.signature(d.QwenImageControlNetModel.__init__).parameters
         control = {k: v for k, v in config.items() if k in known}
+        control["extra_condition_channels"] = extra
         parts["controlnet"] = network(d.QwenImageControlNetModel, **control)
+        parts["text_encoder"] = text_encoder()
         return pipeline(kind, **{k: v for k, v in parts.items() if v is not None})
 
     return make
@@ -223,16 +241,16 @@ _qwen = adding(tiny.qwen_image_prompts, height=SIDE, width=SIDE)
 
 QWEN = {
     "QwenImageEditPipeline": Family(
-        of_qwen(d.QwenImageEditPipeline), adding(_qwen, image=picture(range(2)))
+        of_qwen(d.QwenImageEditPipeline), adding(_qwen, image=photos(2))
     ),
     "QwenImageEditPlusPipeline": Family(
-        of_qwen(d.QwenImageEditPlusPipeline), adding(_qwen, image=picture())
+        of_qwen(d.QwenImageEditPlusPipeline), adding(_qwen, image=photos()), samples=1
     ),
     "QwenImageControlNetPipeline": Family(
         of_qwen(d.QwenImageControlNetPipeline), adding(_qwen, control_image=picture())
     ),
     "QwenImageControlNetInpaintPipeline": Family(
-        of_qwen(d.QwenImageControlNetInpaintPipeline),
+        of_qwen(d.QwenImageControlNetInpaintPipeline, extra=4),
         adding(_qwen, control_image=picture(), control_mask=mask()),
     ),
     "QwenImageImg2ImgPipeline": Family(
@@ -242,11 +260,11 @@ QWEN = {
         of_qwen(d.QwenImageInpaintPipeline), adding(_qwen, **_inpaint)
     ),
     "QwenImageEditInpaintPipeline": Family(
-        of_qwen(d.QwenImageEditInpaintPipeline), adding(_qwen, **_inpaint)
+        of_qwen(d.QwenImageEditInpaintPipeline), adding(_qwen, **_inpaint | {"image": photos()})
     ),
     "QwenImageLayeredPipeline": Family(
         of_qwen(d.QwenImageLayeredPipeline, use_additional_t_cond=True, use_layer3d_rope=True),
-        adding(_qwen, image=picture(), layers=2, height=None, width=None),
+        adding(_qwen, image=photos(), layers=2, height=None, width=None),
     ),
 }
 
@@ -283,7 +301,9 @@ Z_IMAGE = {
     ),
     "ZImageControlNetInpaintPipeline": Family(
         of_z_image(d.ZImageControlNetInpaintPipeline),
-        adding(_z_image, control_image=picture(), image=picture(), mask_image=mask()),
+        adding(
+            _z_image, control_image=picture(), image=picture(), mask_image=mask().repeat(2, 1, 1, 1)
+        ),
     ),
 }
 
@@ -354,6 +374,23 @@ def sana_controlnet() -> Any:
     known = inspect.signature(d.SanaControlNetModel.__init__).parameters
     config = {k: v for k, v in parts["transformer"].config.items() if k in known}
     parts["controlnet"] = network(d.SanaControlNetModel, **config | {"num_layers": 1})
+    parts["vae"] = network(
+        d.AutoencoderDC,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        upsample_block_type="interpolate",
+        downsample_block_type="conv",
+    )
     return pipeline(d.SanaControlNetPipeline, **parts)
 
 
@@ -369,7 +406,7 @@ ONES = {
         lambda: pipeline(d.SanaPAGPipeline, **sana_parts()), tiny.sana_prompts
     ),
     "SanaControlNetPipeline": Family(
-        sana_controlnet, adding(tiny.sana_prompts, control_image=picture(channels=4, side=4))
+        sana_controlnet, lambda rows: tiny.sana_prompts(rows) | {"control_image": picture(), "height": SIDE, "width": SIDE}
     ),
 }
 
