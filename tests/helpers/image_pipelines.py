@@ -237,6 +237,11 @@ def of_qwen(kind: Any, extra: int = 0, **settings: Any) -> Callable[[], Any]:
     return make
 
 
+class _Layered(d.QwenImageLayeredPipeline):
+    def get_image_caption(self, *_: Any, **__: Any) -> str:
+        return "a"
+
+
 _qwen = adding(tiny.qwen_image_prompts, height=SIDE, width=SIDE)
 
 QWEN = {
@@ -263,7 +268,7 @@ QWEN = {
         of_qwen(d.QwenImageEditInpaintPipeline), adding(_qwen, **_inpaint | {"image": photos()})
     ),
     "QwenImageLayeredPipeline": Family(
-        of_qwen(d.QwenImageLayeredPipeline, use_additional_t_cond=True, use_layer3d_rope=True),
+        of_qwen(_Layered, use_additional_t_cond=True, use_layer3d_rope=True),
         adding(_qwen, image=photos(), layers=2, height=None, width=None),
     ),
 }

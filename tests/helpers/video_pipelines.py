@@ -146,7 +146,7 @@ def of_ltx2(kind: Any) -> Callable[[], Any]:
 
 LTX = {
     "LTXImageToVideoPipeline": Family(
-        of_ltx(d.LTXImageToVideoPipeline), adding(tiny.video_prompts, image=picture(side=64))
+        of_ltx(d.LTXImageToVideoPipeline), adding(tiny.video_prompts, image=picture(range(2), side=64))
     ),
     "LTXConditionPipeline": Family(
         of_ltx(d.LTXConditionPipeline), adding(tiny.video_prompts, image=photos()[0]), samples=1
@@ -160,7 +160,9 @@ LTX = {
         ),
     ),
     "LTX2ImageToVideoPipeline": Family(
-        of_ltx2(d.LTX2ImageToVideoPipeline), adding(odd.ltx2_prompts, image=picture())
+        of_ltx2(d.LTX2ImageToVideoPipeline),
+        adding(odd.ltx2_prompts, image=photos()[0], image_crf=0),
+        samples=1,
     ),
     "LTX2ConditionPipeline": Family(of_ltx2(d.LTX2ConditionPipeline), odd.ltx2_prompts),
 }  # fmt: skip
