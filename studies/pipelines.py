@@ -141,7 +141,9 @@ def _straightened(name: str, small: Family, pipeline: Any) -> Row:
     part = range(small.samples)
 
     def call(**changes: Any) -> dict[str, Any]:
-        return small.prompts(part) | {"generator": sample_generators(part, 3)} | changes
+        generators = sample_generators(part, 3)
+        one = generators if len(part) > 1 else generators[0]  # Wan-VACE takes no list
+        return small.prompts(part) | {"generator": one} | changes
 
     estimate_pipeline_cost(pipeline, uniform(2), [call()], check=False)  # as the command does
     off, evaluations = without_guidance(pipeline, call(), SCHEDULE.timesteps)

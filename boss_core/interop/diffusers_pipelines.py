@@ -193,7 +193,8 @@ def prompt_calls(
     negative_prompt: str | None = None,
     **shared: Any,
 ) -> Iterator[dict[str, Any]]:
-    """The arguments of one call for each batch of prompts, with a generator for each prompt.
+    """The arguments of one call for each batch of prompts, with a generator for each prompt; a
+    batch of one has it alone, as some pipelines take no list (Wan-VACE).
 
     first: the index of the first sample, for `sample_generators`.
     shared: arguments that all calls have in common (`guidance_scale`, `height`, `width`, ...).
@@ -204,10 +205,10 @@ def prompt_calls(
         raise InputError(f"batch_size: {batch_size}; at least 1 needed")
     for start in range(0, len(prompts), batch_size):
         batch = list(prompts[start : start + batch_size])
+        samples = range(first + start, first + start + len(batch))
+        generators = sample_generators(samples, seed)
         call = dict(
-            shared,
-            prompt=batch,
-            generator=sample_generators(range(first + start, first + start + len(batch)), seed),
+            shared, prompt=batch, generator=generators if len(batch) > 1 else generators[0]
         )
         if negative_prompt is not None:
             # Some pipelines want as many as there are prompts, some repeat one: all take a list.

@@ -270,6 +270,7 @@ QWEN = {
     "QwenImageLayeredPipeline": Family(
         of_qwen(_Layered, use_additional_t_cond=True, use_layer3d_rope=True),
         adding(_qwen, image=photos(), layers=2, height=None, width=None),
+        samples=1,
     ),
 }
 

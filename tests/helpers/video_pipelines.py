@@ -93,7 +93,9 @@ OF_WAN = {
         adding(tiny.wan_prompts, video=_video(), num_frames=None, strength=0.8),
     ),
     "LucyEditPipeline": Family(
-        of_wan(d.LucyEditPipeline, channels=32), adding(tiny.wan_prompts, video=_video())
+        of_wan(d.LucyEditPipeline, channels=32),
+        adding(tiny.wan_prompts, video=_video()),
+        samples=1,
     ),
     "ChronoEditPipeline": Family(
         of_wan(d.ChronoEditPipeline, d.ChronoEditTransformer3DModel, channels=36, **_seen),

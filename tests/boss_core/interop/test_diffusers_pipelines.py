@@ -174,7 +174,8 @@ def test_prompts_become_calls_with_a_generator_each() -> None:
     assert [c["prompt"] for c in found] == [["a", "b"], ["c"]]
     assert [c["negative_prompt"] for c in found] == [["ugly", "ugly"], ["ugly"]]
     assert [c["guidance_scale"] for c in found] == [3.0, 3.0]
-    drawn = [torch.randn(4, generator=g) for c in found for g in c["generator"]]
+    several, alone = (c["generator"] for c in found)
+    drawn = [torch.randn(4, generator=g) for g in [*several, alone]]
     wanted = [torch.randn(4, generator=g) for g in sample_generators(range(3), 7)]
     assert all(torch.equal(a, b) for a, b in zip(drawn, wanted, strict=True))
     assert not torch.equal(drawn[0], drawn[1])
