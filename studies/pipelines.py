@@ -29,9 +29,17 @@ from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost, sample_generators
 from boss_core.interop.guidance import without_guidance
 from boss_core.interop.pipeline_encodings import remember_encodings
-from boss_core.interop.pipeline_lora import add_lora, check_adaptable, freeze, load_lora, save_lora
+from boss_core.interop.pipeline_lora import (
+    add_lora,
+    check_adaptable,
+    check_adaptable_class,
+    freeze,
+    load_lora,
+    save_lora,
+)
 from boss_core.interop.pipeline_sampling import sample_pipeline
 from boss_core.interop.pipeline_students import Groups, train_student
+from boss_core.interop.recording import DENOISERS
 from boss_core.interop.teacher_forcing import straighten_call, teacher_states
 from boss_core.io.files import write_bytes
 from boss_core.ode.schedule import Schedule
@@ -123,6 +131,23 @@ def _serves_flows(scheduler: type) -> bool:
     )
 
 
+def by_class(kind: type) -> Row:
+    """Of a pipeline without small components: whether its class and those of its networks, as its
+    constructor names them, refuse a LoRA."""
+    given = inspect.signature(kind.__init__).parameters
+    named = {name: given[name].annotation for name in DENOISERS if name in given}
+    networks = {name: part for name, part in named.items() if isinstance(part, type)}
+    try:
+        check_adaptable_class(kind, networks)
+    except InputError as error:
+        return Row(kind.__name__, reason=_reason(error))
+    return Row(kind.__name__, reason=NOT_TRIED)
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error).removeprefix("--").removeprefix("pipeline: ")
+
+
 def straighten_small(name: str, small: Family) -> Row:
     """Straighten a small pipeline, or say why it cannot be."""
     pipeline = small.make()
@@ -132,7 +157,7 @@ def straighten_small(name: str, small: Family) -> Row:
         with pipeline_refusals(pipeline):
             return _straightened(name, small, pipeline)
     except InputError as error:
-        return Row(name, reason=one_line(error).removeprefix("pipeline: "))
+        return Row(name, reason=_reason(error))
     except Exception as error:  # what a user would get as a traceback
         return Row(name, reason=f"**{type(error).__name__}: {one_line(error):.300}**")
 
@@ -199,7 +224,7 @@ def rows(
     for kind in only or known:
         mine = [name for name in small if name.split(" ")[0] == kind]
         for name in mine or [kind]:
-            row = straighten_small(name, small[name]) if mine else Row(name, reason=NOT_TRIED)
+            row = straighten_small(name, small[name]) if mine else by_class(known[kind])
             on_row(row)
             found.append(row)
     return found

@@ -61,8 +61,8 @@ def picture(samples: range | None = None, channels: int = 3, side: int = SIDE) -
     return torch.rand(count, channels, side, side)
 
 
-def photos(count: int = 1) -> list[Image.Image]:
-    values = (255 * picture(range(count))).byte().permute(0, 2, 3, 1).numpy()
+def photos(count: int = 1, side: int = SIDE) -> list[Image.Image]:
+    values = (255 * picture(range(count), side=side)).byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(each) for each in values]
 
 

@@ -4,6 +4,7 @@ from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.families import FAMILIES, Family
 from tests.helpers.image_pipelines import IMAGES
+from tests.helpers.single_pipelines import SINGLE
 from tests.helpers.video_pipelines import VIDEOS
 
 SMALL = {
@@ -32,4 +33,4 @@ SMALL = {
         odd.framepack, lambda rows: odd.framepack_prompts(rows, 1)
     ),
     "LTX2Pipeline": Family(odd.ltx2, odd.ltx2_prompts),
-} | IMAGES | VIDEOS
+} | IMAGES | VIDEOS | SINGLE
