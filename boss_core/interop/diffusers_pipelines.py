@@ -245,6 +245,12 @@ def _require_flow(pipeline: Any) -> None:
             f"pipeline: {name} with a {type(scheduler).__name__}{what}; a flow-matching one needed"
             " (FlowMatchEulerDiscreteScheduler, or use_flow_sigmas with flow_prediction)"
         )
+    if config.get("stochastic_sampling"):
+        raise InputError(
+            f"pipeline: the {type(scheduler).__name__} of {name} has stochastic_sampling: its"
+            " network is distilled for steps that add new noise, and not for those of a flow; one"
+            " without needed"
+        )
     sigma_max = config.get("sigma_max")
     if sigma_max is not None and sigma_max > 1:
         raise InputError(

@@ -211,7 +211,7 @@ def helios() -> Any:
     )
     parts = {"transformer": transformer, "vae": odd.wan_i2v().vae}
     return pipeline(
-        d.HeliosPipeline, **parts, scheduler=d.HeliosScheduler(), text_encoder=text_encoder()
+        d.HeliosPipeline, **parts, scheduler=d.HeliosScheduler(stages=1), text_encoder=text_encoder()
     )
 
 

@@ -153,6 +153,12 @@ LTX = {
     "LTXConditionPipeline": Family(
         of_ltx(d.LTXConditionPipeline), adding(tiny.video_prompts, image=photos()[0]), samples=1
     ),
+    "LTXPipeline (distilled)": Family(
+        lambda: pipeline(
+            d.LTXPipeline, **tiny.ltx().components | {"scheduler": scheduler(stochastic_sampling=True)}
+        ),
+        tiny.video_prompts,
+    ),
     "LTX2Pipeline (its defaults)": Family(
         odd.ltx2,
         adding(

@@ -341,6 +341,14 @@ def test_other_than_flow_matching_is_refused(scheduler: Any) -> None:
     assert pipeline.scheduler is scheduler
 
 
+def test_steps_that_add_noise_are_refused() -> None:
+    """Networks are distilled for them, and a walk without noise is not what they make."""
+    pipeline = tiny.sd3()
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    with pytest.raises(InputError, match="has stochastic_sampling: its network is distilled for"):
+        estimate_pipeline_cost(pipeline, GRID, [call(tiny.sd3_prompts(range(1)), range(1))])
+
+
 def test_noise_levels_above_one_are_refused() -> None:
     pipeline = tiny.sd3()
     pipeline.scheduler.register_to_config(sigma_max=80.0)  # as Cosmos Predict2 does
