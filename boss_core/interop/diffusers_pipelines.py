@@ -207,9 +207,7 @@ def prompt_calls(
         batch = list(prompts[start : start + batch_size])
         samples = range(first + start, first + start + len(batch))
         generators = sample_generators(samples, seed)
-        call = dict(
-            shared, prompt=batch, generator=generators if len(batch) > 1 else generators[0]
-        )
+        call = dict(shared, prompt=batch, generator=generators if len(batch) > 1 else generators[0])
         if negative_prompt is not None:
             # Some pipelines want as many as there are prompts, some repeat one: all take a list.
             call["negative_prompt"] = [negative_prompt] * len(batch)

@@ -283,7 +283,10 @@ def of_z_image(kind: Any) -> Callable[[], Any]:
         places = {"control_layers_places": [0], "control_refiner_layers_places": [0]}
         if "controlnet" in inspect.signature(kind.__init__).parameters:
             channels = 4 if "Inpaint" not in kind.__name__ else 9
-            control |= places | {"control_in_dim": channels, "add_control_noise_refiner": "control_noise_refiner"}
+            control |= places | {
+                "control_in_dim": channels,
+                "add_control_noise_refiner": "control_noise_refiner",
+            }
             made = network(d.ZImageControlNetModel, **control)
             parts["controlnet"] = d.ZImageControlNetModel.from_transformer(
                 made, parts["transformer"]
@@ -412,7 +415,10 @@ ONES = {
         lambda: pipeline(d.SanaPAGPipeline, **sana_parts()), tiny.sana_prompts
     ),
     "SanaControlNetPipeline": Family(
-        sana_controlnet, lambda rows: tiny.sana_prompts(rows) | {"control_image": picture(), "height": SIDE, "width": SIDE}
+        sana_controlnet,
+        lambda rows: (
+            tiny.sana_prompts(rows) | {"control_image": picture(), "height": SIDE, "width": SIDE}
+        ),
     ),
 }
 

@@ -24,8 +24,8 @@ from tests.helpers.image_pipelines import (
     scheduler,
     text_encoder,
 )
-from tests.helpers.told_pipelines import told
 from tests.helpers.tiny_pipelines import WIDTH, WORDS, embeds
+from tests.helpers.told_pipelines import told
 from tests.helpers.video_pipelines import WAN, kandinsky_prompts, of_kandinsky, of_ltx2
 
 
@@ -211,7 +211,10 @@ def helios() -> Any:
     )
     parts = {"transformer": transformer, "vae": odd.wan_i2v().vae}
     return pipeline(
-        d.HeliosPipeline, **parts, scheduler=d.HeliosScheduler(stages=1), text_encoder=text_encoder()
+        d.HeliosPipeline,
+        **parts,
+        scheduler=d.HeliosScheduler(stages=1),
+        text_encoder=text_encoder(),
     )
 
 

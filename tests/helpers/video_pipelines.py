@@ -136,8 +136,8 @@ def ltx_vae() -> Any:
     )
 
 
-def of_ltx(kind: Any) -> Callable[[], Any]:
-    return lambda: pipeline(kind, **tiny.ltx().components | {"vae": ltx_vae()})
+def of_ltx(kind: Any, **more: Any) -> Callable[[], Any]:
+    return lambda: pipeline(kind, **tiny.ltx().components | {"vae": ltx_vae()} | more)
 
 
 def of_ltx2(kind: Any) -> Callable[[], Any]:
@@ -151,12 +151,12 @@ LTX = {
         of_ltx(d.LTXImageToVideoPipeline), adding(tiny.video_prompts, image=picture(range(2), side=64))
     ),
     "LTXConditionPipeline": Family(
-        of_ltx(d.LTXConditionPipeline), adding(tiny.video_prompts, image=photos()[0]), samples=1
+        of_ltx(d.LTXConditionPipeline, scheduler=scheduler()),
+        adding(tiny.video_prompts, image=photos()[0]),
+        samples=1,
     ),
     "LTXPipeline (distilled)": Family(
-        lambda: pipeline(
-            d.LTXPipeline, **tiny.ltx().components | {"scheduler": scheduler(stochastic_sampling=True)}
-        ),
+        of_ltx(d.LTXPipeline, scheduler=scheduler(stochastic_sampling=True)),
         tiny.video_prompts,
     ),
     "LTX2Pipeline (its defaults)": Family(
@@ -296,9 +296,7 @@ def sana_video() -> Any:
         sample_size=4,
         rope_max_seq_len=32,
     )
-    return pipeline(
-        d.SanaVideoPipeline, transformer=transformer, scheduler=tiny.sana().scheduler
-    )
+    return pipeline(d.SanaVideoPipeline, transformer=transformer, scheduler=tiny.sana().scheduler)
 
 
 def sana_video_prompts(samples: range) -> Parts:

@@ -64,6 +64,25 @@ def test_a_table_of_a_few(known: dict[str, Any]) -> None:
     assert "Not tried, for want of small components: `WanAnimatePipeline`." in text
 
 
+# What pipelines do that no other does, and that a walk through them found.
+PARTICULAR = {
+    "its ControlNet lacks what gradients ask for": "ZImageControlNetPipeline",
+    "one of two states is stepped by a constant": "LTX2HDRPipeline",
+    "a scheduler for each frame, at whole times": "SkyReelsV2DiffusionForcingPipeline",
+    "it takes no list of generators": "WanVACEPipeline",
+    "an image encoder of its own": "WanImageToVideoPipeline (2.1)",
+}
+
+
+@pytest.mark.parametrize("what", PARTICULAR)
+def test_pipelines_with_ways_of_their_own(what: str) -> None:
+    name = PARTICULAR[what]
+    row = straighten_small(name, SMALL[name])
+    assert row.trains, row.reason
+    assert row.loss[1] < 0.5 * row.loss[0]
+    assert row.reload < 1e-6
+
+
 REFUSED = {
     "no way to write a LoRA": (
         "HunyuanImagePipeline",
@@ -71,7 +90,7 @@ REFUSED = {
     ),
     "no way to turn guidance off": (
         "Ideogram4Pipeline",
-        "no argument of _Ideogram4 turns its guidance off",
+        "no argument of Ideogram4Pipeline turns its guidance off",
     ),
     "distilled, by its scheduler": (
         "SanaSprintPipeline",
