@@ -91,7 +91,8 @@ class Row:
 
 def flow_pipelines() -> dict[str, type]:
     """The pipeline classes of the installed diffusers that are made for a scheduler of a flow, as
-    their constructors say it; by name."""
+    their constructors say it; by name. One that takes solvers of either kind counts where its
+    network is a transformer: so PixArt-alpha is among them, which is none."""
     found: dict[str, type] = {}
     for name in sorted(dir(diffusers)):
         if "Pipeline" not in name:
@@ -99,9 +100,17 @@ def flow_pipelines() -> dict[str, type]:
         kind = getattr(diffusers, name)
         # One whose libraries are not installed is a placeholder, and of no use here.
         real = isinstance(kind, type) and issubclass(kind, DiffusionPipeline)
-        if real and kind.__name__ == name and any(map(_serves_flows, _schedulers(kind))):
+        if real and kind.__name__ == name and _is_of_flows(kind):
             found[name] = kind
     return found
+
+
+def _is_of_flows(kind: type) -> bool:
+    named = set(_schedulers(kind))
+    of_either = {s for s in named if _serves_both(s)}
+    if not named or not all(_is_flow(s) for s in named - of_either):
+        return False
+    return bool(named - of_either) or "transformer" in inspect.signature(kind.__init__).parameters
 
 
 def _schedulers(kind: type) -> Iterator[type]:
@@ -122,15 +131,14 @@ def _is(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, SchedulerMixin)
 
 
-def _serves_flows(scheduler: type) -> bool:
-    """Whether it is a flow's by name, any scheduler, or a solver that can be told to be."""
+def _is_flow(scheduler: type) -> bool:
+    return "Flow" in scheduler.__name__ or scheduler.__module__.endswith(("flow", "_rf"))
+
+
+def _serves_both(scheduler: type) -> bool:
+    """Any scheduler, or a solver that can be told to serve a flow."""
     settings = inspect.signature(scheduler.__init__).parameters
-    return (
-        scheduler is SchedulerMixin
-        or "Flow" in scheduler.__name__
-        or scheduler.__module__.rpartition(".")[2].endswith(("flow", "rf"))
-        or "use_flow_sigmas" in settings
-    )
+    return scheduler is SchedulerMixin or "use_flow_sigmas" in settings
 
 
 def by_class(kind: type) -> Row:
@@ -279,13 +287,14 @@ def said(row: Row) -> str:
     if not row.trains:
         return f"{row.name}: {row.reason}"
     return (
-        f"{row.name}: {row.guided:g} to {row.student:g} evaluations a step ({row.off or 'as it is'}),"
-        f" {row.states} states, {row.files} files, loss {row.loss[0]:.3g} to {row.loss[1]:.3g},"
-        f" reloads to {row.reload:.1e}"
+        f"{row.name}: {row.guided:g} to {row.student:g} evaluations a step"
+        f" ({row.off or 'as it is'}), {row.states} states, {row.files} files,"
+        f" loss {row.loss[0]:.3g} to {row.loss[1]:.3g}, reloads to {row.reload:.1e}"
     )
 
 
 def main() -> None:
+    """Walk, print each row as it comes, and write the table where it is asked for."""
     from tests.helpers.more_pipelines import SMALL
 
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])

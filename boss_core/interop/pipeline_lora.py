@@ -113,9 +113,11 @@ def freeze(pipeline: Any) -> None:
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
+            network: Any = part
             # Z-Image's ControlNet asks for it where gradients are on, and does not set it.
-            if getattr(part, "_supports_gradient_checkpointing", False):
-                part.gradient_checkpointing = getattr(part, "gradient_checkpointing", False)
+            if getattr(network, "_supports_gradient_checkpointing", False):
+                on = getattr(network, "gradient_checkpointing", False)
+                network.gradient_checkpointing = on
 
 
 def add_lora(pipeline: Any, rank: int, *, seed: int) -> TrainedWeights:

@@ -148,7 +148,8 @@ def of_ltx2(kind: Any) -> Callable[[], Any]:
 
 LTX = {
     "LTXImageToVideoPipeline": Family(
-        of_ltx(d.LTXImageToVideoPipeline), adding(tiny.video_prompts, image=picture(range(2), side=64))
+        of_ltx(d.LTXImageToVideoPipeline),
+        adding(tiny.video_prompts, image=picture(range(2), side=64)),
     ),
     "LTXConditionPipeline": Family(
         of_ltx(d.LTXConditionPipeline, scheduler=scheduler()),

@@ -21,6 +21,7 @@ FLOWS = (
 OTHERS = (
     "StableDiffusionPipeline", "StableDiffusionXLPipeline", "CogVideoXPipeline", "DiTPipeline",
     "KandinskyV22Pipeline", "StableAudioPipeline", "DiffusionPipeline", "FluxPriorReduxPipeline",
+    "AnimateDiffPipeline", "PIAPipeline", "StableDiffusionModelEditingPipeline",
 )  # fmt: skip
 
 
