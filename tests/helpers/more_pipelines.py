@@ -5,6 +5,7 @@ from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.families import FAMILIES, Family
 from tests.helpers.image_pipelines import IMAGES
 from tests.helpers.single_pipelines import SINGLE
+from tests.helpers.text_pipelines import TEXTS
 from tests.helpers.video_pipelines import VIDEOS
 
 SMALL = (
@@ -40,4 +41,5 @@ SMALL = (
     | IMAGES
     | VIDEOS
     | SINGLE
+    | TEXTS
 )

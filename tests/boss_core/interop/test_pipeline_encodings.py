@@ -15,6 +15,7 @@ from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
 from tests.helpers import tiny_pipelines as tiny
+from tests.helpers.text_pipelines import TEXTS
 from tests.helpers.video_pipelines import OF_WAN
 
 
@@ -91,6 +92,26 @@ def test_image_encoders_are_asked_once_too() -> None:
     assert torch.equal(video(), expected)
     assert free_encoders(pipeline) > 0
     assert torch.equal(video(), expected)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_encoders_of_every_kind_may_go(name: str) -> None:
+    """T5, CLIP, Gemma, Qwen, each as its pipelines ask it."""
+    family, rows = TEXTS[name], range(2)
+    pipeline = family.make()
+
+    def found() -> torch.Tensor:
+        call = family.prompts(rows) | {"generator": sample_generators(rows, 3)}
+        latents = pipeline(**call, num_inference_steps=2, output_type="latent", return_dict=False)
+        return latents[0]
+
+    expected = found()
+    remember_encodings(pipeline)
+    assert torch.equal(found(), expected)
+    assert free_encoders(pipeline) > 0
+    encoders = [part for name, part in pipeline.components.items() if "text_encoder" in name]
+    assert not any(list(part.parameters()) for part in encoders)
+    assert torch.equal(found(), expected)
 
 
 def test_an_encoder_that_is_asked_otherwise_stays() -> None:
