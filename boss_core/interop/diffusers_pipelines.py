@@ -193,7 +193,8 @@ def prompt_calls(
     negative_prompt: str | None = None,
     **shared: Any,
 ) -> Iterator[dict[str, Any]]:
-    """The arguments of one call for each batch of prompts, with a generator for each prompt.
+    """The arguments of one call for each batch of prompts, with a generator for each prompt; a
+    batch of one has it alone, as some pipelines take no list (Wan-VACE).
 
     first: the index of the first sample, for `sample_generators`.
     shared: arguments that all calls have in common (`guidance_scale`, `height`, `width`, ...).
@@ -204,11 +205,9 @@ def prompt_calls(
         raise InputError(f"batch_size: {batch_size}; at least 1 needed")
     for start in range(0, len(prompts), batch_size):
         batch = list(prompts[start : start + batch_size])
-        call = dict(
-            shared,
-            prompt=batch,
-            generator=sample_generators(range(first + start, first + start + len(batch)), seed),
-        )
+        samples = range(first + start, first + start + len(batch))
+        generators = sample_generators(samples, seed)
+        call = dict(shared, prompt=batch, generator=generators if len(batch) > 1 else generators[0])
         if negative_prompt is not None:
             # Some pipelines want as many as there are prompts, some repeat one: all take a list.
             call["negative_prompt"] = [negative_prompt] * len(batch)
@@ -243,6 +242,12 @@ def _require_flow(pipeline: Any) -> None:
         raise InputError(
             f"pipeline: {name} with a {type(scheduler).__name__}{what}; a flow-matching one needed"
             " (FlowMatchEulerDiscreteScheduler, or use_flow_sigmas with flow_prediction)"
+        )
+    if config.get("stochastic_sampling"):
+        raise InputError(
+            f"pipeline: the {type(scheduler).__name__} of {name} has stochastic_sampling: its"
+            " network is distilled for steps that add new noise, and not for those of a flow; one"
+            " without needed"
         )
     sigma_max = config.get("sigma_max")
     if sigma_max is not None and sigma_max > 1:

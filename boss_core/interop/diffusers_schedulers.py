@@ -3,6 +3,7 @@
 diffusers is imported where it is used only: the rest of the library works without it.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,9 +46,16 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
     base: Any = _fixed_class()
 
     class CarryingScheduler(base):
-        """Keeps the state of the step before in float32, and goes on from it."""
+        """Keeps the state of the step before in float32, and goes on from it. So do copies that a
+        pipeline makes of it, as SkyReels does for each frame; ``copies`` has them."""
 
         state: Tensor
+        copies: list[Any]
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            twin = copy.copy(self)
+            self.copies.append(twin)
+            return twin
 
         # Pipelines look for the names of the arguments to learn what the scheduler accepts.
         def set_timesteps(
@@ -80,7 +88,9 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
             state = self.state.to(sample.dtype, copy=True)  # a network may work in place
             return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
 
-    return _made(CarryingScheduler, scheduler, timesteps, solver)
+    made = _made(CarryingScheduler, scheduler, timesteps, solver)
+    made.copies = []
+    return made
 
 
 @contextmanager

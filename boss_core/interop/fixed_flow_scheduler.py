@@ -146,6 +146,9 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
     ) -> Any:
         """The state at the next level: diffusers' own step of Euler, for ``ab2`` along the
         extrapolated velocity."""
+        told = torch.as_tensor(timestep)
+        if not told.is_floating_point():  # SkyReels rounds them
+            timestep = self.timesteps[(self.timesteps - told.to(self.timesteps)).abs().argmin()]
         if self.config.solver == "euler":
             return super().step(model_output, timestep, sample, return_dict=return_dict, **kwargs)
         if kwargs.get("per_token_timesteps") is not None:

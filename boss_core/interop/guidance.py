@@ -1,6 +1,7 @@
 """How a pipeline is called without guidance, so that a step takes one network evaluation."""
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,9 @@ from boss_core.interop.pipeline_checks import Repeat, take_walk
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.recording import DENOISERS, Walk
 from boss_core.ode.timesteps import Times, validate_timesteps
+
+# Guidance by perturbed attention, by skipped blocks and between modalities, and where each is off.
+_OTHERS = {"pag": 0.0, "stg": 0.0, "modality": 1.0}
 
 
 def without_guidance(
@@ -27,23 +31,34 @@ def without_guidance(
     is, as part of the call.
 
     call: for a few samples; it can be made as if it had not been. timesteps: those of a schedule.
-    InputError where no argument turns guidance off.
+    InputError where no argument turns guidance off, and where the call as it is is none of a
+    flow's.
     """
     times = validate_timesteps(timesteps)
     again = Repeat(call)
     best: tuple[float, dict[str, Any]] | None = None
+    lowest: tuple[float, dict[str, Any]] = math.inf, {}
     tried = []
-    for changed in _candidates(pipeline, call):
+
+    def count(changed: dict[str, Any]) -> None:
+        nonlocal best, lowest
         again.rewind()
-        counted = _evaluations(pipeline, {**call, **changed}, times)
+        counted = _evaluations(pipeline, {**call, **changed}, times, refused=bool(changed))
         tried.append(_said(changed))
-        if counted is None:
-            continue
-        of_step = sum(counted.values())
-        if _is_plain(counted) and (best is None or of_step < best[0]):
+        of_step = sum(counted.values()) if counted else math.inf
+        if of_step < lowest[0]:
+            lowest = of_step, changed
+        if counted and _is_plain(counted) and (best is None or of_step < best[0]):
             best = of_step, changed
-            if of_step <= 1.0:
-                break
+
+    for changed in _candidates(pipeline, call):
+        count(changed)
+        if best is not None and best[0] <= 1.0:
+            break
+    # Guidance of other kinds beside it, of which each takes evaluations of its own.
+    for off in _others_off(pipeline):
+        if best is None:
+            count({**lowest[1], **off})
     again.rewind()
     if best is None:
         raise InputError(
@@ -74,15 +89,31 @@ def _candidates(pipeline: Any, call: Mapping[str, Any]) -> Iterator[dict[str, An
                 yield {**dict.fromkeys(scales, value), **without}
 
 
-def _evaluations(pipeline: Any, call: Mapping[str, Any], times: Times) -> dict[str, float] | None:
+def _others_off(pipeline: Any) -> list[dict[str, float]]:
+    """What turns off guidance of other kinds; scales of one kind together, as LTX-2 has each for
+    images and for sound."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    found = [
+        {name: value for name in known if name.endswith(f"{kind}_scale")}
+        for kind, value in _OTHERS.items()
+    ]
+    return [off for off in found if off]
+
+
+def _evaluations(
+    pipeline: Any, call: Mapping[str, Any], times: Times, *, refused: bool
+) -> dict[str, float] | None:
     """Of each network, the most for one sample in a step; those of a second denoiser, which takes
-    other noise levels, as the first's. None where the pipeline refuses the call."""
+    other noise levels, as the first's. ``refused``: None where the pipeline refuses the call; else
+    what it raises."""
     walk = Walk(times, pipeline_networks(pipeline))
     try:
         take_walk(pipeline, walk, call)
         walk.finish()
     except (ValueError, TypeError, AttributeError):
-        return None
+        if refused:
+            return None
+        raise
     found: dict[str, float] = {}
     for counted in walk.of_steps():
         of_step: Counter[str] = Counter()

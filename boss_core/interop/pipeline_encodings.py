@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from boss_core.errors import InputError
 
 _ENCODERS = ("text_encoder", "image_encoder", "text_model")  # how names of components begin
+# The methods that ask them, of which pipelines have one or two.
+_ENCODING = (
+    "encode_prompt", "encode_image", "encode_prompt_multiple_images", "get_image_caption",
+    "rewire_prompt",
+)  # fmt: skip
 
 
 class FreedEncoder(nn.Module):
@@ -41,14 +46,41 @@ class FreedEncoder(nn.Module):
 
 
 def remember_encodings(pipeline: Any) -> None:
-    """Keep what the pipeline's `encode_prompt` and its autoencoder's `encode` return for the same
-    arguments, by their contents: on the CPU, and brought to the device of the pipeline when asked
-    for again. In place; for a pipeline that is called with the same prompts many times."""
-    if hasattr(pipeline, "encode_prompt"):
-        pipeline.encode_prompt = _remembering(pipeline.encode_prompt)
+    """Keep what the pipeline's methods that encode (`encode_prompt`, `encode_image`, ...) and its
+    autoencoder's `encode` return for the same arguments, by their contents: on the CPU, and
+    brought to the device of the pipeline when asked for again. In place; for a pipeline that is
+    called with the same prompts many times."""
+    for name in _ENCODING:
+        if hasattr(pipeline, name):
+            setattr(pipeline, name, _remembering(getattr(pipeline, name)))
+    for encoder in _encoders(pipeline).values():
+        _watch(encoder)
     vae: Any = getattr(pipeline, "vae", None)
     if hasattr(vae, "encode"):
         vae.encode = _remembering(vae.encode)
+
+
+def _encoders(pipeline: Any) -> dict[str, nn.Module]:
+    parts = pipeline.components if hasattr(pipeline, "components") else {}
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, nn.Module) and name.startswith(_ENCODERS)
+    }
+
+
+_within = 0  # how many methods that are remembered are being asked
+
+
+def _watch(encoder: nn.Module) -> None:
+    """Note whether a part of it is evaluated for anything that is not remembered."""
+
+    def evaluated(*_: Any) -> None:
+        if not _within:
+            encoder.asked_otherwise = True  # type: ignore[assignment]
+
+    for part in encoder.modules():
+        part.register_forward_pre_hook(evaluated)
 
 
 def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,8 +89,7 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     def remembered(*args: Any, **kwargs: Any) -> Any:
         key = _key((args, kwargs))
         if key not in known:
-            with torch.no_grad():
-                found = function(*args, **kwargs)
+            found = _asked(function, args, kwargs)
             known[key] = _moved(found, torch.device("cpu")), _device(found)
             return found
         kept, device = known[key]
@@ -67,12 +98,22 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     return remembered
 
 
+@torch.no_grad()
+def _asked(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    global _within
+    _within += 1
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _within -= 1
+
+
 def free_encoders(pipeline: Any) -> int:
     """Take the text and image encoders out of a pipeline whose prompts are all remembered; the
-    bytes that they took."""
+    bytes that they took. Those stay that were asked for more than what is remembered."""
     freed = 0
-    for name, part in list(pipeline.components.items()):
-        if isinstance(part, nn.Module) and name.startswith(_ENCODERS):
+    for name, part in _encoders(pipeline).items():
+        if not getattr(part, "asked_otherwise", False):
             freed += sum(p.numel() * p.element_size() for p in part.parameters())
             setattr(pipeline, name, FreedEncoder(part))
     return freed

@@ -88,19 +88,23 @@ def denoisers(pipeline: Any) -> dict[str, Any]:
 def check_adaptable(pipeline: Any) -> None:
     """InputError, before any work, for a pipeline whose networks take no LoRA, or which has no
     functions to write one and to load it."""
-    kind = type(pipeline).__name__
-    for name, network in denoisers(pipeline).items():
+    check_adaptable_class(type(pipeline), {k: type(n) for k, n in denoisers(pipeline).items()})
+
+
+def check_adaptable_class(kind: type, networks: Mapping[str, type]) -> None:
+    """As `check_adaptable`, of a class of pipelines whose networks are of these classes."""
+    for name, network in networks.items():
         if not hasattr(network, "add_adapter"):
             raise InputError(
-                f"pipeline: the {name} of {kind}, a {type(network).__name__}, takes no LoRA (it"
+                f"pipeline: the {name} of {kind.__name__}, a {network.__name__}, takes no LoRA (it"
                 " has no add_adapter); a pipeline whose networks do, or all weights (--full),"
                 " needed"
             )
     for needed in ("load_lora_weights", "save_lora_weights"):
-        if not hasattr(pipeline, needed):
+        if not hasattr(kind, needed):
             raise InputError(
-                f"pipeline: {kind} has no {needed}, so that a LoRA of it would be of no use; one"
-                " that has, or all weights (--full), needed"
+                f"pipeline: {kind.__name__} has no {needed}, so that a LoRA of it would be of no"
+                " use; one that has, or all weights (--full), needed"
             )
 
 
@@ -110,6 +114,11 @@ def freeze(pipeline: Any) -> None:
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
+            network: Any = part
+            # Z-Image's ControlNet asks for it where gradients are on, and does not set it.
+            if getattr(network, "_supports_gradient_checkpointing", False):
+                on = getattr(network, "gradient_checkpointing", False)
+                network.gradient_checkpointing = on
 
 
 def add_lora(pipeline: Any, rank: int, *, seed: int) -> TrainedWeights:

@@ -19,7 +19,8 @@ from boss_core.ode.timesteps import validate_timesteps
 class PipelineSamples:
     """What a call gave.
 
-    latents: the last state of the pipeline's scheduler, (B, ...) float32, on its device.
+    latents: the last state of the pipeline's scheduler, (B, ...) float32, on its device; where
+        only copies of it step, as SkyReels' for each frame, theirs side by side, (B, elements).
     output: what the pipeline returned: images, frames, sound.
     evaluations: of all networks together, for one sample.
     """
@@ -63,5 +64,8 @@ def sample_pipeline(
         pipeline.scheduler = own
         for handle in handles:
             handle.remove()
-    latents = scheduler.state
+    latents = getattr(scheduler, "state", None)
+    if latents is None:
+        stepped = [c.state for c in scheduler.copies if hasattr(c, "state")]
+        latents = torch.cat([state.flatten(1) for state in stepped], dim=1)
     return PipelineSamples(latents, output, counted["samples"] / len(latents))

@@ -193,11 +193,6 @@ class _ForcedWalk:
         states = self.teacher.states[track.place]
         if k == 0 and self.check_start:
             _check_start(sample, states[0])
-        if self.on_backward is not None and not velocity.requires_grad:
-            raise InputError(
-                "pipeline: no gradient reaches its velocity (its call turns them off within, or"
-                " nothing that it evaluates is to be trained); one that can be trained needed"
-            )
         errors = (velocity.float() - self._target(states, k)).square()
         if track.place == 0 and self.teacher.seen is not None:
             errors = errors * self.teacher.seen
@@ -223,11 +218,31 @@ class _ForcedWalk:
         self.pending = []
         steps = len(self.times) - 1
         if self.on_backward is not None:
-            (loss * (self.scale / steps)).backward()
+            # One of several states may be stepped by a constant (the sound of LTX-2's HDR).
+            if not loss.requires_grad:
+                raise InputError(
+                    "pipeline: no gradient reaches its velocity (its call turns them off within,"
+                    " or nothing that it evaluates is to be trained); one that can be trained"
+                    " needed"
+                )
+            _add_gradients(loss * (self.scale / steps))
             self.on_backward(k)
         self.losses.append(loss.detach())
         if len(self.losses) == steps:
             raise _TaughtAll
+
+
+def _add_gradients(loss: Tensor) -> None:
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise InputError(
+            "pipeline: keeps what its network computed in one step for the next ones (a cache of"
+            " keys and values, as Flux.2 Klein KV's); steps evaluated anew, or a pipeline without"
+            " such a cache, needed"
+        ) from error
 
 
 def _check_start(sample: Tensor, noise: Tensor) -> None:

@@ -12,10 +12,12 @@ from tests.helpers import tiny_pipelines as tiny
 
 @dataclass(frozen=True)
 class Family:
-    """make: the pipeline, the same one each time. prompts: the call of samples, guidance on."""
+    """make: the pipeline, the same one each time. prompts: the call of samples, guidance on.
+    samples: the most that a call takes, of two."""
 
     make: Callable[[], Any]
     prompts: Callable[[range], dict[str, Any]]
+    samples: int = 2
 
 
 def wan_two() -> WanPipeline:

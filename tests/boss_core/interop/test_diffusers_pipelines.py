@@ -174,7 +174,8 @@ def test_prompts_become_calls_with_a_generator_each() -> None:
     assert [c["prompt"] for c in found] == [["a", "b"], ["c"]]
     assert [c["negative_prompt"] for c in found] == [["ugly", "ugly"], ["ugly"]]
     assert [c["guidance_scale"] for c in found] == [3.0, 3.0]
-    drawn = [torch.randn(4, generator=g) for c in found for g in c["generator"]]
+    several, alone = (c["generator"] for c in found)
+    drawn = [torch.randn(4, generator=g) for g in [*several, alone]]
     wanted = [torch.randn(4, generator=g) for g in sample_generators(range(3), 7)]
     assert all(torch.equal(a, b) for a, b in zip(drawn, wanted, strict=True))
     assert not torch.equal(drawn[0], drawn[1])
@@ -338,6 +339,14 @@ def test_other_than_flow_matching_is_refused(scheduler: Any) -> None:
     with pytest.raises(InputError, match=f"{type(scheduler).__name__}.*flow-matching one needed"):
         estimate_pipeline_cost(pipeline, GRID, [call(tiny.sd3_prompts(range(1)), range(1))])
     assert pipeline.scheduler is scheduler
+
+
+def test_steps_that_add_noise_are_refused() -> None:
+    """Networks are distilled for them, and a walk without noise is not what they make."""
+    pipeline = tiny.sd3()
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    with pytest.raises(InputError, match="has stochastic_sampling: its network is distilled for"):
+        estimate_pipeline_cost(pipeline, GRID, [call(tiny.sd3_prompts(range(1)), range(1))])
 
 
 def test_noise_levels_above_one_are_refused() -> None:

@@ -150,3 +150,18 @@ def test_its_own_folder_is_read_without_a_warning(
     assert (loaded.config.shift, loaded.config.stochastic_sampling) == (3.0, False)
     with pytest.raises(ValueError, match="stochastic_sampling: True; False needed"):
         FixedFlowScheduler(stochastic_sampling=True)
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2"])
+def test_times_in_whole_numbers_are_the_nearest(solver: str) -> None:
+    """SkyReels rounds the times of its frames, which diffusers' own scheduler refuses."""
+    scheduler = fixed_scheduler(FlowMatchEulerDiscreteScheduler(), (0.0, 0.1234, 1.0), solver)
+    scheduler.set_timesteps(2)
+    x = torch.ones(1)
+    for level in scheduler.timesteps.long():
+        x = scheduler.step(x, level, x).prev_sample
+    second = torch.tensor(1.0 - 0.1234)
+    before, now = torch.tensor(1.0), second
+    ratio = 0.8766 / 0.1234 / 2.0
+    used = now if solver == "euler" else (1.0 + ratio) * now - ratio * before
+    torch.testing.assert_close(x[0], second - 0.8766 * used, rtol=0, atol=1e-6)

@@ -28,7 +28,21 @@ KINDS = {
     "ltx-2, of two states": (
         odd.ltx2, odd.ltx2_prompts, {"guidance_scale": 1.0, "audio_guidance_scale": 1.0}, 1,
     ),
+    "of three kinds, by default": (
+        odd.ltx2, lambda r: ltx2_defaults(r),
+        {
+            "guidance_scale": 1.0, "audio_guidance_scale": 1.0, "stg_scale": 0.0,
+            "audio_stg_scale": 0.0, "modality_scale": 1.0, "audio_modality_scale": 1.0,
+        },
+        1,
+    ),
 }  # fmt: skip
+
+
+def ltx2_defaults(rows: range) -> dict[str, Any]:
+    """Without any scale: its defaults evaluate the network four times a step."""
+    call = {k: v for k, v in odd.ltx2_prompts(rows).items() if not k.endswith("_scale")}
+    return call | {"spatio_temporal_guidance_blocks": [0]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,3 +62,11 @@ def test_a_network_for_guidance_alone_is_refused() -> None:
     call = odd.ideogram4_prompts(rows) | {"generator": sample_generators(rows, 3)}
     with pytest.raises(InputError, match=r"no argument of .* turns its guidance off"):
         without_guidance(odd.ideogram4(), call, uniform(3))
+
+
+def test_a_call_that_is_no_walk_is_refused_for_what_it_is() -> None:
+    """And not for its guidance: no change of it would help."""
+    rows = range(2)
+    call = tiny.flux_prompts(rows) | {"generator": sample_generators(rows, 3)}
+    with pytest.raises(InputError, match="leaves its steps to a pipeline within it"):
+        without_guidance(odd.visualcloze(), call, uniform(3))

@@ -15,6 +15,8 @@ from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
 from tests.helpers import tiny_pipelines as tiny
+from tests.helpers.text_pipelines import TEXTS
+from tests.helpers.video_pipelines import OF_WAN
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,64 @@ def test_pictures_are_known_by_what_is_in_them() -> None:
     pipeline.encode_prompt("b", image=red)
     pipeline.encode_prompt("a", image=Image.new("RGB", (1, 4), "red"))
     assert pipeline.calls == 4
+
+
+def test_image_encoders_are_asked_once_too() -> None:
+    """Wan 2.1 asks its own for the first frame, outside `encode_prompt`."""
+    family = OF_WAN["WanImageToVideoPipeline (2.1)"]
+    pipeline, rows = family.make(), range(2)
+
+    def video() -> torch.Tensor:
+        call = family.prompts(rows) | {"generator": sample_generators(rows, 3)}
+        return pipeline(**call, num_inference_steps=2, output_type="latent").frames
+
+    expected = video()
+    remember_encodings(pipeline)
+    assert torch.equal(video(), expected)
+    assert free_encoders(pipeline) > 0
+    assert torch.equal(video(), expected)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_encoders_of_every_kind_may_go(name: str) -> None:
+    """T5, CLIP, Gemma, Qwen, each as its pipelines ask it."""
+    family, rows = TEXTS[name], range(2)
+    pipeline = family.make()
+
+    def found() -> torch.Tensor:
+        call = family.prompts(rows) | {"generator": sample_generators(rows, 3)}
+        latents = pipeline(**call, num_inference_steps=2, output_type="latent", return_dict=False)
+        return latents[0]
+
+    expected = found()
+    remember_encodings(pipeline)
+    assert torch.equal(found(), expected)
+    assert free_encoders(pipeline) > 0
+    encoders = [part for name, part in pipeline.components.items() if "text_encoder" in name]
+    assert not any(list(part.parameters()) for part in encoders)
+    assert torch.equal(found(), expected)
+
+
+def test_an_encoder_that_is_asked_otherwise_stays() -> None:
+    """By a method that nobody knows to remember."""
+
+    class Pipeline:
+        def __init__(self) -> None:
+            self.text_encoder = torch.nn.Sequential(torch.nn.Linear(2, 2))
+            self.image_encoder = torch.nn.Linear(2, 2)
+
+        @property
+        def components(self) -> dict[str, torch.nn.Module]:
+            return {"text_encoder": self.text_encoder, "image_encoder": self.image_encoder}
+
+        def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+            return self.image_encoder(image)
+
+        def __call__(self) -> torch.Tensor:
+            return self.encode_image(torch.ones(2)) + self.text_encoder[0](torch.ones(2))
+
+    pipeline = Pipeline()
+    remember_encodings(pipeline)
+    expected = pipeline()
+    assert free_encoders(pipeline) == 4 * (4 + 2)
+    assert torch.equal(pipeline(), expected)

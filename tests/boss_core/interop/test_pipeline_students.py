@@ -18,6 +18,7 @@ from boss_core.interop.teacher_forcing import KnotStates, teacher_states
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
 from boss_core.training.settings import TrainingSettings
+from tests.helpers import odd_pipelines as odd
 from tests.helpers.families import FAMILIES
 
 GRID, KNOTS = uniform(12), (0, 4, 8, 12)
@@ -78,6 +79,16 @@ def test_a_student_is_nearer_than_its_evaluations_buy(name: str, tmp_path: Path)
     assert distance(student) < distance(rival)
     assert distance(student) < 0.5 * distance(plain)
     assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_the_latents_of_a_scheduler_for_each_frame() -> None:
+    """SkyReels steps copies of its scheduler, one a frame."""
+    rows = range(2)
+    call = odd.skyreels_prompts(rows) | {"generator": sample_generators(rows, 3)}
+    found = sample_pipeline(odd.skyreels(), uniform(2), call, decode=False)
+    frames = found.output.frames.float()  # (B, channels, frames, height, width)
+    assert torch.equal(found.latents, frames.transpose(1, 2).flatten(1))
+    assert found.evaluations == 2.0
 
 
 def test_states_on_disk(tmp_path: Path) -> None:
