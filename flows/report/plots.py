@@ -20,10 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-# Okabe and Ito's colours and three of Tol's, told apart by colour-blind readers too.
+# Okabe and Ito's colours and five of Tol's, told apart by colour-blind readers too.
 COLOURS = {
     "pretrained_uniform": "#999999",
     "pretrained_bellman": "#E69F00",
+    "pretrained_fewer": "#DDCC77",
+    "pretrained_unguided": "#661100",
     "straightened_uniform": "#56B4E9",
     "boss": "#D55E00",
     "boss_lora": "#882255",
