@@ -2,6 +2,7 @@
 steps, and a card."""
 
 import importlib.metadata
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def write_student(
         files = students.write_weights(teacher.pipeline, part, adapter=adapter)
         students.write_scheduler(teacher.pipeline, schedule, part / "scheduler")
         (part / SCHEDULE).write_text(schedule.to_json() + "\n")
-        (part / README).write_text(how_to_load(teacher, asked, schedule, files, part))
+        text = how_to_load(teacher, _seen_from(folder, asked), schedule, files, part)
+        (part / README).write_text(text)
         content = {
             "pipeline": type(teacher.pipeline).__name__,
             "teacher": asdict(asked.teacher) | {"prompts": str(asked.teacher.prompts)},
@@ -55,3 +57,16 @@ def write_student(
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
         write_json(part / STUDENT_CARD, content)
+
+
+def _seen_from(folder: Path, asked: PipelineRequest) -> PipelineRequest:
+    """With the paths in the project as they are from a folder in it."""
+    of = asked.teacher
+
+    def there(path: str) -> str:
+        here = Path(path)
+        inside = here.exists() and not here.is_absolute()
+        return os.path.relpath(path, folder) if inside else path
+
+    lora = tuple(map(there, of.lora))
+    return replace(asked, teacher=replace(of, source=there(of.source), lora=lora))
