@@ -29,7 +29,14 @@ def check_pipeline(params: Params) -> None:
     from flows.stages.pipelines import as_parameters, call_texts
 
     path = prompts_file(Path(of.prompts))
-    adapters(Path(of.lora))
+    own = adapters(Path(of.lora))
+    whole = [name for name in params.finetune.methods if name != "boss_lora"]
+    if own and whole:
+        raise InputError(
+            f"params.yaml: finetune.methods: {whole[0]}, which trains all weights, with"
+            f" teacher.pipeline.lora: {own[0]}; boss_lora, or no adapters beside the weights,"
+            " needed"
+        )
     with as_parameters():
         rows = read_prompts(path)
         size = None if of.size is None else parse_shape(of.size, 2)

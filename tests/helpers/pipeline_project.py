@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from boss_core.interop.pipeline_lora import WEIGHTS, add_lora, save_lora
 from tests.helpers.tiny_pipelines import sd3_with_text
 
 PROMPTS = [f"{colour} {thing}" for colour in ("red", "blue", "old") for thing in
@@ -41,3 +45,16 @@ def write_pipeline(folder: Path) -> None:
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "prompts" / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "lora").mkdir(exist_ok=True)
+
+
+def write_adapter(pipeline: Path, path: Path) -> None:
+    """A LoRA of a pipeline, as a user may have trained one: it changes every layer."""
+    teacher = StableDiffusion3Pipeline.from_pretrained(pipeline)
+    weights = add_lora(teacher, 2, seed=1)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in weights.weights:
+            weight.add_(0.05 * torch.randn(weight.shape, generator=draw))
+    weights.push()
+    save_lora(teacher, path.parent)
+    (path.parent / WEIGHTS).rename(path)
