@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
@@ -124,7 +126,8 @@ def open_teacher(
 
 def load(params: Params, asked: PipelineRequest) -> PipelineTeacher:
     """The pipeline that is asked for, ready to be sampled and trained."""
-    device(params)  # from here on torch gives the same bits run after run
+    device(params)  # from here on torch gives the same bits run after run, as far as it can:
+    torch.use_deterministic_algorithms(True, warn_only=True)  # pipelines take any operation
     with as_parameters():
         return load_teacher(asked)
 

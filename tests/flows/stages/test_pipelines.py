@@ -427,19 +427,20 @@ def test_pictures_of_every_kind_of_output() -> None:
 def test_the_whole_under_dvc(tmp_path: Path) -> None:
     """With real images beside the teacher's own, a run of MLflow with the adapter, and nothing left
     to do; what changes is made again, and no more."""
-    change = {
-        "budgets": [2], "schedule.solver": "euler", "data.source": "digits", "data.image_size": 16,
-    }  # fmt: skip
-    project = Project.create(tmp_path / "project", PIPELINE | change)
+    path = "inputs/images/real.npy"
+    change = {"data.source": "npy", "data.path": path, "data.test_fraction": 0.3}
+    project = Project.create(tmp_path / "project", PIPELINE | SMALL | change)
     write_pipeline(project.folder / "inputs")
+    ramps = np.linspace(0, 255, 16 * 16 * 16 * 3).reshape(16, 16, 16, 3)
+    np.save(project.folder / path, ramps.astype(np.uint8))
     project.commit("inputs")
     project.run("boss", "repro")
     record = read_json(project.folder / "metrics/2.json")
     for name in ("pretrained_bellman", "pretrained_fewer", "pretrained_unguided", "boss_lora"):
         own, real = (record[name][f"{of}frechet_efficientnet_lite0"] for of in ("", "real_"))
-        assert 0 < own < real  # noise, all of it, and no digits
+        assert 0 < own < real  # noise, all of it, and no ramps
     client = MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name == "digits"]
+    (experiment,) = [e for e in client.search_experiments() if e.name == path]
     (logged,) = client.search_runs(
         [experiment.experiment_id], "attributes.run_name = 'K=2'"
     )  # fmt: skip
