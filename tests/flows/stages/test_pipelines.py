@@ -427,12 +427,12 @@ def test_pictures_of_every_kind_of_output() -> None:
 def test_the_whole_under_dvc(tmp_path: Path) -> None:
     """With real images beside the teacher's own, a run of MLflow with the adapter, and nothing left
     to do; what changes is made again, and no more."""
-    path = "inputs/images/real.npy"
+    path = "inputs/images"
     change = {"data.source": "npy", "data.path": path, "data.test_fraction": 0.3}
     project = Project.create(tmp_path / "project", PIPELINE | SMALL | change)
     write_pipeline(project.folder / "inputs")
     ramps = np.linspace(0, 255, 16 * 16 * 16 * 3).reshape(16, 16, 16, 3)
-    np.save(project.folder / path, ramps.astype(np.uint8))
+    np.save(project.folder / path / "images.npy", ramps.astype(np.uint8))
     project.commit("inputs")
     project.run("boss", "repro")
     record = read_json(project.folder / "metrics/2.json")
