@@ -50,13 +50,12 @@ class PipelineEvaluation:
 
     folder: of the teacher's samples, those of `sample_reference`."""
 
-    def __init__(self, params: Params, folder: Path) -> None:
-        self.params, self.folder = params, folder
-        self.teacher, _ = open_teacher(params, batch_size=params.evaluate.batch_size)
+    def __init__(self, params: Params, teacher: PipelineTeacher, folder: Path) -> None:
+        self.params, self.teacher, self.folder = params, teacher, folder
         self.extractor = read_extractor(paths.FEATURES)
         self.real = _real_images(params)
-        if not (folder / REFERENCE).exists():
-            _sample_reference(params, self.teacher, folder)
+        if not (folder / REFERENCE).is_file():
+            raise InputError(f"{folder / REFERENCE}: no such file; `dvc repro` makes it")
         self.reference = np.load(folder / REFERENCE, mmap_mode="r")
 
     @property
@@ -81,10 +80,12 @@ class PipelineEvaluation:
         grid: Path,
         *,
         guided: bool = True,
+        keep: bool = False,
     ) -> tuple[dict[str, float], Usage]:
         """Metrics of the pipeline as it is now on these steps, and what sampling took.
 
         All variants start from the same noise, with the same prompts. grid: the picture to write.
+        keep: these are the teacher's own, and their latents those that others are compared with.
         """
         params, settings = self.params, self.params.evaluate
         count = settings.samples
@@ -95,7 +96,12 @@ class PipelineEvaluation:
             made = _sample(self.teacher, params, steps, range(count), advance, guided=guided)
         write_grid(grid, thumbnails(made.images))
         metrics = self._compared(made.images, self.reference, self.folder / FEATURES)
-        metrics["latent_distance"] = self._distance(made.latents)
+        if keep:
+            save_file({"latents": made.latents.contiguous()}, self.folder / LATENTS)
+        there = load_file(self.folder / LATENTS)["latents"]
+        # The mean over samples of the squared distance to the teacher's from the same noise.
+        apart = (made.latents - there).square().flatten(1).sum(dim=1)
+        metrics["latent_distance"] = float(apart.mean())
         metrics["evaluations"] = made.evaluations
         if self.real is not None:
             real = self._compared(made.images, self.real, paths.FEATURES / "reference")
@@ -112,23 +118,18 @@ class PipelineEvaluation:
             seed=self.params.seed, device=self.teacher.device,
         )  # fmt: skip
 
-    def _distance(self, latents: Tensor) -> float:
-        """The mean squared distance to the teacher's, of a sample from the same noise; the
-        teacher's own are kept where there are none yet."""
-        path = self.folder / LATENTS
-        if not path.exists():
-            save_file({"latents": latents.contiguous()}, path)
-        there = load_file(path)["latents"]
-        return float((latents - there).square().flatten(1).sum(dim=1).mean())
-
 
 def sample_reference(params: Params) -> tuple[dict[str, Any], dict[str, float], Usage]:
     """samples/teacher: the teacher's own images on the whole fine grid, which everything is
     compared with, and what others of it measure: the floor. With the provenance."""
+    teacher, _ = open_teacher(params, batch_size=params.evaluate.batch_size)
     with replacing_folder(paths.samples("teacher")) as folder:
-        evaluation = PipelineEvaluation(params, folder)
+        _sample_reference(params, teacher, folder)
+        evaluation = PipelineEvaluation(params, teacher, folder)
         grid = params.cost.grid
-        found, usage = evaluation.of(uniform(grid), f"floor: K = {grid}", folder / "fine.png")
+        found, usage = evaluation.of(
+            uniform(grid), f"floor: K = {grid}", folder / "fine.png", keep=True
+        )
         return evaluation.provenance | {"teacher_hash": evaluation.teacher.hash}, found, usage
 
 

@@ -53,6 +53,7 @@ def write_pipeline_costs(params: Params) -> None:
     # From which a stage that was killed goes on.
     folder = paths.costs_begun(hashlib.sha256(content.encode()).hexdigest()[:16])
     folder.mkdir(parents=True, exist_ok=True)
+    went_on = (folder / COST).is_file()
     with as_parameters(batch_size="cost.batch_size"), measured(teacher.device) as usage:
         matrix, found = pipeline_costs(
             teacher.pipeline, key, folder, teacher.training,
@@ -64,7 +65,7 @@ def write_pipeline_costs(params: Params) -> None:
     with replacing(paths.COST) as temporary, open(temporary, "wb") as out:
         np.savez(out, **arrays, nfe=found.nfe)
     shutil.rmtree(folder.parent)
-    write_usage("cost", {"search": usage})
+    write_usage("cost", {"search": None if went_on else usage})
 
 
 def pipeline_steps(

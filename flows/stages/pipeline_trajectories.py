@@ -28,7 +28,7 @@ def write_trajectories(params: Params, knots: Sequence[int], *, adapters: bool) 
     groups = (*training, *validation)
     # From which a stage that was killed goes on.
     begun = paths.rollout_begun()
-    begun.parent.mkdir(parents=True, exist_ok=True)
+    went_on = begun.exists()
     offset = seed_for(TRAJECTORIES, params.seed)
     with (
         as_parameters(batch_size="trajectories.batch_size"),
@@ -48,7 +48,7 @@ def write_trajectories(params: Params, knots: Sequence[int], *, adapters: bool) 
         }
         write_json(folder / "card.json", of_states)
     begun.rmdir()
-    write_usage("trajectories", {"generation": usage})
+    write_usage("trajectories", {"generation": None if went_on else usage})
 
 
 def groups_of(

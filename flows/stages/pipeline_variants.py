@@ -14,7 +14,7 @@ from flows.records.json_files import Json, read_json
 from flows.records.teachers import CARD, STUDENT_CARD
 from flows.records.variants import chosen_solver, read_schedules, students, variants
 from flows.stages.pipeline_evaluation import PipelineEvaluation
-from flows.stages.pipelines import as_parameters
+from flows.stages.pipelines import as_parameters, open_teacher
 from flows.straighten.teacher import PipelineTeacher
 
 SAMPLED = "sampled"  # the name of a student's adapter while it is
@@ -22,7 +22,8 @@ SAMPLED = "sampled"  # the name of a student's adapter while it is
 
 def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Usage]]:
     """The record of a budget, as `flows.stages.evaluate` has it, and what sampling took."""
-    evaluation = PipelineEvaluation(params, paths.samples("teacher"))
+    teacher, _ = open_teacher(params, batch_size=params.evaluate.batch_size)
+    evaluation = PipelineEvaluation(params, teacher, paths.samples("teacher"))
     schedules, methods = read_schedules()[budget], params.finetune.methods
     unguided = bool(read_json(CARD)["without_guidance"])
     wanted = variants(schedules, methods, unguided=unguided)
@@ -32,12 +33,12 @@ def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Usag
         "nfe": budget,
         "chosen_solver": chosen_solver(schedules),
         **evaluation.provenance,
-        "teacher_hash": evaluation.teacher.hash,
+        "teacher_hash": teacher.hash,
         "student_hash": hashes,
     }
     taken: dict[str, Usage] = {}
     for name, variant in wanted.items():
-        student = as_student(evaluation.teacher, folder / name, adapter=variant.adapter)
+        student = as_student(teacher, folder / name, adapter=variant.adapter)
         with student if variant.trained else nullcontext():
             record[name], taken[name] = evaluation.of(
                 schedules[variant.schedule],

@@ -28,6 +28,7 @@ from flows import paths
 from flows.config import load_params
 from flows.records.json_files import read_json
 from flows.records.variants import read_schedules
+from flows.search.export import read_schedule
 from flows.search.pipeline_loading import load_pipeline
 from flows.stages import (
     check,
@@ -332,6 +333,8 @@ def test_schedules_are_the_best_by_the_costs_and_know_their_evaluations(done: Pa
     assert found["bellman"].indices == (0, best, 8)
     assert found["bellman"].evaluations == 4.0
     assert (found["fewer"].indices, found["fewer"].evaluations) == ((0, 8), 2.0)
+    student = read_schedule(paths.student(2) / "boss_lora")  # as `boss export` takes it
+    assert (student.indices, student.evaluations) == ((0, best, 8), 2.0)
 
 
 def test_what_the_teachers_stage_leaves(done: Path) -> None:
@@ -448,6 +451,7 @@ def test_the_whole_under_dvc(tmp_path: Path) -> None:
     assert shown == record["boss_lora"]["frechet_efficientnet_lite0"]
     there = {f.path for f in client.list_artifacts(logged.info.run_id, "students/boss_lora")}
     assert f"students/boss_lora/{WEIGHTS}" in there
+    assert "8 samples against 8 of the teacher\n" in project.run("boss", "table").stdout
     assert "real images" in (project.folder / "results/report.html").read_text()
     assert "up to date" in project.run("dvc", "status").stdout
     project.commit("after the run")
