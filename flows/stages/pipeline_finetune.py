@@ -58,7 +58,9 @@ def finetune(
         schedule = schedules[variant.schedule]
         solver = schedule.solver if schedule.steps > 1 else "euler"
         alike[variant.adapter, schedule.indices, solver].append(name)
-    for names in alike.values():
+    # Those of all weights first: peft leaves its layers in the networks, whose weights then would
+    # be written by other names.
+    for names in sorted(alike.values(), key=lambda names: wanted[names[0]].adapter):
         variant, label = wanted[names[0]], f"finetune@{budget} {names[0]}"
         schedule = schedules[variant.schedule]
         run = {

@@ -185,10 +185,11 @@ def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, inputs: Path) -> Path:
-    """Another, as far as students of whom all weights were trained."""
+    """Another, with students of whom all weights were trained, for two solvers, and an adapter."""
     project = Project.bare(tmp_path_factory.mktemp("whole"))
     shutil.copytree(inputs, project.folder / "inputs", dirs_exist_ok=True)
-    project.set(PIPELINE | SMALL | {"finetune.methods": ["boss", "straightened_uniform"]})
+    methods = ["boss", "boss_lora", "straightened_uniform", "chosen_straightened"]
+    project.set(PIPELINE | SMALL | {"finetune.methods": methods, "schedule.solver": "ab2"})
     with contextlib.chdir(project.folder):
         params = load_params()
         for stage in (check, prepare, teacher, cost, schedule, trajectories):
@@ -254,7 +255,7 @@ def test_students_of_all_weights_are_put_in_the_place_of_the_teachers(
     opened, _ = open_teacher(load_params(), batch_size=1)
     own = opened.pipeline.transformer
     weights = [own.state_dict()]
-    for name in ("boss", "straightened_uniform"):
+    for name in ("boss", "straightened_uniform", "chosen_straightened"):
         folder = paths.student(2) / name
         expected = SD3Transformer2DModel.from_pretrained(folder / "transformer").state_dict()
         with as_student(opened, folder, adapter=False):
@@ -263,7 +264,8 @@ def test_students_of_all_weights_are_put_in_the_place_of_the_teachers(
         assert not any(p.requires_grad for p in opened.pipeline.transformer.parameters())
         weights.append(found)
     assert opened.pipeline.transformer is own
-    assert not torch.equal(weights[0]["proj_out.weight"], weights[1]["proj_out.weight"])
+    for one, other in ((0, 1), (0, 3), (1, 3)):
+        assert not torch.equal(weights[one]["proj_out.weight"], weights[other]["proj_out.weight"])
     assert all(torch.equal(weights[1][key], weights[2][key]) for key in weights[1])
 
 
