@@ -59,8 +59,8 @@ def _distinct(values: list[Value], what: str) -> list[Value]:
 
 
 class Data(Settings):
-    source: Literal["digits", "folder", "npy", "npz", "parquet", "torchvision"]
-    path: str = Field(description="file or folder of the images, not used for digits")
+    source: Literal["digits", "folder", "npy", "npz", "parquet", "torchvision", "none"]
+    path: str = Field(description="file or folder of the images, not used for digits and none")
     image_column: str = Field(description="parquet: column of the images")
     label_column: str | None = Field(description="parquet: column of the labels, null for none")
     dataset: str | None = Field(description="torchvision: the data set's class")
@@ -92,9 +92,27 @@ class Features(Settings):
     training: TrainingSettings
 
 
+class Pipeline(Settings):
+    """Of a diffusers teacher: `flows.straighten.request.Teacher` has the same as options."""
+
+    hub: str | None = Field(description="its name on the hub; null: a folder, teacher.path")
+    prompts: str = Field(description="a file of prompts, or a folder of one and its images")
+    lora: str = Field(description="folder whose .safetensors are part of the teacher, in order")
+    guidance: float | None = Field(
+        allow_inf_nan=False, description="guidance_scale; null: the pipeline's own"
+    )
+    size: Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = Field(
+        description="height x width, pixels; null: the pipeline's own"
+    )
+    call: dict[str, Any] = Field(description="further arguments of the pipeline's call")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="of its networks")
+    gradient_checkpointing: bool = Field(description="less memory in training, a third more time")
+
+
 class Teacher(Settings):
-    source: Literal["train", "checkpoint"]
-    path: str = Field(description="folder or file, used when source is checkpoint")
+    source: Literal["train", "checkpoint", "diffusers"]
+    path: str = Field(description="folder or file, used when source is checkpoint or diffusers")
+    pipeline: Pipeline
     config: str | None = Field(
         description="an NCSN++ or DDPM++, as a Rectified Flow checkpoint or to train: its published"
         " name, or a JSON file of its settings; null for a checkpoint of this project or the U-Net"
@@ -254,6 +272,11 @@ class Params(Settings):
         return self
 
     @model_validator(mode="after")
+    def _fits_teacher(self) -> Self:
+        _check_pipeline(self)
+        return self
+
+    @model_validator(mode="after")
     def _something_to_train(self) -> Self:
         wanted = (self.schedule.solver, self.schedule.objective)
         if wanted == ("euler", "l2_squared") and self.finetune.methods == ["chosen_straightened"]:
@@ -277,6 +300,53 @@ class Params(Settings):
                 " needed"
             )
         return self
+
+
+# Parameters of networks that are images' own, with the values that go with a pipeline.
+_OF_PIPELINES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("features.extractor", ("imagenet", "inception"), "the judge of a pipeline needs no labels"),
+    ("cost.reference", ("euler",), "a pipeline samples from noise by Euler's steps"),
+    ("schedule.objective", ("auto", *OBJECTIVES), "a pipeline gives no states of one's choosing"),
+    ("compute.processes", (1,), "boss straighten takes several"),
+    ("compute.precision", ("float32",), "teacher.pipeline.dtype says it of a pipeline"),
+    ("compute.compile", (False,), "pipelines are trained as they are"),
+)
+
+
+def _check_pipeline(params: Params) -> None:
+    """ValueError for what does not go with a pipeline, and for what goes with nothing else."""
+    if params.teacher.source != "diffusers":
+        if params.data.source == "none":
+            raise ValueError(
+                f"data.source: none with teacher.source: {params.teacher.source}; images, or"
+                " diffusers, which needs none, needed"
+            )
+        return
+    for name, fits, why in _OF_PIPELINES:
+        block, field = name.split(".")
+        found = getattr(getattr(params, block), field)
+        if found not in fits:
+            needed = " or ".join(str(fit).lower() for fit in fits)
+            raise ValueError(
+                f"{name}: {str(found).lower()} with teacher.source: diffusers ({why}); {needed}"
+                " needed"
+            )
+    if params.schedule.objective == "auto" and params.schedule.distance != "sliced_wasserstein":
+        raise ValueError(
+            f"schedule.distance: {params.schedule.distance} with teacher.source: diffusers, whose"
+            " samples auto compares as latents; sliced_wasserstein needed"
+        )
+    if others := [name for name in params.finetune.methods if name.startswith("reflow")]:
+        raise ValueError(
+            f"finetune.methods: {others[0]} with teacher.source: diffusers; straightening, as"
+            " boss_lora, needed"
+        )
+    step, call = params.finetune.training.batch_size, params.trajectories.batch_size
+    if step % call:
+        raise ValueError(
+            f"finetune.training.batch_size: {step} with trajectories.batch_size: {call}, the"
+            " samples of one call of a pipeline, in training too; a multiple of that needed"
+        )
 
 
 def load_params(path: Path = PARAMS) -> Params:

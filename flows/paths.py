@@ -45,6 +45,16 @@ def usage(stage: str) -> Path:
     return Path(f"results/usage/{stage}.json")
 
 
+def costs_begun(digest: str) -> Path:
+    """What the costs of a pipeline have so far, of one measurement: no output of a stage."""
+    return Path("build/costs") / digest
+
+
+def rollout_begun() -> Path:
+    """The trajectories of a pipeline so far: no output of a stage."""
+    return Path("build/rollout")
+
+
 def training(label: str) -> Path:
     """The checkpoints of a training under way: no output of a stage, and gone when it is done."""
     return Path("build/training") / label

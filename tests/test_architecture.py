@@ -44,8 +44,8 @@ PIPELINE = {
     "tracking": {"boss_core", "flows.measure", "flows.records"},
     "workspace": set(),
     "stages": {
-        "boss_core", "flows.measure", "flows.records", "flows.report", "flows.tracking",
-        "flows.workspace",
+        "boss_core", "flows.measure", "flows.records", "flows.report", "flows.search",
+        "flows.straighten", "flows.tracking", "flows.workspace",
     },
     "orchestration": {"flows.records", "flows.stages", "flows.tracking", "flows.workspace"},
     "search": {"boss_core", "flows.records", "flows.report"},

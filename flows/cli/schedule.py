@@ -289,13 +289,13 @@ def search_pipeline(asked: Request, source: str) -> None:
     """Search the steps of a diffusers pipeline, and write and report them."""
     from flows.search.diffusers_schedule import (
         check_pipeline_request,
-        load_pipeline,
         pipeline_key,
         rounding_lines,
         search_pipeline_steps,
     )
     from flows.search.options import choose_device, parse_shape
     from flows.search.pipeline_call import SampleCalls, call_arguments, read_prompts
+    from flows.search.pipeline_loading import load_pipeline
 
     of, wanted = asked.pipeline, asked.settings(asked.batch_size or 20)
     on = choose_device(asked.device, float64=True)

@@ -18,16 +18,17 @@ def table() -> None:
     params = load_params()
     floor = read_json(paths.metrics("teacher"))
     metric = frechet_name(floor)
+    own = "reference" in floor  # of a pipeline, whose budgets are steps
     print(
         f"{metric} (lower is better): {floor['samples']:,} samples against"
-        f" {floor['reference_samples']:,} real images"
+        f" {floor['reference_samples']:,} {'of the teacher' if own else 'real images'}"
     )
     records = {k: read_json(paths.metrics(k)) for k in sorted(params.budgets)}
     variants = {name: found for r in records.values() for name, found in recorded(r).items()}
     # Seven columns fit into 100 characters with one word a line and little around it, all ten
     # into 140.
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("NFE", justify="right")
+    shown.add_column("steps" if own else "NFE", justify="right")
     for variant in variants.values():
         words = variant.title.replace(",", "").replace(":", "").split()
         shown.add_column("\n".join(words), justify="right", vertical="bottom")

@@ -7,6 +7,7 @@ from boss_core.data.folder import folder
 from boss_core.data.images import ImageSource, array_source, digits
 from boss_core.data.parquet import parquet
 from boss_core.data.torchvision import torchvision
+from boss_core.errors import InputError
 from flows.config import Data
 
 
@@ -24,6 +25,8 @@ def open_source(data: Data) -> ImageSource:
             return npz(path)
         case "parquet":
             return parquet(path, data.image_column, data.label_column)
+        case "none":
+            raise InputError("params.yaml: data.source: none; images needed to read any")
         case "torchvision":
             assert data.dataset is not None  # the schema's
             return torchvision(data.dataset, path)
@@ -32,8 +35,8 @@ def open_source(data: Data) -> ImageSource:
 def source_name(data: Data) -> str:
     """What to call the data in records."""
     match data.source:
-        case "digits":
-            return "digits"
+        case "digits" | "none":
+            return data.source
         case "torchvision":
             return f"{data.path}: {data.dataset}"
         case _:

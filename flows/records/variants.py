@@ -18,12 +18,13 @@ Loss = Literal["straightening", "reflow", "distillation"]
 class Variant:
     """A column of the table. schedule: the name of the steps, which bring their solver. loss: what
     the student that is sampled was trained by; None for the teacher. adapter: whether an adapter
-    was trained, or all weights."""
+    was trained, or all weights. guided: False for a pipeline that is called without guidance."""
 
     title: str
     schedule: str
     loss: Loss | None = None
     adapter: bool = False
+    guided: bool = True
 
     @property
     def trained(self) -> bool:
@@ -39,6 +40,10 @@ def _every(solver: str) -> dict[str, Variant]:
     return {
         "pretrained_uniform": Variant("pretrained, uniform steps", "uniform"),
         "pretrained_bellman": Variant("pretrained, Bellman steps", "bellman"),
+        "pretrained_fewer": Variant("pretrained, as many evaluations", "fewer"),
+        "pretrained_unguided": Variant(
+            "pretrained without guidance, Bellman steps", "bellman", guided=False
+        ),
         "straightened_uniform": Variant("straightened, uniform steps", "uniform", eq9),
         "boss": Variant("BOSS: straightened, Bellman steps", "bellman", eq9),
         "boss_lora": Variant("BOSS with LoRA, Bellman steps", "bellman", eq9, adapter=True),
@@ -50,13 +55,17 @@ def _every(solver: str) -> dict[str, Variant]:
     }
 
 
-def variants(schedules: Mapping[str, Schedule], methods: Collection[Method]) -> dict[str, Variant]:
+def variants(
+    schedules: Mapping[str, Schedule], methods: Collection[Method], *, unguided: bool = False
+) -> dict[str, Variant]:
     """The variants of one budget: those whose steps `schedule` was asked for, and of those with a
-    student the ones of ``finetune.methods``."""
+    student the ones of ``finetune.methods``. unguided: the teacher has guidance that it can be
+    called without."""
     return {
         name: variant
         for name, variant in _every(chosen_solver(schedules)).items()
         if variant.schedule in schedules and (not variant.trained or name in methods)
+        if variant.guided or unguided
     }
 
 
@@ -84,8 +93,9 @@ def chosen_solver(schedules: Mapping[str, Schedule]) -> str:
 
 
 def read_schedules() -> dict[int, dict[str, Schedule]]:
-    """For every budget, its schedules by name: ``uniform``, ``bellman``, other grids, and
-    ``chosen`` and ``chosen_uniform`` where params.yaml asks for more than the paper's."""
+    """For every budget, its schedules by name: ``uniform``, ``bellman``, other grids,
+    ``chosen`` and ``chosen_uniform`` where params.yaml asks for more than the paper's, and
+    ``fewer``, of a pipeline with guidance."""
     content = read_json(paths.SCHEDULES)
     return {
         int(budget): {

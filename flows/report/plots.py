@@ -22,10 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-# Okabe and Ito's colours and three of Tol's, told apart by colour-blind readers too.
+# Okabe and Ito's colours and five of Tol's, told apart by colour-blind readers too.
 COLOURS = {
     "pretrained_uniform": "#999999",
     "pretrained_bellman": "#E69F00",
+    "pretrained_fewer": "#DDCC77",
+    "pretrained_unguided": "#661100",
     "straightened_uniform": "#56B4E9",
     "boss": "#D55E00",
     "boss_lora": "#882255",
@@ -79,14 +81,15 @@ def frechet(
     values: Mapping[str, Sequence[float]],
     floor: float,
     label: str,
+    along: str = "network evaluations for one sample (NFE)",
 ) -> None:
-    """Frechet distance of every variant against NFE, with the teacher's floor."""
+    """Frechet distance of every variant against its budget, with the teacher's floor."""
     with figure(path, 8.4, 3.8) as ax:
         for name, variant in variants.items():
             ax.plot(budgets, values[name], "-" if variant.trained else "--", marker="o", ms=4,
                     color=COLOURS[name], label=variant.title)  # fmt: skip
         ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
-        ax.set(xlabel="network evaluations for one sample (NFE)", ylabel=label)
+        ax.set(xlabel=along, ylabel=label)
         log_scale(ax)
         ax.set_xticks(list(budgets))
         # Beside the curves, of which there can be too many to leave it a place.

@@ -14,11 +14,7 @@ from boss_core.bellman.objectives import optimal_steps, path_values, step_costs
 from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs
 from boss_core.costs.matrix import CostMatrix, CostSum
 from boss_core.errors import InputError
-from boss_core.interop.diffusers_pipelines import (
-    estimate_pipeline_cost,
-    pipeline_hash,
-    sample_latents,
-)
+from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost, sample_latents
 from boss_core.interop.pipeline_rounding import without_rounding
 from boss_core.io.files import write_bytes
 from boss_core.ode.noise import COSTS, SEARCH, seed_for
@@ -34,38 +30,9 @@ from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.records.searches import say, search_settings
 from flows.search.pipeline_arguments import prepare_calls
-from flows.search.pipeline_call import SampleCalls, conditions, one_line
+from flows.search.pipeline_call import SampleCalls, conditions
 from flows.search.refusals import pipeline_refusals
 from flows.search.schedule import COST, MEASURED, announce, check_folder, write_schedules
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, str]:
-    """A pipeline from a folder, or from the hub by its name, and the hash of its weights.
-
-    InputError where diffusers is not installed, or the pipeline cannot be loaded.
-    """
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype: {dtype!r}; {', '.join(DTYPES)} known")
-    try:
-        from diffusers import DiffusionPipeline
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "--pipeline: diffusers is not installed; pip install 'boss-flow[diffusers]' needed"
-        ) from error
-    try:
-        # Weights come as safetensors or not at all: a pickle could run code.
-        pipeline = DiffusionPipeline.from_pretrained(
-            source, torch_dtype=DTYPES[dtype], use_safetensors=True
-        )
-    except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
-        unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
-        needed = "; one of the installed diffusers, or a newer diffusers, needed" if unknown else ""
-        raise InputError(f"--pipeline: {source}: {one_line(error)}{needed}") from error
-    pipeline.set_progress_bar_config(disable=True)  # the search has one of its own
-    weights = pipeline_hash(pipeline)  # before they are on a GPU, to be copied back
-    return pipeline.to(device), weights
 
 
 @dataclass(frozen=True)
@@ -105,7 +72,8 @@ def search_pipeline_steps(
     """Search the steps of a pipeline for every budget, going on from what the folder holds, and
     write them there: ``cost.npz``, ``pipeline.json``, ``K.json`` and ``cost.png``.
 
-    pipeline: on its device and in its dtype (`load_pipeline`); its scheduler is put back. key:
+    pipeline: on its device and in its dtype
+    (`flows.search.pipeline_loading.load_pipeline`); its scheduler is put back. key:
     `pipeline_key`. samples: trajectories to measure; None: until the steps have settled
     (`boss_core.search.settled`). replace: schedules of another search may be written over.
 

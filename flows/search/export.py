@@ -10,7 +10,7 @@ from boss_core.errors import InputError
 from boss_core.interop import export
 from boss_core.ode.schedule import Schedule
 
-PIPELINE = "model_index.json"
+PIPELINE, OF_STUDENT = "model_index.json", "schedule.json"
 FLOW = "flow_prediction"
 # Given sigmas, they still tell their network the times of steps of their own.
 _OWN_TIMES = ("CogView4", "GlmImage")
@@ -46,6 +46,8 @@ def export_notes(path: Path, to: str) -> Iterator[str]:
 
 def read_schedule(path: Path) -> Schedule:
     """A schedule from its JSON file, or from the card of a student, adapter or not."""
+    if path.is_dir() and (path / OF_STUDENT).is_file():  # of a pipeline
+        path = path / OF_STUDENT
     if path.is_dir():
         # They import torch, which a JSON file does not need.
         from boss_core.checkpoints.folder import ADAPTER, CARD, read_card

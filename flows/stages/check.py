@@ -41,15 +41,25 @@ def check(params: Params) -> None:
         "data.path": Path(params.data.path),
         "features.path": Path(params.features.path),
         "teacher.path": Path(params.teacher.path),
+        "teacher.pipeline.prompts": Path(params.teacher.pipeline.prompts),
+        "teacher.pipeline.lora": Path(params.teacher.pipeline.lora),
         "schedule.lpips": Path(params.schedule.lpips),
     }
     _check_no_outputs(watched)
-    found = _look_at_images(params)
-    _check_counts(params, found)
-    _check_labels(params, found)
+    of_pipeline = params.teacher.source == "diffusers"
+    found = None if params.data.source == "none" else _look_at_images(params)
+    if found is not None:
+        _check_counts(params, found)
+    if found is not None and not of_pipeline:
+        _check_labels(params, found)
     _check_weights(params)
-    _check_shape(params, found)
+    if found is not None and not of_pipeline:
+        _check_shape(params, found)
     _check_there(watched)
+    if of_pipeline:
+        from flows.stages.pipeline_check import check_pipeline
+
+        check_pipeline(params)
     check_device(params)
 
 

@@ -14,6 +14,7 @@ from flows.measure.energy import measured
 from flows.measure.usage import write_usage
 from flows.progress import progress
 from flows.records.labels import noise_source
+from flows.records.teachers import is_pipeline
 from flows.stages.runner import device, run_stage
 
 # `cost.samples: auto` stops when the paper's steps of these budgets stay where they are. Not those
@@ -22,6 +23,11 @@ BUDGETS = tuple(range(2, 11))
 
 
 def main(params: Params) -> None:
+    if is_pipeline():
+        from flows.stages.pipeline_search import write_pipeline_costs
+
+        write_pipeline_costs(params)
+        return
     on = device(params)
     network, card = load_checkpoint(paths.TEACHER)
     velocity = CountedVelocity(network.to(on))

@@ -10,7 +10,8 @@ from flows import paths
 from flows.config import Params
 from flows.measure.energy import Usage
 from flows.measure.usage import write_usage
-from flows.records.json_files import write_json
+from flows.records.json_files import Json, write_json
+from flows.records.teachers import is_pipeline
 from flows.records.variants import Variant, chosen_solver, read_schedules, students, variants
 from flows.stages.evaluation import Evaluation
 from flows.stages.runner import device, run_stage
@@ -18,6 +19,22 @@ from flows.tracking.runs import track_budget
 
 
 def main(params: Params, budget: int) -> None:
+    if is_pipeline():
+        from flows.stages.pipeline_variants import evaluate_pipeline
+
+        record, taken = evaluate_pipeline(params, budget)
+    else:
+        record, taken = _evaluate(params, budget)
+    write_json(paths.metrics(budget), record)
+    write_usage(f"evaluate-{budget}", taken)
+    try:
+        track_budget(params, budget)
+    except InputError as error:  # the record is written: the work is not lost with the server
+        print(f"warning: {error}", file=sys.stderr)
+
+
+def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Usage]]:
+    """The record of a budget, and what sampling took."""
     evaluation = Evaluation(params, device(params))
     schedules = read_schedules()[budget]
     teacher, teacher_card = load_checkpoint(paths.TEACHER)
@@ -26,7 +43,7 @@ def main(params: Params, budget: int) -> None:
         name: _student(paths.student(budget) / name, variant)
         for name, variant in students(schedules, methods).items()
     }
-    record: dict[str, object] = {
+    record: Json = {
         "nfe": budget,
         "chosen_solver": chosen_solver(schedules),
         **evaluation.provenance,
@@ -41,12 +58,7 @@ def main(params: Params, budget: int) -> None:
         record[name], taken[name] = evaluation.of(
             network, steps.timesteps, label, budget, name, solver=steps.solver
         )
-    write_json(paths.metrics(budget), record)
-    write_usage(f"evaluate-{budget}", taken)
-    try:
-        track_budget(params, budget)
-    except InputError as error:  # the record is written: the work is not lost with the server
-        print(f"warning: {error}", file=sys.stderr)
+    return record, taken
 
 
 def _student(folder: Path, variant: Variant) -> tuple[Network, Card | AdapterCard]:

@@ -28,7 +28,7 @@ from flows import paths
 from flows.config import Params, network_settings
 from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
-from flows.records.json_files import read_images, read_json, write_json
+from flows.records.json_files import Json, read_images, read_json, write_json
 from flows.stages.inception import inception_weights
 from flows.stages.runner import device, is_main, run_stage
 from flows.stages.training import checkpoints, training_progress
@@ -54,8 +54,22 @@ def main(params: Params) -> None:
             card["test_accuracy"] = _measure(network, on)
             save_classifier(extractor.weights, network)
 
-    # Real against real: fills the cache that every evaluation reads, and tells how small the
-    # distance is for images that are not generated at all.
+    card |= {
+        "extractor": extractor.name,
+        "weights": extractor.weights.name,
+        "weights_sha256": extractor.hash,
+    }
+    if read_json(paths.DATA / "card.json")["train"]:  # none of a pipeline without real images
+        card |= _of_real_images(params, extractor, on)
+    write_json(paths.FEATURES / "card.json", card)
+    if kept is not None:
+        kept.remove()
+    write_usage("features", {"training": usage})
+
+
+def _of_real_images(params: Params, extractor: Extractor, on: torch.device) -> Json:
+    """Real against real: fills the cache that every evaluation reads, and tells how small the
+    distance is for images that are not generated at all."""
     train_images, test_images = read_images("train").images, read_images("test").images
     found = evaluate_images(
         test_images,
@@ -67,17 +81,7 @@ def main(params: Params) -> None:
         seed=params.seed,
         device=on,
     )
-    card |= {
-        "extractor": extractor.name,
-        "weights": extractor.weights.name,
-        "weights_sha256": extractor.hash,
-        "test_samples": len(test_images),
-        "test_against_reference": found,
-    }
-    write_json(paths.FEATURES / "card.json", card)
-    if kept is not None:
-        kept.remove()
-    write_usage("features", {"training": usage})
+    return {"test_samples": len(test_images), "test_against_reference": found}
 
 
 def _kept(name: str, given: Path) -> Extractor:

@@ -21,6 +21,7 @@ from flows.config import Params
 from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import read_json
+from flows.records.teachers import is_pipeline
 from flows.records.variants import Loss, read_schedules, students
 from flows.stages.runner import device, is_main, run_stage
 from flows.stages.training import checkpoints, training_progress
@@ -29,6 +30,9 @@ Steps = tuple[tuple[int, ...], str]  # grid indices and solver
 
 
 def main(params: Params, budget: int) -> None:
+    if is_pipeline():
+        _finetune_pipeline(params, budget)
+        return
     on = device(params)
     states = DeviceRows.of(
         np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r"), on, halve=True
@@ -77,6 +81,18 @@ def main(params: Params, budget: int) -> None:
         write_usage(f"finetune-{budget}", taken)
         for one in kept:
             one.remove()
+
+
+def _finetune_pipeline(params: Params, budget: int) -> None:
+    from flows.stages.pipeline_finetune import finetune
+
+    schedules = read_schedules()[budget]
+    wanted = students(schedules, params.finetune.methods)
+    done = finetune(params, budget, wanted, schedules)
+    write_bytes(paths.curves(budget), _table(done.curves).to_csv(index=False).encode())
+    write_usage(f"finetune-{budget}", done.taken)
+    for one in done.kept:
+        one.remove()
 
 
 def _to_train(params: Params, teacher: Network, label: str, *, adapter: bool) -> Network:

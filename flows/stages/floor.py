@@ -8,14 +8,22 @@ from flows import paths
 from flows.config import Params
 from flows.measure.usage import write_usage
 from flows.records.json_files import write_json
+from flows.records.teachers import is_pipeline
 from flows.stages.evaluation import Evaluation
 from flows.stages.runner import device, run_stage
 
 
 def main(params: Params) -> None:
+    grid = params.cost.grid
+    if is_pipeline():
+        from flows.stages.pipeline_evaluation import sample_reference
+
+        of_pipeline, found, usage = sample_reference(params)
+        write_json(paths.metrics("teacher"), {"nfe": grid, **of_pipeline, "fine": found})
+        write_usage("floor", {"fine": usage})
+        return
     network, card = load_checkpoint(paths.TEACHER)
     evaluation = Evaluation(params, device(params))
-    grid = params.cost.grid
     found, usage = evaluation.of(
         network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"
     )

@@ -20,6 +20,11 @@ _UNMAP_EVERY = 16 << 20  # bytes written
 
 
 def main(params: Params) -> None:
+    if params.data.source == "none":
+        with replacing_folder(paths.DATA) as folder:
+            nothing = {"shape": None, "classes": None, "train": 0, "test": 0}
+            write_json(folder / "card.json", {"source": source_name(params.data), **nothing})
+        return
     source = open_source(params.data)
     size, labels = params.data.image_size, source.labels
     for remark in source.remarks:

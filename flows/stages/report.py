@@ -14,9 +14,11 @@ from boss_core.ode.schedule import Schedule
 from flows import paths
 from flows.config import Params, ScheduleSearch
 from flows.records.json_files import Json, frechet_name, read_images, read_json
+from flows.records.teachers import CARD
 from flows.records.variants import Variant, read_schedules, recorded
 from flows.report import plots
 from flows.report.image_grid import write_grid
+from flows.stages.pictures import thumbnails
 from flows.stages.runner import run_stage
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ def main(params: Params) -> None:
     variants = recorded(records[budgets[0]])
     measured = measured_schedules(records, schedules, variants, metric)
     write_plots(records, floor, schedules, variants, measured, metric)
-    write_grid(paths.PLOTS / "real.png", read_images("train").images)
+    card = read_json(paths.DATA / "card.json")
+    if card["train"]:
+        write_grid(paths.PLOTS / "real.png", thumbnails(read_images("train").images))
 
     table = pd.DataFrame(
         [{"nfe": k, **{v: records[k][v][metric] for v in variants}} for k in budgets]
@@ -46,7 +50,7 @@ def main(params: Params) -> None:
         loader=PackageLoader("flows.report", "."), autoescape=True, undefined=StrictUndefined
     ).get_template("report.html.j2")
     html = page.render(
-        card=read_json(paths.DATA / "card.json"),
+        card=card | {"source": name_of(card)},
         budgets=budgets,
         records=records,
         floor=floor,
@@ -63,6 +67,13 @@ def main(params: Params) -> None:
     )
     write_bytes(paths.REPORT, html.encode())
     print(f"report: {paths.REPORT}")
+
+
+def name_of(card: Json) -> str:
+    """What the page is about: the data, or a pipeline that is compared with nothing else."""
+    if card["source"] != "none":
+        return str(card["source"])
+    return str(read_json(CARD)["asked"]["source"])
 
 
 def remove_others(budgets: Collection[int]) -> None:
@@ -110,11 +121,11 @@ def measured_schedules(
         groups = min(int(file["samples"]), len(file["grams"]))  # of one trajectory at least
     for budget, record in records.items():
         for name, variant in variants.items():
-            if variant.trained:
+            if variant.trained or not variant.guided:  # costs are those of the guided velocity
                 continue
             schedule = schedules[budget][variant.schedule]
             assert schedule.predicted_error is not None  # every schedule of the pipeline has one
-            low, high = interval(schedule, intervals[budget], groups)
+            low, high = interval(schedule, intervals[schedule.steps], groups)
             rows.append(
                 {
                     "nfe": budget,
@@ -148,6 +159,8 @@ def write_plots(
     budgets = list(records)
     with np.load(paths.COST) as file:
         cost, grid = file["cost"], file["timesteps"]
+    # Of a pipeline with guidance a step takes two evaluations, but for its students.
+    along = {"along": "steps"} if "reference" in floor else {}
     plots.frechet(
         paths.PLOTS / "frechet.png",
         budgets,
@@ -155,6 +168,7 @@ def write_plots(
         {v: [records[k][v][metric] for k in budgets] for v in variants},
         floor["fine"][metric],
         f"{metric} (lower is better)",
+        **along,
     )
     plots.schedules(paths.PLOTS / "schedules.png", {k: schedules[k] for k in budgets})
     plots.cost(paths.PLOTS / "cost.png", cost, grid, schedules[budgets[-1]]["bellman"])

@@ -27,6 +27,7 @@ from flows.records.extractor import read_extractor
 from flows.records.json_files import write_json
 from flows.records.labels import noise_source
 from flows.records.searches import distance_named, say, search_settings
+from flows.records.teachers import is_pipeline
 from flows.stages.runner import device, run_stage
 
 Build = Callable[[FoundSteps], Schedule]
@@ -51,6 +52,10 @@ def main(params: Params) -> None:
     usage: Usage | None = None
     if not search_settings(params.schedule).papers:
         usage = add_chosen(found, params, matrix, key)
+    if is_pipeline():
+        from flows.stages.pipeline_search import with_evaluations
+
+        found = with_evaluations(found, best, build)
     write_json(
         paths.SCHEDULES,
         {
@@ -98,9 +103,15 @@ def add_chosen(
     """Beside these the steps that params.yaml asks for, and uniform ones for their solver; what
     the search took, where it took more than the costs."""
     settings, on = search_settings(params.schedule), device(params)
-    network, _ = load_checkpoint(paths.TEACHER)
-    with measured(on) as usage:
-        steps = dict(chosen_steps(params, matrix, network.to(on), on))
+    if is_pipeline():
+        from flows.stages.pipeline_search import pipeline_steps
+
+        with measured(on) as usage:
+            steps = dict(pipeline_steps(params, matrix, key))
+    else:
+        network, _ = load_checkpoint(paths.TEACHER)
+        with measured(on) as usage:
+            steps = dict(chosen_steps(params, matrix, network.to(on), on))
     build = builder(matrix, key, settings, params.seed)
     for budget, chosen in steps.items():
         found[budget]["chosen"] = build(chosen)

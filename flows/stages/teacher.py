@@ -1,5 +1,5 @@
-"""The teacher: a U-Net, NCSN++ or DDPM++ trained here with the flow-matching loss, or a checkpoint
-brought along, which is this project's or one of Rectified Flow.
+"""The teacher: a U-Net, NCSN++ or DDPM++ trained here with the flow-matching loss, a checkpoint
+brought along, which is this project's or one of Rectified Flow, or a diffusers pipeline.
 
 Everything downstream, student initialisation included, uses the weights saved here: the EMA.
 """
@@ -37,6 +37,13 @@ CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 
 
 def main(params: Params) -> None:
+    if params.teacher.source == "diffusers":
+        from flows.stages.pipeline_teacher import write_teacher
+
+        write_teacher(params)
+        _write_curve([])
+        write_usage("teacher", {"training": None})
+        return
     data = read_images("train")
     data_classes = read_json(paths.DATA / "card.json")["classes"]
     curve: list[Row] = []
@@ -54,11 +61,15 @@ def main(params: Params) -> None:
         network, curve = trained.network, trained.curve
     save_checkpoint(paths.TEACHER, network.cpu())
     write_label_counts(network.config.classes, data.labels, data_classes)
-    table = pd.DataFrame(curve, columns=CURVE)
-    write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
+    _write_curve(curve)
     write_usage("teacher", {"training": usage})
     if kept is not None:
         kept.remove()
+
+
+def _write_curve(curve: list[Row]) -> None:
+    table = pd.DataFrame(curve, columns=CURVE)
+    write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
 
 
 def read_teacher(teacher: Teacher) -> Network:

@@ -14,21 +14,27 @@ from flows.measure.usage import write_usage
 from flows.progress import progress
 from flows.records.json_files import write_json
 from flows.records.labels import draw_labels
+from flows.records.teachers import is_pipeline
 from flows.records.variants import needed_knots, read_schedules, students
 from flows.stages.runner import device, run_stage
 
 
 def main(params: Params) -> None:
+    schedules = read_schedules()
+    wanted = [
+        (variant, schedules[budget])
+        for budget in params.budgets
+        for variant in students(schedules[budget], params.finetune.methods).values()
+    ]
+    knots = union([needed_knots(variant, of_budget) for variant, of_budget in wanted])
+    if is_pipeline():
+        from flows.stages.pipeline_trajectories import write_trajectories
+
+        adapters = any(variant.adapter for variant, _ in wanted)
+        write_trajectories(params, knots, adapters=adapters)
+        return
     on = device(params)
     network, card = load_checkpoint(paths.TEACHER)
-    schedules = read_schedules()
-    knots = union(
-        [
-            needed_knots(variant, schedules[budget])
-            for budget in params.budgets
-            for variant in students(schedules[budget], params.finetune.methods).values()
-        ]
-    )
     settings = params.trajectories
     shape = (settings.samples, len(knots), *network.config.sample_shape)
     print(f"trajectories: {len(knots)} of {params.cost.grid + 1} grid points kept")

@@ -14,7 +14,6 @@ from boss_core.interop.pipeline_encodings import free_encoders, remember_encodin
 from boss_core.interop.pipeline_lora import check_adaptable, compile_blocks, denoisers, freeze
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.ode.timesteps import uniform
-from flows.search.diffusers_schedule import load_pipeline
 from flows.search.options import parse_shape
 from flows.search.pipeline_arguments import prepare_calls
 from flows.search.pipeline_call import (
@@ -24,6 +23,7 @@ from flows.search.pipeline_call import (
     one_line,
     read_prompts,
 )
+from flows.search.pipeline_loading import load_pipeline
 from flows.search.refusals import pipeline_refusals
 from flows.search.repeats import say_once
 from flows.straighten.processes import join_processes, say

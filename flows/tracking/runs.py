@@ -96,10 +96,7 @@ def _read_record(budget: int) -> _Record:
     if not _is_number(metrics["samples"]):
         raise InputError(f"{path}: samples: {shown(metrics['samples'])}; a number needed; {mend}")
 
-    card = paths.DATA / "card.json"
-    source = read_json(card).get("source")
-    if not isinstance(source, str):
-        raise InputError(f"{card}: source: {shown(source)}; a name needed; {mend}")
+    source = _source(mend)
     schedules = read_schedules().get(budget, {})
     for variant in variants.values():
         if variant.schedule not in schedules:
@@ -116,6 +113,18 @@ def _read_record(budget: int) -> _Record:
     if not paths.samples(budget).is_dir():
         raise InputError(f"{paths.samples(budget)}: no such folder; `dvc repro` makes it")
     return _Record(budget, source, record_hash(budget), metrics, schedules, curves)
+
+
+def _source(mend: str) -> str:
+    """What names the experiment: the data, or a pipeline that is compared with nothing else."""
+    card = paths.DATA / "card.json"
+    source = read_json(card).get("source")
+    if source == "none":
+        asked = read_json(paths.TEACHER / "card.json").get("asked")
+        source = asked.get("source") if isinstance(asked, dict) else None
+    if not isinstance(source, str):
+        raise InputError(f"{card}: source: {shown(source)}; a name needed; {mend}")
+    return source
 
 
 def _is_number(value: object) -> bool:
@@ -201,6 +210,10 @@ def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -
     client.log_dict(run, schedules, "schedules.json")
     client.log_artifact(run, str(paths.metrics(budget)))
     client.log_artifacts(run, str(paths.samples(budget)), "samples")
+    for name, variant in variants.items():
+        folder = paths.student(budget) / name
+        if variant.adapter and folder.is_dir():
+            client.log_artifacts(run, str(folder), f"students/{name}")
 
 
 def _parts(budget: int) -> dict[str, Json]:

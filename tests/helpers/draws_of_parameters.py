@@ -82,6 +82,8 @@ SMALL: dict[str, list[Any]] = {
     "objective": ["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine"],
     "path": ["inputs"],
     "lpips": ["inputs"],
+    "prompts": ["inputs"],
+    "lora": ["inputs"],
     "uri": [None],
     "dataset": [None],
     "config": [None, "inputs/config.json"],
@@ -163,7 +165,10 @@ def draw_parameters(draw: Draw, data: list[dict[str, Any]]) -> dict[str, Any]:
 def write_parameters(path: Path, change: dict[str, Any]) -> None:
     """The project's params.yaml with the changes."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    paths = {"data.path", "features.path", "teacher.path", "schedule.lpips"}
+    paths = {
+        "data.path", "features.path", "teacher.path", "teacher.pipeline.lora",
+        "teacher.pipeline.prompts", "schedule.lpips",
+    }  # fmt: skip
     for name, value in (TINY | dict.fromkeys(paths, "inputs") | change).items():
         *blocks, last = name.split(".")
         block = content

@@ -1,0 +1,38 @@
+"""A diffusers pipeline, from where a user has it."""
+
+from typing import Any
+
+import torch
+
+from boss_core.errors import InputError
+from boss_core.interop.diffusers_pipelines import pipeline_hash
+from flows.search.pipeline_call import one_line
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, str]:
+    """A pipeline from a folder, or from the hub by its name, and the hash of its weights.
+
+    InputError where diffusers is not installed, or the pipeline cannot be loaded.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype: {dtype!r}; {', '.join(DTYPES)} known")
+    try:
+        from diffusers import DiffusionPipeline
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "--pipeline: diffusers is not installed; pip install 'boss-flow[diffusers]' needed"
+        ) from error
+    try:
+        # Weights come as safetensors or not at all: a pickle could run code.
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, torch_dtype=DTYPES[dtype], use_safetensors=True
+        )
+    except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
+        unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
+        needed = "; one of the installed diffusers, or a newer diffusers, needed" if unknown else ""
+        raise InputError(f"--pipeline: {source}: {one_line(error)}{needed}") from error
+    pipeline.set_progress_bar_config(disable=True)  # the search has one of its own
+    weights = pipeline_hash(pipeline)  # before they are on a GPU, to be copied back
+    return pipeline.to(device), weights

@@ -1,0 +1,106 @@
+"""A diffusers pipeline becomes the teacher: what it is called with is copied, what it is, written
+down, and what it cannot do, refused, before any work."""
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boss_core.errors import InputError
+from boss_core.interop.pipeline_sampling import sample_pipeline
+from boss_core.io.files import replacing_folder
+from boss_core.ode.timesteps import uniform
+from flows import paths
+from flows.config import Params
+from flows.config import Teacher as Parameters
+from flows.records.json_files import write_json
+from flows.records.teachers import CARD
+from flows.search.refusals import pipeline_refusals
+from flows.stages.pictures import pictures
+from flows.stages.pipeline_files import adapters, prompts_file
+from flows.stages.pipelines import LORA, PROMPTS, as_parameters, call_texts, load, request
+from flows.straighten.request import Teacher
+from flows.straighten.teacher import PipelineTeacher
+
+
+def write_teacher(params: Params) -> None:
+    """models/teacher of the pipeline that the parameters name."""
+    of = params.teacher
+    asked = asked_for(of)
+    teacher = load(
+        params,
+        request(
+            params, asked, batch_size=1, rank=None,
+            checkpointing=of.pipeline.gradient_checkpointing,
+        ),
+    )  # fmt: skip
+    shape = first_picture(teacher, params.seed).shape
+    kind = type(teacher.pipeline).__name__
+    with replacing_folder(paths.TEACHER) as folder:
+        # As the stages after this one will find them.
+        there = replace(
+            asked,
+            prompts=paths.TEACHER / copied(Path(of.pipeline.prompts), folder / PROMPTS, asked),
+            lora=tuple(str(paths.TEACHER / LORA / Path(path).name) for path in asked.lora),
+        )
+        for path in asked.lora:
+            (folder / LORA).mkdir(exist_ok=True)
+            shutil.copy(path, folder / LORA)
+        write_json(
+            folder / CARD.name,
+            {
+                "pipeline": kind,
+                "asked": asdict(there) | {"prompts": str(there.prompts)},
+                "gradient_checkpointing": of.pipeline.gradient_checkpointing,
+                "weights_sha256": teacher.hash,
+                "conditions": teacher.conditions,
+                "training_prompts": len(teacher.training.rows),
+                "held_out_prompts": len(teacher.held_out.rows),
+                "without_guidance": dict(teacher.without),
+                "student_nfe": teacher.student_nfe,
+                "image_shape": list(shape),
+            },
+        )
+    said = ", ".join(f"{name}={value}" for name, value in teacher.without.items())
+    print(f"teacher: {kind} {teacher.hash[:12]}; without guidance: {said or 'as it is'}")
+
+
+def asked_for(of: Parameters) -> Teacher:
+    """The pipeline of the parameters, as ``boss straighten`` is asked for it."""
+    pipeline = of.pipeline
+    return Teacher(
+        source=pipeline.hub or of.path,
+        prompts=prompts_file(Path(pipeline.prompts)),
+        guidance=pipeline.guidance,
+        size=pipeline.size,
+        call=call_texts(pipeline.call),
+        dtype=pipeline.dtype,
+        lora=tuple(map(str, adapters(Path(pipeline.lora)))),
+    )
+
+
+def copied(source: Path, folder: Path, asked: Teacher) -> Path:
+    """Copy a file of prompts, or a folder of one and its images; the place of the file, relative
+    to the teacher's folder."""
+    assert asked.prompts is not None
+    if source.is_dir():
+        shutil.copytree(source, folder)
+    else:
+        folder.mkdir()
+        shutil.copy(source, folder)
+    return Path(folder.name) / asked.prompts.name
+
+
+def first_picture(teacher: PipelineTeacher, seed: int) -> NDArray[np.uint8]:
+    """One sample of a step, as the judge will see it; InputError for a pipeline without any."""
+    pipeline = teacher.pipeline
+    if getattr(pipeline, "vae", True) is None:
+        raise InputError(
+            f"params.yaml: teacher.path: this {type(pipeline).__name__} has no vae, and so makes no"
+            " images to compare; one that does needed"
+        )
+    call = teacher.held_out.call(range(1), seed=seed)
+    with as_parameters(), pipeline_refusals(pipeline):
+        return pictures(sample_pipeline(pipeline, uniform(1), call).output)[0]
