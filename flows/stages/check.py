@@ -57,7 +57,7 @@ def check(params: Params) -> None:
         _check_shape(params, found)
     _check_there(watched)
     if of_pipeline:
-        from flows.stages.pipeline_check import check_pipeline
+        from flows.stages.pipelines.check import check_pipeline
 
         check_pipeline(params)
     check_device(params)

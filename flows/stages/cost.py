@@ -24,7 +24,7 @@ BUDGETS = tuple(range(2, 11))
 
 def main(params: Params) -> None:
     if is_pipeline():
-        from flows.stages.pipeline_search import write_pipeline_costs
+        from flows.stages.pipelines.search import write_pipeline_costs
 
         write_pipeline_costs(params)
         return

@@ -20,7 +20,7 @@ from flows.tracking.runs import track_budget
 
 def main(params: Params, budget: int) -> None:
     if is_pipeline():
-        from flows.stages.pipeline_variants import evaluate_pipeline
+        from flows.stages.pipelines.variants import evaluate_pipeline
 
         record, taken = evaluate_pipeline(params, budget)
     else:

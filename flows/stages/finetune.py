@@ -84,7 +84,7 @@ def main(params: Params, budget: int) -> None:
 
 
 def _finetune_pipeline(params: Params, budget: int) -> None:
-    from flows.stages.pipeline_finetune import finetune
+    from flows.stages.pipelines.finetune import finetune
 
     schedules = read_schedules()[budget]
     wanted = students(schedules, params.finetune.methods)

@@ -16,7 +16,7 @@ from flows.stages.runner import device, run_stage
 def main(params: Params) -> None:
     grid = params.cost.grid
     if is_pipeline():
-        from flows.stages.pipeline_evaluation import sample_reference
+        from flows.stages.pipelines.evaluation import sample_reference
 
         of_pipeline, found, usage = sample_reference(params)
         write_json(paths.metrics("teacher"), {"nfe": grid, **of_pipeline, "fine": found})

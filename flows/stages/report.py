@@ -18,7 +18,7 @@ from flows.records.teachers import CARD
 from flows.records.variants import Variant, read_schedules, recorded
 from flows.report import plots
 from flows.report.image_grid import write_grid
-from flows.stages.pictures import thumbnails
+from flows.stages.pipelines.pictures import thumbnails
 from flows.stages.runner import run_stage
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def main(params: Params) -> None:
     if not search_settings(params.schedule).papers:
         usage = add_chosen(found, params, matrix, key)
     if is_pipeline():
-        from flows.stages.pipeline_search import with_evaluations
+        from flows.stages.pipelines.search import with_evaluations
 
         found = with_evaluations(found, best, build)
     write_json(
@@ -104,7 +104,7 @@ def add_chosen(
     the search took, where it took more than the costs."""
     settings, on = search_settings(params.schedule), device(params)
     if is_pipeline():
-        from flows.stages.pipeline_search import pipeline_steps
+        from flows.stages.pipelines.search import pipeline_steps
 
         with measured(on) as usage:
             steps = dict(pipeline_steps(params, matrix, key))

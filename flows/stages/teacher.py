@@ -38,7 +38,7 @@ CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
 
 def main(params: Params) -> None:
     if params.teacher.source == "diffusers":
-        from flows.stages.pipeline_teacher import write_teacher
+        from flows.stages.pipelines.teacher import write_teacher
 
         write_teacher(params)
         _write_curve([])

@@ -28,7 +28,7 @@ def main(params: Params) -> None:
     ]
     knots = union([needed_knots(variant, of_budget) for variant, of_budget in wanted])
     if is_pipeline():
-        from flows.stages.pipeline_trajectories import write_trajectories
+        from flows.stages.pipelines.trajectories import write_trajectories
 
         adapters = any(variant.adapter for variant, _ in wanted)
         write_trajectories(params, knots, adapters=adapters)

@@ -43,9 +43,9 @@ from flows.stages import (
     teacher,
     trajectories,
 )
-from flows.stages.pictures import pictures, thumbnails
-from flows.stages.pipeline_variants import as_student
-from flows.stages.pipelines import as_parameters, open_teacher
+from flows.stages.pipelines.opened import as_parameters, open_teacher
+from flows.stages.pipelines.pictures import pictures, thumbnails
+from flows.stages.pipelines.variants import as_student
 from flows.straighten import rollouts
 from tests.helpers.pipeline_project import PIPELINE, PROMPTS, write_adapter, write_pipeline
 from tests.helpers.project import Project

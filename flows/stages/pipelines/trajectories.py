@@ -14,7 +14,7 @@ from flows.config import Params
 from flows.measure.energy import measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import write_json
-from flows.stages.pipelines import as_parameters, open_teacher
+from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.straighten.rollouts import Rollout, roll_out
 from flows.straighten.teacher import PipelineTeacher, encode_all
 

@@ -18,9 +18,9 @@ from flows.config import Teacher as Parameters
 from flows.records.json_files import write_json
 from flows.records.teachers import CARD
 from flows.search.refusals import pipeline_refusals
-from flows.stages.pictures import pictures
-from flows.stages.pipeline_files import adapters, prompts_file
-from flows.stages.pipelines import LORA, PROMPTS, as_parameters, call_texts, load, request
+from flows.stages.pipelines.files import adapters, prompts_file
+from flows.stages.pipelines.opened import LORA, PROMPTS, as_parameters, call_texts, load, request
+from flows.stages.pipelines.pictures import pictures
 from flows.straighten.request import Teacher
 from flows.straighten.teacher import PipelineTeacher
 

@@ -27,9 +27,9 @@ from flows.measure.energy import Usage, measured
 from flows.records.json_files import read_json
 from flows.records.variants import Variant
 from flows.search.refusals import pipeline_refusals
-from flows.stages.pipeline_students import write_student
-from flows.stages.pipeline_trajectories import groups_of
-from flows.stages.pipelines import as_parameters, open_teacher
+from flows.stages.pipelines.opened import as_parameters, open_teacher
+from flows.stages.pipelines.students import write_student
+from flows.stages.pipelines.trajectories import groups_of
 from flows.stages.training import checkpoints, training_progress
 from flows.straighten.rollouts import KEY, Rollout
 from flows.straighten.teacher import PipelineTeacher, encode_all

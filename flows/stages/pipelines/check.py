@@ -8,7 +8,7 @@ from typing import Any
 
 from boss_core.errors import InputError
 from flows.config import Params
-from flows.stages.pipeline_files import adapters, prompts_file
+from flows.stages.pipelines.files import adapters, prompts_file
 
 INDEX = "model_index.json"
 
@@ -26,7 +26,7 @@ def check_pipeline(params: Params) -> None:
     from flows.search.images import image_files
     from flows.search.options import parse_shape
     from flows.search.pipeline_call import SampleCalls, call_arguments, check_names, read_prompts
-    from flows.stages.pipelines import as_parameters, call_texts
+    from flows.stages.pipelines.opened import as_parameters, call_texts
 
     path = prompts_file(Path(of.prompts))
     own = adapters(Path(of.lora))

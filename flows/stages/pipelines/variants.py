@@ -13,8 +13,8 @@ from flows.measure.energy import Usage
 from flows.records.json_files import Json, read_json
 from flows.records.teachers import CARD, STUDENT_CARD
 from flows.records.variants import chosen_solver, read_schedules, students, variants
-from flows.stages.pipeline_evaluation import PipelineEvaluation
-from flows.stages.pipelines import as_parameters, open_teacher
+from flows.stages.pipelines.evaluation import PipelineEvaluation
+from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.straighten.teacher import PipelineTeacher
 
 SAMPLED = "sampled"  # the name of a student's adapter while it is

@@ -25,7 +25,7 @@ from flows.records.teachers import CARD
 from flows.search.diffusers_schedule import find_pipeline_steps, pipeline_costs, pipeline_key
 from flows.search.pipeline_call import SampleCalls
 from flows.search.schedule import COST
-from flows.stages.pipelines import as_parameters, open_teacher
+from flows.stages.pipelines.opened import as_parameters, open_teacher
 
 # Of what is measured until the steps of these budgets settle: as for networks.
 BUDGETS = tuple(range(2, 11))

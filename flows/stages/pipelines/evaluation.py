@@ -26,8 +26,8 @@ from flows.records.extractor import read_extractor
 from flows.records.json_files import read_images, read_json
 from flows.report.image_grid import write_grid
 from flows.search.refusals import pipeline_refusals
-from flows.stages.pictures import pictures, thumbnails
-from flows.stages.pipelines import as_parameters, open_teacher, read_card
+from flows.stages.pipelines.opened import as_parameters, open_teacher, read_card
+from flows.stages.pipelines.pictures import pictures, thumbnails
 from flows.straighten.teacher import PipelineTeacher
 
 # In samples/teacher: the teacher's images, their features, and the latents of its first samples.
