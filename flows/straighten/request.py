@@ -80,6 +80,11 @@ def check_straightening(asked: PipelineRequest) -> None:
     for budget in asked.budgets:
         if not 1 <= budget <= asked.grid:
             raise InputError(f"--budget: {budget}; 1..{asked.grid}, the steps of --grid, needed")
+    if asked.training.rank is None and asked.teacher.lora:
+        raise InputError(
+            f"--lora: {asked.teacher.lora[0]} with --full, whose weights would be those beside it;"
+            " --rank, or a pipeline saved with it fused, needed"
+        )
     if asked.steps not in ("search", "uniform") and len(asked.budgets) > 1:
         raise InputError(
             f"--steps: {asked.steps}, one schedule for {len(asked.budgets)} budgets; one --budget"

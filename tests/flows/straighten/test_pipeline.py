@@ -244,6 +244,7 @@ MISTAKES = {
     "file of steps": (["--steps", "none.json"], "none.json"),
     "lora": (["--lora", "other.safetensors"], "--lora: other.safetensors"),
     "no lora": (["--lora", "empty.txt"], "--lora: empty.txt"),
+    "all weights beside a lora": (["--full", "--lora", "x"], "--lora: x with --full"),
     "few trajectories": (["--trajectories", "8"], "--trajectories: 8; at least one step's, 16"),
     "out": (["--out", "prompts.txt"], "--out: prompts.txt is a file"),
     "checkpointing": (["--gradient-checkpointing", "--device", "cuda:7"], "--device: cuda:7"),
@@ -276,6 +277,9 @@ def test_a_mistake_is_a_line(
     for name in set(changes) & {"--prompts", "--pipeline", "--size", "--out", "--trajectories"}:
         place = arguments.index(name)
         del arguments[place : place + 2]  # given once
+    if "--full" in changes:
+        place = arguments.index("--rank")
+        del arguments[place : place + 2]
     if "--budget" in changes:
         arguments.remove("2")
         arguments.remove("--budget")
