@@ -60,6 +60,7 @@ SETTINGS = TrainingSettings(
     iterations=ITERATIONS, batch_size=1, learning_rate=1e-2, learning_rate_schedule="constant",
     warmup=0, gradient_clip=1.0, ema_decay=0.0,
 )  # fmt: skip
+SAME = 1e-6  # of latents that the same LoRA makes
 NOT_TRIED = "not tried: no small components here"
 
 
@@ -209,8 +210,11 @@ def _straightened(name: str, small: Family, pipeline: Any) -> Row:
         load_lora(fresh, Path(folder))
     here = latents(pipeline)
     apart = float((latents(fresh) - here).abs().max() / here.abs().max())
+    faults = [f"**the loss goes from {before:.3g} to {after:.3g}**"] if not after < before else []
+    faults += [f"**once loaded, latents differ by {apart:.1e}**"] if not apart < SAME else []
     return Row(
         name,
+        reason="; ".join(faults),
         states=len(states.states),
         guided=float(counted.max()),
         student=evaluations,
