@@ -28,6 +28,7 @@ from flows import paths
 from flows.config import load_params
 from flows.records.json_files import read_json
 from flows.records.variants import read_schedules
+from flows.search import diffusers_schedule
 from flows.search.export import read_schedule
 from flows.search.pipeline_loading import load_pipeline
 from flows.stages import (
@@ -365,6 +366,10 @@ def test_other_weights_than_the_teachers_stage_saw_are_refused(
     assert Path("results/cost.npz").read_bytes() == before
 
 
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_stages_give_the_same_bytes_again_and_where_they_were_stopped(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -381,6 +386,15 @@ def test_stages_give_the_same_bytes_again_and_where_they_were_stopped(
     with stopped, pytest.raises(KeyboardInterrupt):
         trajectories.main(params)
     assert not paths.TRAJECTORIES.exists()
+    paths.COST.unlink()
+    once = iter([diffusers_schedule.estimate_pipeline_cost])
+    stopped = mock.patch.object(
+        diffusers_schedule, "estimate_pipeline_cost",
+        lambda *values, **named: next(once, interrupt)(*values, **named),
+    )  # fmt: skip
+    with stopped, pytest.raises(KeyboardInterrupt):
+        cost.main(params)
+    assert not paths.COST.exists()
     for stage in (cost, schedule, trajectories):
         stage.main(params)
     finetune.main(params, 2)
