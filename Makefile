@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run flow test test-slow test-ui test-all check ui lock
+.PHONY: run flow test test-slow test-ui test-more check ui lock
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -26,9 +26,9 @@ test-slow: $(VENV)/installed
 test-ui: $(VENV)/installed
 	@OMP_NUM_THREADS=1 BOSS_SCREENSHOTS=$(CURDIR)/screenshots python -m pytest -m ui
 
-# The three above at once: what several of them need is made once, and no core waits for a last file.
-test-all: $(VENV)/installed
-	@OMP_NUM_THREADS=1 BOSS_SCREENSHOTS=$(CURDIR)/screenshots python -m pytest $(SPREAD)
+# The two above at once: what both need is made once, and no core waits for a last file.
+test-more: $(VENV)/installed
+	@OMP_NUM_THREADS=1 BOSS_SCREENSHOTS=$(CURDIR)/screenshots python -m pytest -m "slow or ui" $(SPREAD)
 
 check: $(VENV)/installed
 	@ruff check . && ruff format --check . && mypy
