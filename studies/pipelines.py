@@ -17,7 +17,7 @@ import sys
 import tempfile
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,13 +272,18 @@ def table(found: Sequence[Row]) -> str:
     refused = [row for row in found if not row.trains and row.reason != NOT_TRIED]
     untried = [f"`{row.name}`" for row in found if row.reason == NOT_TRIED]
     parts = [
-        f"{len(trained)} are straightened, {len(refused)} refused, {len(untried)} not tried"
-        f" (diffusers {diffusers.__version__}).",
+        f"{_classes(row for row in found if row.trains)} classes are straightened,"
+        f" {_classes(refused)} refused, {len(untried)} not tried (diffusers"
+        f" {diffusers.__version__}); some in several kinds.",
         markdown(COLUMNS, trained),
         markdown(("refused", "why"), [(_named(row.name), row.reason) for row in refused]),
         f"Not tried, for want of small components: {', '.join(untried) or 'none'}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _classes(found: Iterable[Row]) -> int:
+    return len({row.name.split(" ")[0] for row in found})
 
 
 def _named(name: str) -> str:

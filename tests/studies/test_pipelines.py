@@ -57,7 +57,7 @@ def test_a_table_of_a_few(known: dict[str, Any]) -> None:
     assert animate.reason == NOT_TRIED
     assert "PRXTransformer2DModel, takes no LoRA" in prx.reason  # by its class alone
     text = table(found)
-    assert "1 are straightened, 2 refused, 1 not tried" in text
+    assert "1 classes are straightened, 2 refused, 1 not tried" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count(" | ") for line in lines[:3]} == {6}
     assert {line.count(" | ") for line in lines[3:]} == {1}
