@@ -108,6 +108,7 @@ class Bench:
         return found
 
 
+# Longer and wider than others: each line is one thing that the measurement is of.
 def load_bench(
     *,
     checkpoint: Path,

@@ -201,6 +201,7 @@ class Seed:
             self.searched |= self._search(solver, objective, budget)
         return self.searched[key]
 
+    # Longer than others: one branch for each way of searching that the page compares.
     def _search(self, solver: str, objective: str, budget: int) -> dict[tuple[str, str, int], Row]:
         bench, (noise, labels), n = self.bench, self.search_noise, len(self.bench.grid) - 1
         on: Row = {"solver": solver, "batch_size": bench.batch_size, "labels": labels}

@@ -65,8 +65,7 @@ def train_student(
         chosen = [int(i) for i in share.take(_drawn(draw, len(groups.training), settings))]
         weights.push()
         found = []
-        for number in chosen:
-            group = groups.training[number]
+        for group in (groups.training[number] for number in chosen):
             losses = straighten_call(
                 pipeline, *steps, groups.call(group), groups.states(group),
                 lambda k: weights.collect(), scale=1.0 / len(chosen), check_start=fresh,
