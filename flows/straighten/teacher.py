@@ -156,14 +156,19 @@ def encode_all(pipeline: Any, calls: Sequence[Callable[[], Mapping[str, Any]]]) 
     def stop(*_: Any) -> None:
         raise _Encoded
 
-    handles = [n.register_forward_pre_hook(stop) for n in pipeline_networks(pipeline).values()]
+    networks: list[Any] = list(pipeline_networks(pipeline).values())
+    handles = [network.register_forward_pre_hook(stop) for network in networks]
+    # Some pipelines put processors of their own in for a call, and back at its end.
+    before = [(n, dict(n.attn_processors)) for n in networks if hasattr(n, "attn_processors")]
     try:
         for call in calls:
             try:
                 with torch.no_grad():
                     pipeline(**call(), num_inference_steps=2, output_type="latent")
             except _Encoded:
-                continue
+                for network, processors in before:
+                    if network.attn_processors != processors:
+                        network.set_attn_processor(processors)
     finally:
         for handle in handles:
             handle.remove()
