@@ -23,12 +23,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect's database and profiles of the tests, apart from the user's.
 PREFECT_HOME = tempfile.mkdtemp(prefix="boss-prefect-")
 os.environ["PREFECT_HOME"] = PREFECT_HOME
+# Fixtures below that take a minute or more to make, once.
+WHOLE_RUNS = {"finished", "flow_folder"}
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: a file is a process's as a whole, and a long one begun last
-    would run alone."""
+    """What needs a whole run of the pipeline is slow. Files with slow tests first: a file is a
+    process's as a whole, and a long one begun last would run alone."""
+    for item in items:
+        if WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     slow = {
         item.path
         for item in items
