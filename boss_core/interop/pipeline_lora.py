@@ -230,8 +230,8 @@ def load_lora(pipeline: Any, folder: Path, *, adapter_name: str | None = None) -
 
 
 def compile_blocks(pipeline: Any) -> None:
-    """Compile the blocks that the denoisers repeat, each kind once: a minute, where whole networks
-    take many. In place, before or after an adapter is added; names of weights stay."""
+    """Compile the blocks that the denoisers repeat, each kind once, which takes less time than
+    whole networks. In place, before or after an adapter is added; names of weights stay."""
     for network in denoisers(pipeline).values():
         for part in network.children():
             if isinstance(part, nn.ModuleList):

@@ -91,7 +91,7 @@ def straighten(
         False,
         "--compile",
         rich_help_panel=DIFFUSERS,
-        help="torch.compile of the network's blocks: a minute at first, then less time a step.",
+        help="torch.compile of the network's blocks: minutes at first, then less time a step.",
     ),
     replace: bool = typer.Option(
         False,
