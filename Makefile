@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run flow test test-slow test-ui test-more check ui lock
+.PHONY: run flow test test-slow test-ui check ui lock
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -16,19 +16,15 @@ flow: $(VENV)/installed
 test: $(VENV)/installed
 	@OMP_NUM_THREADS=1 python -m pytest -m "not slow and not ui" -n 2 --dist loadfile
 
-# Whole runs of the flow on real servers, which have a port each. Three processes, as these wait
-# for servers and clocks; files in the order of tests/conftest.py, the long ones first.
-SPREAD := -n 3 --dist loadfile --no-loadscope-reorder
+# Whole runs of the flow on real servers, which have a port each; files in the order of
+# tests/conftest.py, the long ones first. A third process would take from the servers the time that
+# they answer in.
 test-slow: $(VENV)/installed
-	@OMP_NUM_THREADS=1 python -m pytest -m slow $(SPREAD)
+	@OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 # The pages of Prefect and MLflow in Debian's Chromium; leaves pictures in screenshots/.
 test-ui: $(VENV)/installed
 	@OMP_NUM_THREADS=1 BOSS_SCREENSHOTS=$(CURDIR)/screenshots python -m pytest -m ui
-
-# The two above at once: what both need is made once, and no core waits for a last file.
-test-more: $(VENV)/installed
-	@OMP_NUM_THREADS=1 BOSS_SCREENSHOTS=$(CURDIR)/screenshots python -m pytest -m "slow or ui" $(SPREAD)
 
 check: $(VENV)/installed
 	@ruff check . && ruff format --check . && mypy
