@@ -88,6 +88,8 @@ class _Trial:
         """None where the pipeline fails, whatever by: a value that it fails on is one it reads."""
         try:
             return self.walk(call)
+        except torch.OutOfMemoryError:
+            raise  # says nothing of the call
         except Exception:
             return None
 

@@ -76,6 +76,8 @@ def _images(pipeline: Any, calls: SampleCalls, batch_size: int) -> str:
     for form in ("once", "each"):
         try:
             both = _velocities(pipeline, replace(own, images=form).call(range(2), seed=0))
+        except torch.OutOfMemoryError:
+            raise  # says nothing of the call
         except Exception:
             continue  # whatever a pipeline does with images that it does not take
         second = both[:, -1]

@@ -1,6 +1,5 @@
 """How near samples come to the teacher's own, on prompts and noise that no student has seen."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import Times
 from flows.report.media import Picture, pictures, sound_rate
 from flows.search.refusals import pipeline_refusals
+from flows.straighten.processes import seconds_now
 from flows.straighten.teacher import PipelineTeacher
 
 SHOWN = 4  # samples that the report shows
@@ -68,10 +68,10 @@ def sample_held_out(
     evaluations = seconds = 0.0
     for part in held_out_parts(teacher, count, batch_size):
         call = held_out_call(teacher, part, seed, guided=guided)
-        began = _now(teacher.device)
+        began = seconds_now(teacher.device)
         with pipeline_refusals(teacher.pipeline):
             found = sample_pipeline(teacher.pipeline, times, call, solver=solver, decode=decode)
-        seconds += _now(teacher.device) - began
+        seconds += seconds_now(teacher.device) - began
         latents.append(found.latents.cpu())
         evaluations = found.evaluations
         if decode and part.start < SHOWN:  # what it returned of all would fill the memory
@@ -103,9 +103,3 @@ def held_out_call(
 def decodes(pipeline: Any) -> bool:
     """Whether the pipeline can make what people see of latents."""
     return not hasattr(pipeline, "vae") or pipeline.vae is not None
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,6 +1,7 @@
 """One command, or several processes of it that train together (`accelerate launch`, torchrun)."""
 
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -32,3 +33,10 @@ def say(line: str) -> None:
     """Print a line, once for all processes."""
     if is_main():
         print(line, flush=True)
+
+
+def seconds_now(device: torch.device) -> float:
+    """The clock, once the device is done with what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

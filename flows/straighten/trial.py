@@ -1,6 +1,5 @@
 """A few evaluations before the long work: whether gradients arrive, what a step takes."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from boss_core.interop.teacher_forcing import straighten_call, teacher_states
 from boss_core.ode.noise import TRAJECTORIES, seed_for
 from boss_core.ode.timesteps import uniform
 from flows.search.refusals import pipeline_refusals
+from flows.straighten.processes import seconds_now
 from flows.straighten.request import PipelineRequest
 from flows.straighten.teacher import PipelineTeacher
 
@@ -64,20 +64,20 @@ def try_out(teacher: PipelineTeacher, asked: PipelineRequest) -> Trial:
     with pipeline_refusals(pipeline):
         call = teacher.training.call(part, seed=seed)
         states, counted = teacher_states(pipeline, times, (0, 1, 2), call)
-        began = _now(on)
+        began = seconds_now(on)
         teacher_states(pipeline, times, (0, 1, 2), teacher.training.call(part, seed=seed))
-        teacher_seconds = (_now(on) - began) / 2
+        teacher_seconds = (seconds_now(on) - began) / 2
         weights = trained_weights(teacher, asked)
         try:
             for _ in range(2):  # the first chooses kernels
-                began = _now(on)
+                began = seconds_now(on)
                 weights.push()
                 straighten_call(
                     pipeline, times, asked.solver,
                     teacher.student_call(teacher.training, part, seed=seed), states,
                     lambda k: weights.collect(),
                 )  # fmt: skip
-                student_seconds = (_now(on) - began) / 2
+                student_seconds = (seconds_now(on) - began) / 2
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"--batch-size: {len(part)} samples do not fit into the memory of {on} with their"
@@ -90,9 +90,3 @@ def try_out(teacher: PipelineTeacher, asked: PipelineRequest) -> Trial:
     trained = sum(w.numel() for w in weights.weights)
     elements = sum(s[0, 0].numel() for s in states.states)
     return Trial(teacher_seconds, student_seconds, float(counted.max()), peak, trained, elements)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
