@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from boss_core.bellman.names import OBJECTIVES
 from boss_core.errors import InputError
-from boss_core.ode.solver_table import SEARCHED, SOLVERS
+from boss_core.ode.solver_table import LARGEST_ORDER, SEARCHED, SOLVERS
 from boss_core.search.settings import FEWEST, SAMPLED
 from boss_core.training.settings import ComputeSettings, Settings, TrainingSettings, training_share
 from flows.strict_yaml import read_mapping, shown
@@ -153,6 +153,9 @@ class Cost(Settings):
 
 class ScheduleSearch(Settings):
     solver: SearchedSolver = Field(description="of the chosen steps; the paper's: euler")
+    order: int = Field(
+        default=LARGEST_ORDER, ge=2, le=LARGEST_ORDER, description="multistep: velocities of a step"
+    )
     objective: SearchedObjective = Field(
         description="what the chosen steps minimise; auto: the best on held-out noise, lpips apart"
     )
@@ -293,6 +296,11 @@ class Params(Settings):
             raise ValueError(
                 f"schedule.solver: {self.schedule.solver} with cost.grid {self.cost.grid}; a grid"
                 f" of at most {largest} steps, or euler, needed"
+            )
+        if SOLVERS[self.schedule.solver].fitted and self.schedule.objective not in OBJECTIVES:
+            raise ValueError(
+                f"schedule.objective: {self.schedule.objective} with schedule.solver"
+                f" {self.schedule.solver}; {', '.join(OBJECTIVES)} needed"
             )
         if self.schedule.objective == "lpips" and self.schedule.solver != "euler":
             raise ValueError(

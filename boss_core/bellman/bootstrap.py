@@ -4,7 +4,7 @@ Costs are means over groups of trajectories, so a resample of the groups (bootst
 a weighted mean of what the groups cost, and needs no further evaluation of the network.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,19 +109,6 @@ def settled(
     for of_budget in resampled.values():
         still &= (of_budget.shifts <= 1).all(axis=1)
     return bool(still.mean() >= share)
-
-
-def predicted_error(
-    groups: StepCosts, group_sizes: NDArray[np.int64], indices: Sequence[int]
-) -> tuple[float, float | None]:
-    """The mean summed cost of any path and its standard error, from the spread between groups;
-    None for that where there is one group only.
-
-    groups: `group_step_costs` of ``l2_squared``. group_sizes: `CostMatrix.group_sizes`.
-    """
-    each = path_values(groups, indices)
-    error = None if len(each) < 2 else float(each.std(ddof=1) / np.sqrt(len(each)))
-    return float(np.average(each, weights=group_sizes)), error
 
 
 @dataclass(frozen=True)

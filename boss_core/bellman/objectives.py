@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from boss_core.bellman.fitted import fitted_paths
 from boss_core.bellman.names import GITS_GAMMA, OBJECTIVES
 from boss_core.bellman.recursion import (
     Combine,
@@ -27,11 +28,12 @@ from boss_core.bellman.recursion import (
     batched_two_step_paths,
     validate_cost,
 )
+from boss_core.costs.fitted import fitted_costs
 from boss_core.costs.heun import HeunCosts
 from boss_core.costs.matrix import CostMatrix
 from boss_core.costs.two_step import two_step_costs
 from boss_core.errors import InputError
-from boss_core.ode.solver_table import SOLVERS, solver_named, steps_of
+from boss_core.ode.solver_table import LARGEST_ORDER, SOLVERS, solver_named, steps_of
 from boss_core.ode.timesteps import validate_steps
 
 
@@ -58,6 +60,7 @@ def optimal_steps(
     solver: str = "euler",
     gamma: float = GITS_GAMMA,
     heun_costs: HeunCosts | None = None,
+    order: int = LARGEST_ORDER,
 ) -> dict[int, Path]:
     """For every budget, the best steps for a solver under an objective.
 
@@ -68,14 +71,24 @@ def optimal_steps(
     heun_costs: for ``heun``, whose costs the matrix does not hold
         (`boss_core.costs.heun.estimate_heun_costs`).
 
+    order: velocities of a step of ``multistep``, 2 or 3; each step has the best weights that it
+        could (`boss_core.costs.fitted`).
+
     For ``ab2`` with ``l2`` or ``gits`` the mean norms are not known, only mean squares: see
-    `group_step_costs`.
+    `group_step_costs`. For ``multistep`` the root of the mean square over all trajectories stands
+    for the mean norm.
 
     Raises InputError for what is not known or missing, for a budget that the solver cannot
     spend or the grid has too few steps for, and on a grid of more steps than the solver's
     ``largest_grid`` (`boss_core.ode.solver_table`).
     """
     steps = {budget: steps_of(budget, solver) for budget in budgets}
+    if SOLVERS[solver].fitted:
+        factor, combine = _rule(objective, gamma)
+        of_steps = fitted_costs(matrix.gram, matrix.timesteps, order)
+        if _of_norms(objective):
+            of_steps = of_steps.norms()
+        return fitted_paths(of_steps, steps.values(), gamma=factor, combine=combine)
     costs = step_costs(matrix, objective=objective, solver=solver, heun_costs=heun_costs)
     found = best_paths(costs, steps.values(), objective=objective, gamma=gamma)
     return {budget: found[count].path() for budget, count in steps.items()}
@@ -117,9 +130,8 @@ def group_step_costs(
     G n^3 / 6 numbers, 26 MB for 100 steps and 720 MB for 300.
     """
     if _looks_back(solver):
-        upper = np.triu(matrix.group_gram)
-        gram = upper + np.triu(upper, k=1).swapaxes(1, 2)
-        found = StepCosts(matrix.group_cost, two_step_costs(gram, matrix.timesteps, solver))
+        blocks = two_step_costs(matrix.group_grams, matrix.timesteps, solver)
+        found = StepCosts(matrix.group_cost, blocks)
         if not _of_norms(objective):
             return found
         assert found.after is not None
@@ -181,7 +193,7 @@ def _looks_back(solver: str) -> bool:
     steps = solver_named(solver).looks_back
     if steps > 1:
         raise InputError(
-            f"solver: {solver}, which looks back {steps} steps; at most 1 needed for a search"
+            f"solver: {solver}, which looks back {steps} steps; at most 1 needed for such costs"
         )
     return steps == 1
 

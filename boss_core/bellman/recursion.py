@@ -101,7 +101,7 @@ def optimal_two_step_paths(
     return {budget: paths.path() for budget, paths in found.items()}
 
 
-@np.errstate(over="ignore", invalid="ignore")  # see `_check_values`
+@np.errstate(over="ignore", invalid="ignore")  # see `check_values`
 def batched_paths(
     costs: NDArray[np.float64],
     budgets: Iterable[int],
@@ -112,8 +112,8 @@ def batched_paths(
     """`optimal_paths` of R cost matrices of one size, (R, n+1, n+1), side by side. Their entries
     are not checked."""
     n = costs.shape[-1] - 1
-    budgets = [_validate_budget(budget, n) for budget in budgets]
-    join = _validate_rule(gamma, combine)
+    budgets = [validate_budget(budget, n) for budget in budgets]
+    join = validate_rule(gamma, combine)
 
     # Steps go forward only: everything else costs infinity.
     forward = np.where(np.triu(np.ones((n + 1, n + 1), dtype=bool), k=1), costs, np.inf)
@@ -131,7 +131,7 @@ def batched_paths(
 
     rows = np.arange(len(costs))
     paths = {}
-    _check_values(value_of[budget] for budget in budgets)
+    check_values(value_of[budget] for budget in budgets)
     for budget in budgets:
         indices = [np.zeros(len(costs), dtype=np.intp)]
         for k in range(budget, 0, -1):
@@ -156,8 +156,8 @@ def batched_two_step_paths(
     of the step from j to k after one from i to j.
     """
     samples, n = len(first), first.shape[1] - 1
-    budgets = [_validate_budget(budget, n) for budget in budgets]
-    join = _validate_rule(gamma, combine)
+    budgets = [validate_budget(budget, n) for budget in budgets]
+    join = validate_rule(gamma, combine)
 
     begun = first.copy()
     begun[:, 0] = np.inf
@@ -182,7 +182,7 @@ def batched_two_step_paths(
 
     rows = np.arange(samples)
     paths = {}
-    _check_values(best[budget][1] for budget in budgets)
+    check_values(best[budget][1] for budget in budgets)
     for budget in budgets:
         second, value = best[budget]
         indices = [np.zeros(samples, dtype=np.intp), second]
@@ -201,7 +201,7 @@ def path_cost(cost: ArrayLike, indices: Iterable[int]) -> float:
     if any(not 0 <= i < len(costs) for i in nodes) or any(np.diff(nodes) <= 0):
         raise InputError(f"indices: {nodes}; increasing grid indices in 0..{len(costs) - 1} needed")
     found = float(sum(costs[i, j] for i, j in itertools.pairwise(nodes)))
-    _check_values([np.array(found)])
+    check_values([np.array(found)])
     return found
 
 
@@ -231,7 +231,7 @@ def validate_cost(cost: ArrayLike) -> NDArray[np.float64]:
     return costs
 
 
-def _check_values(values: Iterable[NDArray[np.float64]]) -> None:
+def check_values(values: Iterable[NDArray[np.float64]]) -> None:
     """InputError where the cost of a best path is not finite: then every path overflowed, all are
     equal, and the one that is found need not even be a path."""
     if not all(np.isfinite(value).all() for value in values):
@@ -241,7 +241,8 @@ def _check_values(values: Iterable[NDArray[np.float64]]) -> None:
         )
 
 
-def _validate_rule(gamma: float, combine: str) -> np.ufunc:
+def validate_rule(gamma: float, combine: str) -> np.ufunc:
+    """What joins the cost of a step and that of the rest; InputError for what is not known."""
     if combine not in _COMBINE:
         raise InputError(f"combine: {combine!r}; {', '.join(_COMBINE)} known")
     if not 0 < gamma < np.inf:
@@ -249,7 +250,8 @@ def _validate_rule(gamma: float, combine: str) -> np.ufunc:
     return _COMBINE[combine]
 
 
-def _validate_budget(budget: int, n: int) -> int:
+def validate_budget(budget: int, n: int) -> int:
+    """The budget as an integer; InputError unless it is one of 1..n."""
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer):
         raise InputError(f"budget: {budget!r}; an integer needed")
     if not 1 <= budget <= n:

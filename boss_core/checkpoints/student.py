@@ -22,7 +22,7 @@ from boss_core.errors import InputError
 from boss_core.io.files import write_files
 from boss_core.io.weights import add_content, check_weights
 from boss_core.ode.schedule import Schedule
-from boss_core.ode.solvers import SOLVERS
+from boss_core.ode.solvers import solver_of
 from boss_core.ode.velocity import with_labels
 
 WEIGHTS, SCHEDULE = "student.safetensors", "schedule.json"
@@ -109,7 +109,7 @@ class Student:
     def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Samples from noise, both (B, ...), with its steps and their solver, on the device of the
         network. labels: (B,) int64, of a conditional network."""
-        solve = SOLVERS[self.schedule.solver]
+        solve = solver_of(self.schedule)
         return solve(with_labels(self.velocity, labels), noise, self.schedule.timesteps)
 
     def save(self, folder: Path | str) -> StudentCard:

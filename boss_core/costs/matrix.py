@@ -89,6 +89,12 @@ class CostMatrix:
         upper = np.tensordot(self.group_sizes, self.group_gram, axes=1) / self.samples
         return np.triu(upper) + np.triu(upper, k=1).T
 
+    @property
+    def group_grams(self) -> NDArray[np.float64]:
+        """As `group_gram`, both halves of each."""
+        upper = np.triu(self.group_gram)
+        return upper + np.triu(upper, k=1).swapaxes(1, 2)
+
     @cached_property
     def norm(self) -> NDArray[np.float64]:
         """(n+1, n+1): the mean norm of the error of a step over all trajectories."""
@@ -267,18 +273,25 @@ def add_trajectories(
     *,
     batch_size: int,
     labels: Tensor | None = None,
+    states: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> None:
     """Roll out further trajectories, by the sum's reference, into a sum of costs; arguments and
-    errors are those of `estimate_cost_matrix`. A search that stopped goes on from its `CostSum`."""
+    errors are those of `estimate_cost_matrix`. A search that stopped goes on from its `CostSum`.
+
+    states: (n+1, M, ...), filled with those of the first M trajectories, N or fewer.
+    """
     held: Tensor | None = None
-    for _, x, of_batch in batches(velocity, noise, labels, batch_size):
+    for rows, x, of_batch in batches(velocity, noise, labels, batch_size):
+        kept = None if states is None else states[:, rows]
         if total.reference == "euler":
-            held = _rollout_velocities(of_batch, x, total.timesteps, held, on_step)
+            held = _rollout_velocities(of_batch, x, total.timesteps, held, kept, on_step)
             total.add(held[:, : len(x)])
         else:
             total.add(
-                *roll_out_path(of_batch, x, total.timesteps, total.reference, on_step=on_step)
+                *roll_out_path(
+                    of_batch, x, total.timesteps, total.reference, states=kept, on_step=on_step
+                )
             )
 
 
@@ -287,13 +300,17 @@ def _rollout_velocities(
     x: Tensor,
     times: Times,
     held: Tensor | None,
+    states: Tensor | None,
     on_step: Callable[[int], None] | None,
 ) -> Tensor:
     """The velocities of one batch at all grid points but the last: (n, B or more, elements),
-    in ``held``, the buffer of the batch before, where there is one."""
+    in ``held``, the buffer of the batch before, where there is one. states: as in
+    `add_trajectories`."""
 
     def keep(k: int, state: Tensor, v: Tensor | None) -> None:
         nonlocal held
+        if states is not None:
+            states[k] = state[: states.shape[1]]
         if v is None:
             return
         if held is None:

@@ -40,6 +40,7 @@ def roll_out_path(
     reference: str,
     *,
     tolerance: float = TOLERANCE,
+    states: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The velocities v_0 to v_{n-1} and the residuals r_1 to r_n of one batch, (n, B, elements)
@@ -48,6 +49,7 @@ def roll_out_path(
     noise: (B, ...) start states. timesteps: n + 1. reference: ``heun``, 2 n evaluations, or
     ``rk45``, which takes steps of its own and passes through the grid, and evaluates once more at
     each of its points but the last. tolerance: of ``rk45``.
+    states: (n + 1, B or fewer, ...), filled with those of the first trajectories.
     on_step: called at each grid point but the last with the number of trajectories.
 
     States are carried in float64, and rounded where the network sees them: residuals are small
@@ -68,6 +70,8 @@ def roll_out_path(
 
     def keep(k: int, x: Tensor, v: Tensor | None) -> None:
         nonlocal ahead
+        if states is not None:
+            states[k] = x[: states.shape[1]]
         if k > 0:
             residuals[k - 1] = (x - ahead).flatten(1)
         if k == len(times) - 1:

@@ -1,7 +1,8 @@
 """Images from a velocity and a schedule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from boss_core.errors import InputError
 from boss_core.io.pixels import to_uint8
 from boss_core.ode.noise import sample_noise
-from boss_core.ode.solvers import SOLVERS
+from boss_core.ode.solvers import SOLVERS, multistep
 from boss_core.ode.timesteps import validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, with_labels
 
@@ -35,6 +36,7 @@ def sample_images(
     batch_size: int,
     device: torch.device,
     solver: str = "euler",
+    weights: Sequence[Sequence[float]] | None = None,
     labels: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> NDArray[np.uint8]:
@@ -42,13 +44,15 @@ def sample_images(
     uint8.
 
     Image ``i`` starts from noise ``i`` of ``seed``, so variants of a schedule or a network are
-    compared on the same noise. ``solver``: one of `boss_core.ode.solvers.SOLVERS`. ``labels``:
-    (samples,) int64, one for each image, when the velocity is conditional. ``on_step`` is called
+    compared on the same noise. ``solver``: one of `boss_core.ode.solvers.SOLVERS`; ``weights``: of
+    ``multistep``, as in `boss_core.ode.schedule.Schedule`. ``labels``: (samples,) int64, one for
+    each image, when the velocity is conditional. ``on_step`` is called
     with the size of each batch when it is done. InputError when there is not one label for each
     image, for an unknown solver, for no samples, for samples that are not finite, and for
     timesteps that begin after `NEARLY_NOISE`."""
     _check(solver, samples, timesteps)
     check_labels(labels, samples)
+    solve = SOLVERS[solver] if weights is None else partial(multistep, solver, weights=weights)
     on_cuda = device.type == "cuda"
     images = np.empty((samples, *shape), dtype=np.uint8)
 
@@ -62,7 +66,7 @@ def sample_images(
     before: tuple[range, tuple[Tensor, Tensor], torch.cuda.Event | None] | None = None
     for rows, noise in _noise_ahead(samples, batch_size, shape, seed, device):
         of_batch = None if labels is None else labels[rows.start : rows.stop].to(device)
-        x = SOLVERS[solver](with_labels(velocity, of_batch), noise, timesteps)
+        x = solve(with_labels(velocity, of_batch), noise, timesteps)
         # Waited for below on CUDA only: elsewhere (mps) memory would be read too early.
         pixels = to_uint8(x).to("cpu", non_blocking=on_cuda)
         finite = x.isfinite().all().to("cpu", non_blocking=on_cuda)

@@ -10,9 +10,13 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from boss_core.errors import InputError
-from boss_core.ode.solver_table import SOLVERS
+from boss_core.ode.solver_table import SOLVERS, weights_of_steps
 from boss_core.ode.timesteps import validate_timesteps
 
+# Of the file: 2 has `weights` and their standard errors. Files of version 1 do not say theirs.
+VERSION = 2
+# By so much the fitted weights of a step may miss 1 together: they are written in decimals.
+_SUM = 1e-6
 # A last noise level up to this is no step before 0, but a 0 for samplers that would divide by it.
 _ZERO = 1e-9
 
@@ -21,6 +25,16 @@ def _known(solver: str) -> str:
     if solver not in SOLVERS:
         raise ValueError(f"{solver!r} found; {', '.join(SOLVERS)} known")
     return solver
+
+
+def _readable(version: int) -> int:
+    if not 1 <= version <= VERSION:
+        raise ValueError(f"{version} found; 1 to {VERSION} can be read, others by a newer release")
+    return VERSION
+
+
+# For each step as many numbers as velocities that it uses.
+StepWeights = tuple[tuple[float, ...], ...]
 
 
 class HeldOut(BaseModel):
@@ -58,12 +72,17 @@ class Schedule(BaseModel):
     standard_error: of ``predicted_error``, from the spread between groups of trajectories.
     knot_stability: for each of the timesteps, the share of bootstrap resamples of the trajectories
         whose own best steps have it within one grid step; None for steps that are not the best by
-        the costs (fixed grids, ``refine``, ``oss``), and where there was one group only.
+        the costs (fixed grids, ``refine``, ``oss``), for those of ``multistep``, which a resample
+        takes as long to find as all trajectories, and where there was one group only.
     teacher_hash: the hash of the weights that the costs were measured on.
     settings_hash: the hash of the settings of the search.
     held_out: for steps that ``auto`` chose, the comparison by which it did.
     evaluations: network evaluations for one sample, where they were counted (pipelines: guidance
         takes two a step). None: what the solver takes.
+    weights: of solver ``multistep``, for each step k those of the velocities at knots k, k - 1,
+        ..., as many as it uses, which add up to 1; None for others.
+    weights_error: the standard errors of ``weights``, in their form, where they are known.
+    version: of the form of the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,9 +102,20 @@ class Schedule(BaseModel):
         default=None, gt=0, allow_inf_nan=False, exclude_if=lambda value: value is None
     )
 
+    weights: StepWeights | None = Field(default=None, exclude_if=lambda value: value is None)
+    weights_error: StepWeights | None = Field(default=None, exclude_if=lambda value: value is None)
+    version: Annotated[int, AfterValidator(_readable)] = VERSION
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         validate_timesteps(self.timesteps, from_noise=False)
+        if self.weights is not None or SOLVERS[self.solver].fitted:
+            check_weights(self.solver, self.weights, self.steps)
+        if self.weights_error is not None and (
+            self.weights is None
+            or [len(of) for of in self.weights_error] != [len(of) for of in self.weights]
+        ):
+            raise ValueError("weights_error: of another form than weights; one for each needed")
         if len(self.indices) != len(self.timesteps):
             raise ValueError(
                 f"{len(self.indices)} indices for {len(self.timesteps)} timesteps; as many needed"
@@ -113,6 +143,15 @@ class Schedule(BaseModel):
         return len(self.timesteps) - 1
 
     @property
+    def step_weights(self) -> list[tuple[float, ...]]:
+        """For each step of a linear multistep method the weights of the velocities at its knot and
+        at those before it, the latest first: fitted, or of the solver. InputError for others."""
+        if self.weights is not None:
+            return list(self.weights)
+        lengths = [after - before for before, after in itertools.pairwise(self.timesteps)]
+        return weights_of_steps(self.solver, lengths)
+
+    @property
     def sigmas(self) -> tuple[float, ...]:
         """The noise levels 1 - t of the linear path, from 1 (or where the schedule begins) to 0:
         the difference of the decimals, so that 0.32 leaves 0.68 and not 0.6799999999999999."""
@@ -135,6 +174,25 @@ class Schedule(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{source}: {where or 'schedule'}: {first['msg']}") from error
+
+
+def check_weights(solver: str, weights: Sequence[Sequence[float]] | None, steps: int) -> None:
+    """InputError for weights that a schedule of so many steps of the solver cannot have."""
+    if not SOLVERS[solver].fitted:
+        raise InputError(
+            f"weights: some found with solver {solver}, which has its own; none needed"
+        )
+    if weights is None:
+        raise InputError(f"weights: none found with solver {solver}; those of each step needed")
+    if len(weights) != steps:
+        raise InputError(f"weights: of {len(weights)} steps for {steps} steps; as many needed")
+    for k, of_step in enumerate(weights):
+        most = min(k, SOLVERS[solver].looks_back) + 1
+        if not 1 <= len(of_step) <= most:
+            raise InputError(f"weights: {len(of_step)} of step {k}; 1 to {most} needed")
+        if not abs(math.fsum(of_step) - 1.0) <= _SUM:
+            shown = ", ".join(f"{weight:g}" for weight in of_step)
+            raise InputError(f"weights: {shown} of step {k}; weights that add up to 1 needed")
 
 
 def interval(error: float | None, standard_error: float | None, groups: int) -> tuple[float, float]:

@@ -5,8 +5,9 @@ so far,
 
     x_{k+1} = x_k + h_k (w_0 v_k + w_1 v_{k-1} + ...),   w_0 + w_1 + ... = 1,
 
-whose weights depend on the lengths of the steps alone. To add one, write its weights and an entry
-in `_TABLE`: sampling, the searches, straightening and the exports read it there.
+whose weights depend on the lengths of the steps alone, or were fitted to a network and belong to
+the schedule (`boss_core.search.fit`). To add one, write its weights and an entry in `_TABLE`:
+sampling, the searches, straightening and the exports read it there.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +28,11 @@ class Solver:
     name: what schedules, parameters and options call it.
     evaluations: of the network in one step.
     looks_back: how many velocities of earlier knots a step uses, where there are as many.
-    weights: of a linear multistep method; None for others, whose steps evaluate the network
-        between knots. Only for the first can steps be searched from trajectories alone, a network
-        be straightened, and a scheduler of diffusers keep the velocities.
+    weights: of a linear multistep method, where they follow from the lengths of its steps.
+    fitted: a linear multistep method whose weights come with each schedule. Only for linear
+        multistep methods can steps be searched from trajectories alone, a network be straightened,
+        and a scheduler of diffusers keep the velocities; other steps evaluate the network between
+        knots.
     largest_grid: the most steps of a fine grid to search on, where a cost is kept for every three
         points of it; None for no limit.
     diffusers: whether a class of diffusers takes such steps at sigmas that it is given.
@@ -40,11 +43,17 @@ class Solver:
     name: str
     evaluations: int
     looks_back: int
-    weights: Weights | None
+    weights: Weights | None = None
+    fitted: bool = False
     largest_grid: int | None = None
     diffusers: bool = False
     comfyui: str | None = None
     ode_solver: str | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a linear multistep method."""
+        return self.fitted or self.weights is not None
 
 
 def _euler(lengths: Sequence[Any]) -> tuple[Any, ...]:
@@ -78,13 +87,25 @@ _TABLE = (
         largest_grid=300,  # 36 MB of costs, and of 20 groups of trajectories 720 MB
         comfyui="the sampler of node SamplerLMS with order 2",
     ),
+    # Weights by least squares on the teacher's trajectories; up to three velocities a step.
+    Solver(
+        name="multistep",
+        evaluations=1,
+        looks_back=2,
+        fitted=True,
+        largest_grid=100,  # a cost for every four points: 34 MB, and a third of a second for each K
+    ),
     # ComfyUI's heun takes its last step by Euler; diffusers' takes no sigmas.
-    Solver(name="heun", evaluations=2, looks_back=0, weights=None, ode_solver="heun2"),
+    Solver(name="heun", evaluations=2, looks_back=0, ode_solver="heun2"),
 )
 SOLVERS = {solver.name: solver for solver in _TABLE}
-MULTISTEP = tuple(name for name, solver in SOLVERS.items() if solver.weights is not None)
-# Those that steps are searched for: their costs follow from trajectories, of three points at most.
-SEARCHED = tuple(name for name in MULTISTEP if SOLVERS[name].looks_back <= 1)
+# Linear multistep methods, and those of them whose weights follow from the lengths of the steps.
+LINEAR = tuple(name for name, solver in SOLVERS.items() if solver.linear)
+MULTISTEP = tuple(name for name in LINEAR if not SOLVERS[name].fitted)
+# Velocities of a step with fitted weights, at most; more bring nothing (docs/method.md).
+LARGEST_ORDER = SOLVERS["multistep"].looks_back + 1
+# Those that steps are searched for.
+SEARCHED = tuple(name for name in LINEAR if SOLVERS[name].fitted or SOLVERS[name].looks_back <= 1)
 
 
 def solver_named(name: str) -> Solver:

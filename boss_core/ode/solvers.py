@@ -20,7 +20,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from boss_core.ode.solver_table import MULTISTEP, weights_of_steps
+from boss_core.ode.schedule import Schedule, check_weights
+from boss_core.ode.solver_table import LINEAR, solver_named, weights_of_steps
 from boss_core.ode.solver_table import SOLVERS as TABLE
 from boss_core.ode.timesteps import validate_timesteps
 from boss_core.ode.velocity import VelocityField, evaluate
@@ -58,17 +59,22 @@ def multistep(
     x: Tensor,
     timesteps: ArrayLike,
     *,
+    weights: Sequence[Sequence[float]] | None = None,
     observer: Observer | None = None,
 ) -> Tensor:
-    """Any linear multistep method by its name in `boss_core.ode.solver_table.SOLVERS`."""
+    """Any linear multistep method by its name in `boss_core.ode.solver_table.SOLVERS`.
+
+    weights: of ``multistep``, whose steps have those of a schedule (`Schedule.weights`)."""
     times = validate_timesteps(timesteps, from_noise=False).tolist()
     lengths = [after - before for before, after in itertools.pairwise(times)]
+    if weights is not None or solver_named(name).fitted:
+        check_weights(name, weights, len(lengths))
     before: list[Tensor] = []  # velocities, the latest first
-    for k, weights in enumerate(weights_of_steps(name, lengths)):
+    for k, of_step in enumerate(weights or weights_of_steps(name, lengths)):
         v = evaluate(velocity, x, _batch_time(x, times[k]))
         if observer is not None:
             observer(k, x, v)
-        x = linear_step(x, lengths[k], weights, [v, *before])
+        x = linear_step(x, lengths[k], of_step, [v, *before][: len(of_step)])
         if looks_back := TABLE[name].looks_back:
             # A network may return the same buffer each time.
             before = [v.clone(), *before][:looks_back]
@@ -165,7 +171,14 @@ class Solve(Protocol):
 
 
 # The solvers of fixed steps by the name that a schedule carries.
-SOLVERS: dict[str, Solve] = {name: partial(multistep, name) for name in MULTISTEP} | {"heun": heun}
+SOLVERS: dict[str, Solve] = {name: partial(multistep, name) for name in LINEAR} | {"heun": heun}
+
+
+def solver_of(schedule: Schedule) -> Solve:
+    """The solver of a schedule, with its weights where they were fitted."""
+    if schedule.weights is None:
+        return SOLVERS[schedule.solver]
+    return partial(multistep, schedule.solver, weights=schedule.weights)
 
 
 def _batch_time(x: Tensor, t: float | Tensor) -> Tensor:

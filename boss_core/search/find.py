@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from boss_core.bellman.names import OBJECTIVES
+from boss_core.costs.fitted import check_order
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.ode.noise import SEARCH, NoiseSource
@@ -13,6 +14,7 @@ from boss_core.ode.solver_table import SEARCHED, SOLVERS
 from boss_core.ode.velocity import Velocity
 from boss_core.search.auto import auto_steps
 from boss_core.search.distances import Distance
+from boss_core.search.multistep import FineStates, multistep_steps
 from boss_core.search.sampled import NetworkSearch
 from boss_core.search.settings import (
     FEWEST,
@@ -33,6 +35,7 @@ def find_steps(
     source: NoiseSource,
     distance: Callable[[Tensor], Distance],
     *,
+    fine: FineStates | None = None,
     progress: Progress = no_progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, FoundSteps]]:
@@ -41,9 +44,12 @@ def find_steps(
     velocity: the teacher that the costs were measured on, on the device of the source.
     source: of the noise of the `SAMPLED` objectives. distance: from samples of the teacher to a
     distance to them, which ``refine`` and ``auto`` minimise (`boss_core.search.distances`).
+    fine: of the trajectories of the costs, where they were kept, for the weights of ``multistep``.
     progress: shows it. say: takes a line for each result.
     """
     check_search(settings, budgets, len(matrix.timesteps) - 1)
+    if SOLVERS[settings.solver].fitted:
+        return multistep_steps(velocity, matrix, budgets, settings, source, fine, progress=progress)
     if settings.objective in OBJECTIVES:
         return from_costs(matrix, budgets, settings)
     search = NetworkSearch(velocity, matrix, budgets, settings, distance, progress, say)
@@ -68,6 +74,12 @@ def check_search(settings: SearchSettings, budgets: Sequence[int], grid: int) ->
         raise InputError(f"solver: {solver!r}; {' or '.join(SEARCHED)} needed for a search")
     if objective == "lpips" and solver != "euler":
         raise InputError(f"solver: {solver} with objective lpips; euler needed")
+    if SOLVERS[solver].fitted and objective in SAMPLED:
+        raise InputError(
+            f"objective: {objective} with solver {solver}; {', '.join(OBJECTIVES)} needed, as its"
+            " weights are fitted to steps that are found on the costs"
+        )
+    check_order(settings.order)
     largest = SOLVERS[solver].largest_grid
     if largest is not None and grid > largest:
         raise InputError(f"grid: {grid} steps; at most {largest} needed with solver {solver}")

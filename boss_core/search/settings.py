@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from boss_core.bellman.names import GITS_GAMMA
+from boss_core.ode.solver_table import LARGEST_ORDER
 
 # Objectives that evaluate the network again.
 SAMPLED = ("oss", "refine", "auto", "lpips")
@@ -30,6 +31,7 @@ class SearchSettings:
     """What `boss_core.search.find.find_steps` searches for, and how.
 
     solver: that the steps are for, a linear multistep method.
+    order: velocities of a step of ``multistep``, 2 or 3; of no other solver.
     objective: one of `boss_core.bellman.names.OBJECTIVES` or of `SAMPLED`.
     gamma: of ``gits``, which ``auto`` tries too.
     distance: the name of what ``refine`` and ``auto`` compare samples by, for the record.
@@ -39,6 +41,7 @@ class SearchSettings:
     """
 
     solver: str = "euler"
+    order: int = LARGEST_ORDER
     objective: str = "l2_squared"
     gamma: float = GITS_GAMMA
     distance: str = "sliced_wasserstein"

@@ -5,15 +5,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from boss_core.bellman.bootstrap import bootstrap, predicted_error
+from boss_core.bellman.bootstrap import bootstrap
 from boss_core.bellman.names import OBJECTIVES
-from boss_core.bellman.objectives import StepCosts, optimal_steps
+from boss_core.bellman.objectives import optimal_steps
+from boss_core.bellman.predicted import PredictedErrors
 from boss_core.bellman.recursion import Path
 from boss_core.costs.cost_file import CostKey
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.ode.schedule import HeldOut, Schedule
+from boss_core.ode.solver_table import SOLVERS
 from boss_core.ode.timesteps import nearest_indices, uniform
+from boss_core.search.fit import Fitted
 from boss_core.search.settings import SearchSettings
 
 
@@ -21,11 +24,13 @@ from boss_core.search.settings import SearchSettings
 class FoundSteps:
     """The steps that a search found for one budget, and the objective whose best they are.
 
-    indices: K + 1 grid indices. held_out: the comparison by which ``auto`` chose; else None."""
+    indices: K + 1 grid indices. held_out: the comparison by which ``auto`` chose; else None.
+    fitted: the weights of ``multistep``; else None."""
 
     objective: str
     indices: tuple[int, ...]
     held_out: HeldOut | None = None
+    fitted: Fitted | None = None
 
 
 def from_costs(
@@ -40,7 +45,12 @@ def cheapest(
 ) -> dict[int, Path]:
     """The best path of every budget under an objective of the costs, for the settings' solver."""
     return optimal_steps(
-        matrix, budgets, objective=objective, solver=settings.solver, gamma=settings.gamma
+        matrix,
+        budgets,
+        objective=objective,
+        solver=settings.solver,
+        gamma=settings.gamma,
+        order=settings.order,
     )
 
 
@@ -53,8 +63,7 @@ def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
 
 
 def build_schedule(
-    matrix: CostMatrix,
-    group_costs: StepCosts,
+    errors: PredictedErrors,
     steps: FoundSteps,
     settings: SearchSettings,
     *,
@@ -66,13 +75,14 @@ def build_schedule(
     """The schedule of steps on the grid of a matrix, with its predicted error and, where the
     costs chose the steps, the stability of its knots.
 
-    group_costs: `group_step_costs` of ``l2_squared`` for the settings' solver. seed: of the
-    bootstrap. evaluations: for one sample, where a step takes others than the solver's.
+    errors: for the settings' solver, on the matrix. seed: of the bootstrap. evaluations: for one
+    sample, where a step takes others than the solver's.
     """
-    predicted, error = predicted_error(group_costs, matrix.group_sizes, steps.indices)
+    matrix = errors.matrix
+    predicted, error = errors.of(steps.indices)
     budget = len(steps.indices) - 1
     knots = None
-    if steps.objective in OBJECTIVES:
+    if steps.objective in OBJECTIVES and not SOLVERS[settings.solver].fitted:
         stability = bootstrap(
             matrix, [budget], objective=steps.objective, solver=settings.solver,
             gamma=settings.gamma, seed=seed,
@@ -90,6 +100,8 @@ def build_schedule(
         settings_hash=settings_hash,
         held_out=steps.held_out,
         evaluations=evaluations,
+        weights=None if steps.fitted is None else steps.fitted.weights,
+        weights_error=None if steps.fitted is None else steps.fitted.standard_error,
     )
 
 
@@ -104,6 +116,8 @@ def hash_settings(
         chosen = asdict(settings)
         del chosen["batch_size"]
         del chosen["lpips"]
+        if not SOLVERS[settings.solver].fitted:
+            del chosen["order"]
         compares = settings.objective in ("refine", "auto")
         found |= {"schedule": chosen, "extractor": extractor if compares else None}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

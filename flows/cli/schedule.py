@@ -9,6 +9,7 @@ import typer
 
 from boss_core.bellman.names import GITS_GAMMA
 from boss_core.errors import InputError
+from boss_core.ode.solver_table import LARGEST_ORDER
 from boss_core.search.settings import FEWEST
 from flows.cli.options import CHECKPOINT, CONFIG, DEVICE, NETWORK, RAW, SEED, SHAPE, VELOCITY
 from flows.config import ScheduleSearch
@@ -66,7 +67,11 @@ def schedule(
     ),
     solver: str = typer.Option(
         "euler",
-        help="euler, or ab2: two-step Adams-Bashforth, better samples from as many evaluations.",
+        help="euler (the paper); ab2: two-step Adams-Bashforth, better samples from as many"
+        " evaluations; multistep: its weights fitted to the network, better still.",
+    ),
+    order: int = typer.Option(
+        LARGEST_ORDER, min=2, max=LARGEST_ORDER, help="Velocities of a step of --solver multistep."
     ),
     objective: str = typer.Option(
         "l2_squared",
@@ -132,6 +137,7 @@ def schedule(
         spacing=spacing,
         reference=reference,
         solver=solver,
+        order=order,
         objective=objective,
         gamma=gamma,
         lpips_weights=lpips_weights,
@@ -186,6 +192,7 @@ class Request:
     spacing: str
     reference: str
     solver: str
+    order: int
     objective: str
     gamma: float
     lpips_weights: Path
@@ -203,6 +210,7 @@ class Request:
         """What the steps are searched by, so many samples at a time."""
         return ScheduleSearch(
             solver=self.solver,
+            order=self.order,
             objective=self.objective,
             gamma=self.gamma,
             distance="sliced_wasserstein" if self.features is None else "features",
@@ -257,6 +265,7 @@ def search_network(asked: Request) -> None:
     """Search the steps of a network, or of a callable, and write and report them."""
     from boss_core.checkpoints.load import calling
     from boss_core.costs.cost_file import network_key
+    from boss_core.ode.solver_table import SOLVERS
     from flows.search.memory import search_batch
     from flows.search.options import choose_device, choose_teacher
     from flows.search.schedule import (
@@ -279,8 +288,11 @@ def search_network(asked: Request) -> None:
     wanted = asked.settings(size)
     assert asked.samples is not None  # see `parse_samples`
     with calling(of.velocity):
-        matrix = search_costs(teacher, key, out, source, samples=asked.samples, batch_size=size)
-        found = network_steps(teacher, matrix, asked.budgets, wanted, source, asked.features)
+        matrix, fine = search_costs(
+            teacher, key, out, source, samples=asked.samples, batch_size=size,
+            keep=SOLVERS[asked.solver].fitted,
+        )  # fmt: skip
+        found = network_steps(teacher, matrix, asked.budgets, wanted, source, asked.features, fine)
         schedules = write_schedules(out, key, matrix, found, wanted, extractor)
     show(asked, matrix, schedules)
 

@@ -17,6 +17,7 @@ def search_settings(wanted: ScheduleSearch) -> SearchSettings:
     """The settings of the library's search."""
     return SearchSettings(
         solver=wanted.solver,
+        order=wanted.order,
         objective=wanted.objective,
         gamma=wanted.gamma,
         distance=wanted.distance,

@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from boss_core.bellman.bootstrap import predicted_error
 from boss_core.bellman.names import OBJECTIVES
-from boss_core.bellman.objectives import group_step_costs, path_values, step_costs
+from boss_core.bellman.predicted import PredictedErrors
 from boss_core.checkpoints.folder import Network
 from boss_core.checkpoints.load import Teacher
 from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs, shortened
+from boss_core.costs.fine_states import empty_states, fitting_noises
 from boss_core.costs.matrix import GROUPS, CostMatrix, CostSum, rollout_bytes
 from boss_core.costs.measure import measure_costs
 from boss_core.costs.references import REFERENCES
@@ -34,6 +34,7 @@ from boss_core.ode.schedule import Schedule, from_sigmas, interval
 from boss_core.ode.solver_table import SEARCHED, SOLVERS
 from boss_core.ode.velocity import check_repeats
 from boss_core.search.find import find_steps
+from boss_core.search.multistep import FineStates
 from boss_core.search.settings import SAMPLED
 from boss_core.search.steps import FoundSteps, build_schedule, hash_settings, uniform_indices
 from flows.config import ScheduleSearch
@@ -68,6 +69,10 @@ def check_request(
     largest = SOLVERS[solver].largest_grid
     if largest is not None and grid > largest:
         raise InputError(f"--grid: {grid}; at most {largest} needed with --solver {solver}")
+    if SOLVERS[solver].fitted and objective not in OBJECTIVES:
+        raise InputError(
+            f"--objective: {objective} with --solver {solver}; {', '.join(OBJECTIVES)} needed"
+        )
     if objective == "lpips" and solver != "euler":
         raise InputError(f"--solver: {solver}; euler needed with --objective lpips")
     if reference not in REFERENCES:
@@ -151,8 +156,10 @@ def search_costs(
     *,
     samples: int,
     batch_size: int,
-) -> CostMatrix:
-    """The costs over at least ``samples`` trajectories, going on from what the folder holds."""
+    keep: bool = False,
+) -> tuple[CostMatrix, FineStates | None]:
+    """The costs over at least ``samples`` trajectories, going on from what the folder holds; and
+    where ``keep`` the states of the first of them, unless some of these were rolled out before."""
     total = read_own_costs(folder / COST, key, source.device)
     rows = range(total.samples, max(samples, total.samples))
     batch_size = min(batch_size, max(1, len(rows)))
@@ -164,6 +171,10 @@ def search_costs(
     if rows and not isinstance(teacher.velocity, Network):
         noise, _ = source.draw(range(rows.start, rows.start + batch_size), COSTS)
         check_repeats(teacher.velocity, noise)
+    count = fitting_noises(teacher.shape, key.grid, rows.stop)
+    states = None
+    if keep and not total.samples and count <= rows.stop:
+        states = empty_states(source.draw(range(1), COSTS)[0], count, total.timesteps)
     with (
         CostSaver(folder / COST, key, total) as saver,
         progress("cost", len(rows) * key.grid, "sample steps") as advance,
@@ -174,10 +185,13 @@ def search_costs(
             source,
             samples=rows.stop,
             batch_size=batch_size,
+            states=states,
             on_step=advance,
             on_batch=saver.save_now_and_then,
         )
-    return total.result()
+    if states is None:
+        return total.result(), None
+    return total.result(), FineStates(states, source.draw(range(count), COSTS)[1])
 
 
 def announce(
@@ -233,14 +247,16 @@ def network_steps(
     wanted: ScheduleSearch,
     source: NoiseSource,
     features: Path | None = None,
+    fine: FineStates | None = None,
 ) -> Iterator[tuple[int, FoundSteps]]:
     """The best steps of a network, budget by budget. ``features``: the folder of the extractor,
-    where the distance is by features."""
+    where the distance is by features. ``fine``: what `search_costs` kept."""
     settings, device = search_settings(wanted), torch.device(source.device)
     distance = distance_named(wanted.distance, features or Path(), wanted.batch_size, device)
     return find_steps(
-        teacher.velocity, matrix, budgets, settings, source, distance, progress=progress, say=say
-    )
+        teacher.velocity, matrix, budgets, settings, source, distance,
+        fine=fine, progress=progress, say=say,
+    )  # fmt: skip
 
 
 def write_schedules(
@@ -256,13 +272,12 @@ def write_schedules(
     map. ``extractor``: the hash of the one that samples were compared by. ``evaluations``: those
     for one sample in steps with these indices, where a step may take more than one."""
     settings = search_settings(wanted)
-    groups = group_step_costs(matrix, solver=wanted.solver)
+    errors = PredictedErrors(matrix, settings.solver, settings.order)
     of_search = hash_settings(key, matrix.samples, settings, extractor)
     schedules = {}
     for budget, steps in found:
         schedules[budget] = build_schedule(
-            matrix,
-            groups,
+            errors,
             steps,
             settings,
             seed=key.seed,
@@ -298,7 +313,7 @@ def report(
     for title in ("K (NFE)", *auto, "predicted error", "95 % interval", "uniform steps"):
         table.add_column(title, justify="right")
     table.add_column("timesteps, 0 noise to 1 data")
-    costs = step_costs(matrix, solver=wanted.solver)
+    errors = PredictedErrors(matrix, wanted.solver, wanted.order)
     for budget, schedule in schedules.items():
         error = schedule.predicted_error
         assert error is not None
@@ -310,12 +325,11 @@ def report(
             *((schedule.objective, gain(schedule)) if auto else ()),
             f"{error:.4g}",
             "" if math.isnan(low) else f"{low:.4g} to {high:.4g}",
-            "" if even is None else f"{path_values(costs, even)[0]:.4g}",
+            "" if even is None else f"{errors.of(even)[0]:.4g}",
             " ".join(f"{t:.4g}" for t in schedule.timesteps),
         )
-    groups = group_step_costs(matrix, solver=wanted.solver)
     for number, (indices, _) in enumerate(others, start=1):
-        error, spread = predicted_error(groups, matrix.group_sizes, indices)
+        error, spread = errors.of(indices)
         low, high = interval(error, spread, len(matrix.group_gram))
         even = uniform_indices(matrix, len(indices) - 1)
         table.add_row(
@@ -323,7 +337,7 @@ def report(
             *(("given", "") if auto else ()),
             f"{error:.4g}",
             "" if math.isnan(low) else f"{low:.4g} to {high:.4g}",
-            "" if even is None else f"{path_values(costs, even)[0]:.4g}",
+            "" if even is None else f"{errors.of(even)[0]:.4g}",
             " ".join(f"{matrix.timesteps[i]:.4g}" for i in indices),
         )
     Console(width=None if sys.stdout.isatty() else 110).print(table)
@@ -333,6 +347,8 @@ def report(
     if len(matrix.group_gram) == 1:
         print("one trajectory cannot say how sure errors and knots are: more --samples can")
     elif line := knots_line(schedules):
+        print(line)
+    if line := weights_line(schedules):
         print(line)
     names = ", ".join(f"{budget}.json" for budget in schedules)
     print(f"{folder}: {names}, {HEAT_MAP} (heat map), {COST} (goes on with more --samples)")
@@ -357,6 +373,18 @@ def knots_line(schedules: Mapping[int, Schedule]) -> str:
     least = min(shares.values())
     share = "all" if least == 1 else f"at least {least:.0%} of"
     return f"knots: each within a grid step of here in {share} resamples{more}"
+
+
+def weights_line(schedules: Mapping[int, Schedule]) -> str:
+    """How sure fitted weights are; empty where there are none."""
+    errors = {k: max(map(max, of.weights_error)) for k, of in schedules.items() if of.weights_error}
+    if not errors:
+        return ""
+    least_sure = max(errors, key=errors.__getitem__)
+    return (
+        f"weights: fitted, in K.json; standard errors up to {errors[least_sure]:.2g}"
+        f" (K = {least_sure})"
+    )
 
 
 def _steps_in(path: Path) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from boss_core.bellman.bootstrap import Stability, bootstrap
-from boss_core.bellman.objectives import group_step_costs
+from boss_core.bellman.predicted import PredictedErrors
 from boss_core.bellman.recursion import optimal_paths, path_cost
 from boss_core.checkpoints.folder import Network, load_checkpoint
 from boss_core.costs.cost_file import CostKey, read_costs
@@ -125,12 +125,12 @@ def builder(matrix: CostMatrix, key: CostKey, settings: SearchSettings, seed: in
     """What makes schedules of steps that one search found."""
     by_features = settings.distance == "features" and settings.objective in ("refine", "auto")
     extractor = read_extractor(paths.FEATURES).hash if by_features else None
-    costs = group_step_costs(matrix, solver=settings.solver)
+    errors = PredictedErrors(matrix, settings.solver, settings.order)
     of_search = hash_settings(key, matrix.samples, settings, extractor)
 
     def build(steps: FoundSteps) -> Schedule:
         return build_schedule(
-            matrix, costs, steps, settings,
+            errors, steps, settings,
             seed=seed, teacher_hash=key.teacher_hash, settings_hash=of_search,
         )  # fmt: skip
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from boss_core.bellman.objectives import group_step_costs
+from boss_core.bellman.predicted import PredictedErrors
 from boss_core.checkpoints.load import MadeNetwork, calling, import_network
 from boss_core.checkpoints.lora import adaptable_layers, adapter_tensors, add_adapter
 from boss_core.checkpoints.student import Student, load_student, network_hash
@@ -32,7 +32,7 @@ from boss_core.errors import InputError
 from boss_core.io.files import write_bytes
 from boss_core.ode.noise import EVALUATION, NoiseSource
 from boss_core.ode.schedule import Schedule
-from boss_core.ode.solver_table import MULTISTEP, SEARCHED
+from boss_core.ode.solver_table import MULTISTEP
 from boss_core.ode.solvers import SOLVERS
 from boss_core.ode.timesteps import uniform
 from boss_core.search.settings import SearchSettings
@@ -141,7 +141,7 @@ def check_request(asked: NetworkRequest) -> tuple[tuple[int, ...], dict[int, Sch
     searched. InputError for what no network could be straightened by."""
     shape = parse_shape(asked.shape)
     solver = asked.solver or "euler"
-    known = SEARCHED if asked.steps == "search" else MULTISTEP
+    known = MULTISTEP
     if solver not in known:
         raise InputError(f"--solver: {solver!r}; {' or '.join(known)} needed")
     for budget in asked.budgets:
@@ -276,10 +276,10 @@ def searched(job: _Job) -> dict[int, Schedule]:
             on_step=advance, on_batch=saver.save_now_and_then,
         )  # fmt: skip
     matrix, settings = total.result(), SearchSettings(solver=asked.solver or "euler")
-    groups = group_step_costs(matrix, solver=settings.solver)
+    errors = PredictedErrors(matrix, settings.solver)
     return {
         budget: build_schedule(
-            matrix, groups, found, settings, seed=asked.seed, teacher_hash=job.hash,
+            errors, found, settings, seed=asked.seed, teacher_hash=job.hash,
             settings_hash=hash_settings(key, matrix.samples, settings),
         )
         for budget, found in from_costs(matrix, asked.budgets, settings)

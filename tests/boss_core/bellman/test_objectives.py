@@ -177,7 +177,7 @@ def test_heun_costs_take_what_they_say_and_keep_labels() -> None:
     ("given", "says"),
     [
         ({"objective": "lpips"}, "objective: 'lpips'; l2_squared, l2, minimax, gits known"),
-        ({"solver": "rk45"}, "solver: 'rk45'; euler, ab2, heun known"),
+        ({"solver": "rk45"}, "solver: 'rk45'; euler, ab2, multistep, heun known"),
         ({"solver": "heun"}, "heun_costs: missing"),
         ({"solver": "heun", "budgets": [3]}, "budget: 3 evaluations; a positive multiple of 2"),
         ({"budgets": [N + 1]}, f"budget: {N + 1}; 1..{N} needed"),

@@ -45,7 +45,9 @@ def test_no_samples_are_refused() -> None:
 
 
 def test_an_unknown_solver_is_refused() -> None:
-    with pytest.raises(InputError, match="solver: 'ab3'; one of euler, ab2, heun needed"):
+    with pytest.raises(
+        InputError, match="solver: 'ab3'; one of euler, ab2, multistep, heun needed"
+    ):
         sample("ab3", CountedVelocity(Linear()))
 
 

@@ -9,23 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from boss_core.costs.fine_states import roll_out_states
 from boss_core.costs.heun import estimate_heun_costs
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import sample_images
 from boss_core.ode.denoiser import velocity_from_denoiser
 from boss_core.ode.noise import sample_noise
-from boss_core.ode.solvers import SOLVERS, euler, rk45
+from boss_core.ode.solvers import euler, rk45
 from boss_core.ode.timesteps import uniform
 from boss_core.ode.velocity import checked_velocity, with_labels
 from boss_core.search.choose import roll_out
 from boss_core.search.distances import sliced_wasserstein
+from boss_core.search.fit import fit_weights
 from boss_core.search.forward import oss_paths
 from boss_core.search.lpips import estimate_lpips_costs
 from boss_core.search.refine import refine
 from boss_core.straightening.loss import straightening_loss
 from boss_core.straightening.segments import knot_states
 from boss_core.training.flow_matching import flow_matching_loss
+from tests.helpers.solvers import solvers
 
 GRID, SHAPE = uniform(6), (1, 2, 2)
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -79,6 +82,14 @@ def ends(v: Any, x: Tensor, labels: Tensor) -> Any:
     return roll_out(v, x, GRID, batch_size=3, labels=labels).ends
 
 
+def fitted(v: Any, x: Tensor, labels: Tensor) -> Any:
+    noise, classes = x.repeat(3, 1, 1, 1), labels.repeat(3)
+    states = roll_out_states(v, noise, GRID, batch_size=5, labels=classes)
+    knots = [0, 2, 4, 6]
+    found = fit_weights(v, states[knots], GRID[knots], batch_size=5, labels=classes)
+    return states, found.weights
+
+
 def stored(v: Any, x: Tensor, labels: Tensor) -> Any:
     out = np.zeros((4, 2, *SHAPE), np.float32)
     on = torch.device("cpu")
@@ -101,7 +112,7 @@ def straightened(v: Any, x: Tensor, labels: Tensor) -> Any:
 
 
 USES = {
-    **{name: solved(solver) for name, solver in SOLVERS.items()},
+    **{name: solved(solver) for name, solver in solvers(6).items()},
     "rk45": solved(rk45),
     **{f"costs by {name}": measured(name) for name in ("euler", "heun", "rk45")},
     "heun's costs": heun_measured,
@@ -109,6 +120,7 @@ USES = {
     "oss": forward,
     "lpips": by_images,
     "the teacher's ends": ends,
+    "fitted weights": fitted,
     "trajectories": stored,
     "images": images,
     "straightening": straightened,

@@ -73,7 +73,7 @@ def test_evaluations_of_each_solver() -> None:
     assert (steps_of(4, "ab2"), steps_of(4, "heun")) == (4, 2)
     with pytest.raises(ValueError, match="budget: 3 evaluations; a positive multiple of 2"):
         steps_of(3, "heun")
-    with pytest.raises(ValueError, match="solver: 'rk4'; euler, ab2, heun known"):
+    with pytest.raises(ValueError, match="solver: 'rk4'; euler, ab2, multistep, heun known"):
         steps_of(4, "rk4")
 
 

@@ -128,7 +128,7 @@ def test_what_looks_back_further_is_refused_by_the_searches(monkeypatch) -> None
 
 
 def test_names_that_are_not_known_are_refused() -> None:
-    with pytest.raises(InputError, match="'rk4'; euler, ab2, heun known"):
+    with pytest.raises(InputError, match="'rk4'; euler, ab2, multistep, heun known"):
         steps_of(4, "rk4")
     with pytest.raises(InputError, match="'heun'; euler or ab2 needed"):
         multistep_weights("heun")

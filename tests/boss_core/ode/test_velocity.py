@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
 from boss_core.ode.noise import sample_noise
-from boss_core.ode.solvers import SOLVERS, euler, rk45
+from boss_core.ode.solvers import euler, rk45
 from boss_core.ode.timesteps import quadratic, uniform
 from boss_core.ode.velocity import check_repeats, checked_velocity, scalar_time, time_first
+from tests.helpers.solvers import solvers
 
 
 class Mlp(nn.Module):
@@ -76,7 +77,7 @@ def test_a_velocity_that_does_not_hold_is_refused_at_its_first_call(velocity, sa
     assert torch.equal(holds(x, torch.ones(3)), x)
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS.values(), rk45])
+@pytest.mark.parametrize("solver", [*solvers().values(), rk45])
 def test_every_solver_refuses_what_is_no_velocity(solver) -> None:
     x = torch.zeros(3, 2)
     for returned in (None, (x, x), x[:, :1], x.double()):

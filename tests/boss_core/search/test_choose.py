@@ -200,7 +200,7 @@ def test_what_cannot_be_is_refused() -> None:
         select({"l2_squared": EVEN, "short": (0, 20, 40)})
     with pytest.raises(InputError, match=r"candidates: other: \(0, 50, 40\); increasing"):
         select({"l2_squared": (0, 20, 40), "other": (0, 50, 40)})
-    with pytest.raises(InputError, match="solver: 'rk45'; euler, ab2, heun known"):
+    with pytest.raises(InputError, match="solver: 'rk45'; euler, ab2, multistep, heun known"):
         select({"l2_squared": EVEN}, solver="rk45")
     with pytest.raises(InputError, match="test noise: 19 samples; 20 or more"):
         select({"l2_squared": EVEN}, test=teacher(19, 1))

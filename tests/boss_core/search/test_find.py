@@ -21,7 +21,11 @@ MATRIX = estimate_cost_matrix(smooth, sample_noise(range(9), (4,), 0), uniform(2
     ("settings", "budget", "says"),
     [
         ({"objective": "l1"}, 3, "objective: 'l1'; l2_squared, l2, minimax, gits, oss"),
-        ({"solver": "heun", "objective": "auto"}, 4, "solver: 'heun'; euler or ab2 needed"),
+        (
+            {"solver": "heun", "objective": "auto"},
+            4,
+            "solver: 'heun'; euler or ab2 or multistep needed",
+        ),
         ({"solver": "ab2", "objective": "lpips"}, 3, "solver: ab2 with objective lpips; euler"),
         ({"objective": "refine"}, 0, r"budget: 0; 1\.\.20"),
         ({"objective": "auto"}, 21, r"budget: 21; 1\.\.20"),

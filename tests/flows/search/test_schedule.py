@@ -507,7 +507,7 @@ def test_auto_on_every_kind_of_network(boss) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--solver", "heun"], "--solver: 'heun'; euler or ab2 needed"),
+        (["--solver", "heun"], "--solver: 'heun'; euler or ab2 or multistep needed"),
         (["--objective", "best"], "--objective: 'best'; l2_squared, l2, minimax, gits, oss"),
         (["--solver", "ab2", "--grid", 400], "--grid: 400; at most 300 needed with --solver ab2"),
         (["--noises", 3], "--noises"),
