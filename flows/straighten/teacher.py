@@ -40,7 +40,7 @@ class PipelineTeacher:
     hash: of its weights, the user's adapters included. conditions: of prompts and arguments.
     training, held_out: the calls of samples to learn from and to measure on.
     without: what turns guidance off in a call. student_nfe: network evaluations of a sample in a
-    step then; more than 1 with control networks.
+    step then; more than 1 with control networks. compiled: blocks are, when first evaluated.
     """
 
     pipeline: Any
@@ -51,6 +51,7 @@ class PipelineTeacher:
     held_out: SampleCalls
     without: Mapping[str, Any] = field(default_factory=dict)
     student_nfe: float = 1.0
+    compiled: bool = False
 
     def student_call(self, calls: SampleCalls, part: range, *, seed: int) -> dict[str, Any]:
         """The call of the samples without guidance."""
@@ -88,8 +89,9 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
         )
     remember_encodings(pipeline)
     return PipelineTeacher(
-        pipeline, weights, conditions(calls, of.dtype), on, training, held_out, changes, evaluations
-    )
+        pipeline, weights, conditions(calls, of.dtype), on, training, held_out, changes,
+        evaluations, of.compile,
+    )  # fmt: skip
 
 
 def _load_lora(pipeline: Any, path: str, name: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 from diffusers import StableDiffusion3Pipeline
 
 from boss_core.interop.diffusers_pipelines import prompt_calls
+from boss_core.interop.pipeline_lora import compile_blocks
 from boss_core.interop.pipeline_sampling import sample_pipeline
 from boss_core.io.files import sha256
 from boss_core.ode.noise import EVALUATION
@@ -344,3 +346,23 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert (weight - two[name]).norm() <= 1e-4 * weight.norm().clamp_min(1e-3), name
     assert shown["two"].count("2 network evaluations a sample") == 1
     assert len(list((tmp_path / "two" / "rollout").glob("*.safetensors"))) == 4
+
+
+@pytest.mark.slow
+def test_compiled_it_makes_the_same_student(
+    boss: Boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first half of what the default compiler does, as this one would take minutes."""
+    prepare(tmp_path)
+    monkeypatch.setattr(
+        "flows.straighten.teacher.compile_blocks", partial(compile_blocks, backend="aot_eager")
+    )
+    arguments = [*OPTIONS, "--iterations", "4", "--budget", "2", "--steps", "uniform"]
+    changes = {"plain": [], "compiled": ["--compile", "--gradient-checkpointing"]}
+    for out, more in changes.items():
+        code, _, err = boss("straighten", *arguments, *more, "--out", out)
+        assert code == 0, err
+    plain, compiled = (load_file(tmp_path / out / "2" / WEIGHTS) for out in changes)
+    assert plain.keys() == compiled.keys()
+    for name, weight in plain.items():
+        assert (weight - compiled[name]).norm() <= 1e-4 * weight.norm().clamp_min(1e-3), name
