@@ -12,8 +12,7 @@ by leaving it out. So what may rightly change no latents is let through: see `re
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.interop.pipeline_checks import Repeat, run_walk
+from boss_core.interop.pipeline_checks import Repeat, run_walk, silent
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.recording import Walk
 from boss_core.ode.timesteps import uniform
@@ -49,7 +48,7 @@ def refuse_ignored(pipeline: Any, call: Mapping[str, Any], given: Mapping[str, s
     decoding and output (``decode_...``, ``output_...``) and frame rates.
     """
     trial = _Trial(pipeline)
-    with _silent():
+    with silent():
         tried = [n for n in given if n in call and _worth_trying(pipeline, n, call[n])]
         wanted = trial.walk(call) if tried else None
         for name in tried:
@@ -169,16 +168,3 @@ def _is_image(value: Any) -> bool:
     from PIL import Image
 
     return isinstance(value, Image.Image)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """diffusers warns of values that were tried only."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

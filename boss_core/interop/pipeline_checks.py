@@ -8,7 +8,8 @@ steps before (momentum, caches): then the steps of a schedule would not be those
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,20 @@ class Repeat:
         torch.set_rng_state(self.state)
         if self.of_cuda:
             torch.cuda.set_rng_state_all(self.of_cuda)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Inside, diffusers warns of nothing: of values that are only tried, or of what it has said of
+    the user's own call already."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def run_walk(

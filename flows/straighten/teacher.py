@@ -10,6 +10,7 @@ import torch
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import pipeline_hash
 from boss_core.interop.guidance import without_guidance
+from boss_core.interop.pipeline_checks import silent
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
 from boss_core.interop.pipeline_lora import check_adaptable, compile_blocks, denoisers, freeze
 from boss_core.interop.pipeline_networks import pipeline_networks
@@ -25,7 +26,6 @@ from flows.search.pipeline_call import (
 )
 from flows.search.pipeline_loading import load_pipeline
 from flows.search.refusals import pipeline_refusals
-from flows.search.repeats import say_once
 from flows.straighten.processes import join_processes, say
 from flows.straighten.request import PipelineRequest
 
@@ -67,7 +67,6 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
     rows = read_prompts(of.prompts)
     calls = SampleCalls(rows, call_arguments(of.guidance, size, of.call))
     pipeline, weights = load_pipeline(of.source, of.dtype, torch.device("cpu"))
-    say_once()
     if asked.training.rank is not None:
         check_adaptable(pipeline)
     for number, path in enumerate(of.lora):
@@ -165,7 +164,7 @@ def encode_all(pipeline: Any, calls: Sequence[Callable[[], Mapping[str, Any]]]) 
     try:
         for call in calls:
             try:
-                with torch.no_grad():
+                with torch.no_grad(), silent():
                     pipeline(**call(), num_inference_steps=2, output_type="latent")
             except _Encoded:
                 for network, processors in before:

@@ -13,6 +13,7 @@ from flows.measure.energy import Usage
 from flows.records.json_files import Json, read_json
 from flows.records.teachers import CARD, STUDENT_CARD
 from flows.records.variants import chosen_solver, read_schedules, students, variants
+from flows.search.pipeline_loading import dtype_argument
 from flows.stages.pipelines.evaluation import PipelineEvaluation
 from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.straighten.teacher import PipelineTeacher
@@ -80,7 +81,7 @@ def _with_networks(pipeline: Any, folder: Path) -> Iterator[None]:
     """Those of a student whose weights were all trained."""
     own = denoisers(pipeline)
     for name, network in own.items():
-        there = type(network).from_pretrained(folder / name, torch_dtype=network.dtype)
+        there = type(network).from_pretrained(folder / name, **{dtype_argument(): network.dtype})
         setattr(pipeline, name, there.to(network.device).requires_grad_(False))
     try:
         yield

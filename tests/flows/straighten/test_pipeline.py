@@ -34,6 +34,7 @@ from boss_core.ode.timesteps import uniform
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.checkout import ROOT
 from tests.helpers.once import made_once
+from tests.helpers.standard_error import beside_bars
 
 ANIMALS = [
     "cat",
@@ -80,6 +81,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         assert shown.returncode == 0, shown.stderr[-3000:]
         (folder / "shown").write_text(shown.stdout)
+        (folder / "said").write_text(shown.stderr)
 
     return made_once(tmp_path_factory, "straightened", make)
 
@@ -99,6 +101,11 @@ def test_it_says_what_it_will_take(run: Path) -> None:
     assert re.search(r"knot moves|enough|settled", shown)  # why the search ended
     assert "3 network evaluations a sample" in shown
     assert shown.count("is longer than the specified maximum") <= 1
+
+
+def test_it_warns_of_nothing(run: Path) -> None:
+    """On standard error are the bars of what is loaded and saved, and nothing else."""
+    assert beside_bars((run / "said").read_text()) == []
 
 
 def student(folder: Path) -> Any:
