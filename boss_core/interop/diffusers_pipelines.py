@@ -20,6 +20,7 @@ from torch import Tensor
 from boss_core.costs.matrix import CostMatrix, CostSum
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_schedulers import carrying_scheduler
+from boss_core.interop.few_steps import refuse_distilled
 from boss_core.interop.pipeline_checks import (
     Repeat,
     compare_walks,
@@ -233,6 +234,7 @@ def _require_flow(pipeline: Any) -> None:
     if scheduler is None:
         raise InputError(f"pipeline: a {name} has no scheduler; a diffusers pipeline needed")
     config = scheduler.config
+    refuse_distilled(type(pipeline), type(scheduler).__name__, getattr(pipeline, "config", {}))
     prediction = config.get("prediction_type")
     flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
     # UniPC and DPM-Solver serve flows too (Wan, Sana), when they are told to.

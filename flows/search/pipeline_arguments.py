@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost
+from boss_core.interop.few_steps import chosen_at_start
 from boss_core.interop.pipeline_arguments import refuse_ignored
 from boss_core.interop.pipeline_checks import run_walk
 from boss_core.interop.pipeline_networks import pipeline_networks
@@ -22,6 +23,8 @@ from flows.search.refusals import pipeline_refusals
 # A sample's velocity in a batch differs from that alone by less, in any dtype, unless the batch has
 # other images.
 _SAME = 0.05
+# Of what tells samples apart, at the first evaluation: see `chosen_at_start`.
+_CHOSEN = 0.3
 
 
 def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleCalls:
@@ -43,11 +46,27 @@ def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleC
             one = range(sample, sample + 1)
             estimate_pipeline_cost(pipeline, uniform(2), [calls.call(one, seed=0)], check=False)
             refuse_ignored(pipeline, calls.call(one, seed=0), new)
+    _say_distilled(pipeline, calls)
     images = _images(pipeline, calls, batch_size)
     if images == "alone":
         name = type(pipeline).__name__
         say(f"pipeline: {name} takes no batch of prompts with an image: one sample at a time")
     return replace(calls, images=images)
+
+
+def _say_distilled(pipeline: Any, calls: SampleCalls) -> None:
+    """Say so where the network looks like one for few steps, which cannot be known."""
+    own = SampleCalls(calls.rows[:1], calls.shared)
+    with pipeline_refusals(pipeline):
+        one, other = (own.call(range(k, k + 1), seed=0) for k in range(2))
+        share = chosen_at_start(pipeline, one, other)
+    if share > _CHOSEN:
+        say(
+            f"pipeline: its network has chosen {min(share, 1.0):.0%} of a sample at the first"
+            " evaluation, as those do that are distilled or straightened for few steps (turbo,"
+            " schnell, lightning, LCM); a flow, about 2 %. Of such a network many steps are not"
+            " better than few, and no teacher: take the model that it was made from"
+        )
 
 
 def _kinds(calls: SampleCalls) -> list[int]:

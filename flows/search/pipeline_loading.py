@@ -6,6 +6,7 @@ import torch
 
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import pipeline_hash
+from boss_core.interop.few_steps import refuse_distilled
 from flows.search.pipeline_call import one_line
 from flows.search.repeats import say_once
 
@@ -26,6 +27,7 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
             "--pipeline: diffusers is not installed; pip install 'boss-flow[diffusers]' needed"
         ) from error
     try:
+        _check_index(source)
         # Weights come as safetensors or not at all: a pickle could run code.
         pipeline = DiffusionPipeline.from_pretrained(
             source, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
@@ -38,6 +40,18 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
     pipeline.set_progress_bar_config(disable=True)  # the search has one of its own
     weights = pipeline_hash(pipeline)  # before they are on a GPU, to be copied back
     return pipeline.to(device), weights
+
+
+def _check_index(source: str) -> None:
+    """InputError for a pipeline whose ``model_index.json``, which is a few lines, tells that it
+    will be refused."""
+    import diffusers
+
+    index = diffusers.DiffusionPipeline.load_config(source)
+    kind = getattr(diffusers, str(index.get("_class_name")), None)
+    scheduler = index.get("scheduler")
+    if isinstance(kind, type) and isinstance(scheduler, list | tuple):
+        refuse_distilled(kind, str(scheduler[-1]), index)
 
 
 def dtype_argument() -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from boss_core.errors import InputError
@@ -12,7 +13,9 @@ from boss_core.interop.diffusers_pipelines import sample_latents
 from boss_core.ode.timesteps import uniform
 from flows.search.pipeline_arguments import prepare_calls
 from flows.search.pipeline_call import PromptRow, SampleCalls
+from tests.helpers import tiny_pipelines as tiny
 from tests.helpers import told_pipelines as told
+from tests.helpers.flow_pipelines import FlowTransformer
 
 SHARED: dict[str, dict[str, Any]] = {
     "qwen_image_edit": {"height": 64, "width": 64},
@@ -86,3 +89,17 @@ def test_an_argument_of_a_row_is_refused_with_its_line() -> None:
     with pytest.raises(InputError, match="p: line 2: guidance_scale=4 changes nothing in the lat"):
         prepared(guidance_scale=4)
     assert prepared(true_cfg_scale=4, negative_prompt="dull").images == "once"
+
+
+@pytest.mark.parametrize(("parts", "told"), [(None, False), (1, True)])
+def test_a_network_for_few_steps_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: int | None, told: bool
+) -> None:
+    """In a line, before the search: a flow in closed form, and one step that was made of it."""
+    tiny.sd3_with_text(tmp_path)
+    pipeline = tiny.quiet(StableDiffusion3Pipeline.from_pretrained(tmp_path))
+    pipeline.register_modules(transformer=FlowTransformer(parts))
+    prepare_calls(pipeline, SampleCalls([PromptRow("cat")], {"height": 16, "width": 16}), 2)
+    out = capsys.readouterr().out
+    assert ("distilled or straightened for few steps" in out) == told
+    assert len(out.splitlines()) == told

@@ -1,7 +1,9 @@
 """A pipeline is loaded in the dtype that is asked for, by any diffusers that the project takes."""
 
+import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 
 import diffusers
 
+from boss_core.errors import InputError
 from flows.search.pipeline_loading import dtype_argument, load_pipeline
 from tests.helpers import tiny_pipelines
 
@@ -21,6 +24,25 @@ def test_its_dtype_and_no_warning(tmp_path: Path) -> None:
         pipeline, _ = load_pipeline(str(tmp_path / "pipe"), "bfloat16", torch.device("cpu"))
     assert pipeline.transformer.dtype == torch.bfloat16
     assert pipeline.text_encoder_3.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, "says is_distilled"),
+        ({"_class_name": "Flux2KleinKVPipeline"}, "says is_distilled"),
+        ({"_class_name": "StableDiffusion3Pipeline",
+          "scheduler": ["diffusers", "FlowMatchLCMScheduler"]}, "with a FlowMatchLCMScheduler"),
+    ],
+)  # fmt: skip
+def test_what_is_distilled_is_refused_before_its_weights(
+    tmp_path: Path, index: dict[str, Any], said: str
+) -> None:
+    """Which are not even there."""
+    euler = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (tmp_path / "model_index.json").write_text(json.dumps({"scheduler": euler} | index))
+    with pytest.raises(InputError, match=said):
+        load_pipeline(str(tmp_path), "float32", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
