@@ -35,8 +35,8 @@ def refuse_distilled(kind: type, scheduler: str, config: Mapping[str, Any]) -> N
     in ``model_index.json``; what it leaves out is the default of the class.
     """
     needed = (
-        "distilled for a few steps of its own, and many fine ones are none of a flow; a flow-matching"
-        " one needed, as the model that it was made from"
+        "distilled for a few steps of its own, and many fine ones are none of a flow; a"
+        " flow-matching one needed, as the model that it was made from"
     )
     if any(part in scheduler for part in _SCHEDULERS):
         raise InputError(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from boss_core.errors import InputError
+from boss_core.errors import InputError, lacks_memory
 from boss_core.interop.pipeline_checks import Repeat, run_walk, silent
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.recording import Walk
@@ -87,9 +87,9 @@ class _Trial:
         """None where the pipeline fails, whatever by: a value that it fails on is one it reads."""
         try:
             return self.walk(call)
-        except torch.OutOfMemoryError:
-            raise  # says nothing of the call
-        except Exception:
+        except Exception as error:
+            if lacks_memory(error):
+                raise
             return None
 
 

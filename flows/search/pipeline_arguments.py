@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boss_core.errors import lacks_memory
 from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost
 from boss_core.interop.few_steps import chosen_at_start
 from boss_core.interop.pipeline_arguments import refuse_ignored
@@ -47,7 +48,8 @@ def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleC
             estimate_pipeline_cost(pipeline, uniform(2), [calls.call(one, seed=0)], check=False)
             refuse_ignored(pipeline, calls.call(one, seed=0), new)
     _say_distilled(pipeline, calls)
-    images = _images(pipeline, calls, batch_size)
+    with pipeline_refusals(pipeline):
+        images = _images(pipeline, calls, batch_size)
     if images == "alone":
         name = type(pipeline).__name__
         say(f"pipeline: {name} takes no batch of prompts with an image: one sample at a time")
@@ -95,9 +97,9 @@ def _images(pipeline: Any, calls: SampleCalls, batch_size: int) -> str:
     for form in ("once", "each"):
         try:
             both = _velocities(pipeline, replace(own, images=form).call(range(2), seed=0))
-        except torch.OutOfMemoryError:
-            raise  # says nothing of the call
-        except Exception:
+        except Exception as error:
+            if lacks_memory(error):
+                raise
             continue  # whatever a pipeline does with images that it does not take
         second = both[:, -1]
         fits = both.shape[1] == 2 and second.shape == alone.shape

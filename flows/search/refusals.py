@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
-from boss_core.errors import InputError
+from boss_core.errors import InputError, lacks_memory
 from flows.search.pipeline_call import one_line
 
 
@@ -20,11 +18,10 @@ def pipeline_refusals(pipeline: Any, where: str = "--pipeline") -> Iterator[None
         yield
     except InputError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"--batch-size: out of memory ({one_line(error)}); a smaller one needed"
-        ) from error
     except Exception as error:
+        if lacks_memory(error):
+            said = f" ({one_line(error):.200})" if str(error) else ""
+            raise InputError(f"--batch-size: out of memory{said}; a smaller one needed") from error
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         call = inspect.unwrap(type(pipeline).__call__).__code__
         in_call = any(frame.f_code is call for frame in frames)

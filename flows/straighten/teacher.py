@@ -1,6 +1,7 @@
 """The pipeline that a student is taught by, and how each of its samples is called."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from boss_core.interop.guidance import without_guidance
 from boss_core.interop.pipeline_checks import silent
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
 from boss_core.interop.pipeline_lora import check_adaptable, compile_blocks, denoisers, freeze
-from boss_core.interop.pipeline_networks import pipeline_networks
+from boss_core.interop.pipeline_networks import own_processors, pipeline_networks
 from boss_core.ode.timesteps import uniform
 from flows.search.options import parse_shape
 from flows.search.pipeline_arguments import prepare_calls
@@ -157,19 +158,13 @@ def encode_all(pipeline: Any, calls: Sequence[Callable[[], Mapping[str, Any]]]) 
     def stop(*_: Any) -> None:
         raise _Encoded
 
-    networks: list[Any] = list(pipeline_networks(pipeline).values())
-    handles = [network.register_forward_pre_hook(stop) for network in networks]
-    # Some pipelines put processors of their own in for a call, and back at its end.
-    before = [(n, dict(n.attn_processors)) for n in networks if hasattr(n, "attn_processors")]
+    networks = pipeline_networks(pipeline)
+    handles = [network.register_forward_pre_hook(stop) for network in networks.values()]
     try:
         for call in calls:
-            try:
-                with torch.no_grad(), silent():
-                    pipeline(**call(), num_inference_steps=2, output_type="latent")
-            except _Encoded:
-                for network, processors in before:
-                    if network.attn_processors != processors:
-                        network.set_attn_processor(processors)
+            stopped = suppress(_Encoded)
+            with torch.no_grad(), silent(), own_processors(networks), stopped:
+                pipeline(**call(), num_inference_steps=2, output_type="latent")
     finally:
         for handle in handles:
             handle.remove()

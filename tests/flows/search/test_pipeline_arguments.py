@@ -16,6 +16,7 @@ from flows.search.pipeline_call import PromptRow, SampleCalls
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers import told_pipelines as told
 from tests.helpers.flow_pipelines import FlowTransformer
+from tests.helpers.memory_errors import MEMORY
 
 SHARED: dict[str, dict[str, Any]] = {
     "qwen_image_edit": {"height": 64, "width": 64},
@@ -103,3 +104,19 @@ def test_a_network_for_few_steps_is_told_of(
     out = capsys.readouterr().out
     assert ("distilled or straightened for few steps" in out) == told
     assert len(out.splitlines()) == told
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=str)
+def test_a_lack_of_memory_is_said_to_be_one(images: list[str], error: Exception) -> None:
+    """And not that the pipeline takes no batch with an image, which is found by trying two
+    samples; nor that it refuses the call."""
+    pipeline = told.flux_kontext()
+
+    def fail(network: Any, args: Any, given: dict[str, Any]) -> None:
+        if len(given["hidden_states"]) > 1:
+            raise error
+
+    pipeline.transformer.register_forward_pre_hook(fail, with_kwargs=True)
+    rows = [PromptRow(text, {"image": images[0]}) for text in ("a", "b")]
+    with pytest.raises(InputError, match=r"^--batch-size: out of memory.*; a smaller one needed$"):
+        prepare_calls(pipeline, SampleCalls(rows, SHARED["flux_kontext"]), 2)

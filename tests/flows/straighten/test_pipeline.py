@@ -33,6 +33,7 @@ from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.checkout import ROOT
+from tests.helpers.memory_errors import MEMORY
 from tests.helpers.once import made_once
 from tests.helpers.standard_error import beside_bars
 
@@ -297,6 +298,26 @@ def test_a_mistake_is_a_line(
     assert code == 2
     assert expected in line
     assert "Traceback" not in err
+    assert not (folder / "fast").exists()
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=str)
+def test_gradients_that_do_not_fit_are_known_before_the_rollout(
+    boss: Boss, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.chdir(folder)
+    backward = torch.Tensor.backward
+
+    def fail(of: torch.Tensor, *args: Any, **others: Any) -> None:
+        backward(of, *args, **others)
+        raise error
+
+    monkeypatch.setattr(torch.Tensor, "backward", fail)
+    code, _, err = boss("straighten", *OPTIONS, "--budget", "2", "--out", "fast")
+    (line,) = [each for each in err.splitlines() if each.startswith("error: ")]
+    assert code == 2
+    assert line.startswith("error: --batch-size: 16 samples do not fit into the memory of cpu")
+    assert "--gradient-checkpointing" in line
     assert not (folder / "fast").exists()
 
 
