@@ -135,9 +135,11 @@ def _hint(trial: _Trial, call: Mapping[str, Any], name: str) -> str:
     if not (scale or text):
         return ""
     scales = [n for n in trial.known if _is_scale(n) and n != name]
-    negative = {}
+    negative: dict[str, Any] = {}
     if "negative_prompt" in trial.known and call.get("negative_prompt") is None:
-        negative = {"negative_prompt": list(_OTHER_TEXTS[1:]) * len(call.get("prompt", [""]))}
+        prompts, other = call.get("prompt", ""), _OTHER_TEXTS[1]
+        several = isinstance(prompts, list)
+        negative = {"negative_prompt": [other] * len(prompts) if several else other}
     more: list[dict[str, Any]] = [negative] if scale and negative else []
     more += [{s: 4.0} for s in scales]
     more += [{s: 4.0} | negative for s in scales if negative and not text]

@@ -26,6 +26,8 @@ from flows.search.refusals import pipeline_refusals
 _SAME = 0.05
 # Of what tells samples apart, at the first evaluation: see `chosen_at_start`.
 _CHOSEN = 0.3
+# What a pipeline takes no batch of, by how it is called then.
+_REFUSED = {"alone": "prompts with an image", "single": "prompts"}
 
 
 def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleCalls:
@@ -50,9 +52,9 @@ def prepare_calls(pipeline: Any, calls: SampleCalls, batch_size: int) -> SampleC
     _say_distilled(pipeline, calls)
     with pipeline_refusals(pipeline):
         images = _images(pipeline, calls, batch_size)
-    if images == "alone":
+    if images in _REFUSED:
         name = type(pipeline).__name__
-        say(f"pipeline: {name} takes no batch of prompts with an image: one sample at a time")
+        say(f"pipeline: {name} takes no batch of {_REFUSED[images]}: one sample at a time")
     return replace(calls, images=images)
 
 
@@ -82,15 +84,34 @@ def _kinds(calls: SampleCalls) -> list[int]:
     return list(first.values())
 
 
+def _takes_two(pipeline: Any, calls: SampleCalls) -> bool:
+    """Whether a pipeline that takes a sample takes a call of two (Wan-VACE does not), of a row
+    without an image; True where there is none."""
+    plain = [row for row in calls.rows if not image_files({**calls.shared, **row.arguments})]
+    if not plain:
+        return True  # `_images` finds out
+    own = SampleCalls(plain[:1], calls.shared)
+    try:
+        return _velocities(pipeline, own.call(range(2), seed=0)).shape[1] == 2
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        return False  # whatever a pipeline does with a batch that it does not take
+
+
 def _images(pipeline: Any, calls: SampleCalls, batch_size: int) -> str:
     """How a batch is to be given the image of its samples, by trying.
 
     Most pipelines repeat one image for all prompts, and take a list for several images of each;
-    Qwen-Image-Edit wants one a prompt; some refuse more than one prompt. So what gives the second
-    of two samples its velocity when it is alone is right.
+    Qwen-Image-Edit wants one a prompt; some refuse more than one prompt, with an image or at all.
+    So what gives the second of two samples its velocity when it is alone is right.
     """
+    if batch_size == 1:
+        return "once"
+    if not _takes_two(pipeline, calls):
+        return "single"
     with_image = [row for row in calls.rows if image_files({**calls.shared, **row.arguments})]
-    if not with_image or batch_size == 1:
+    if not with_image:
         return "once"
     own = SampleCalls(with_image[:1], calls.shared)
     (alone,) = _velocities(pipeline, own.call(range(1, 2), seed=0)).unbind(1)

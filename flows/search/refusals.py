@@ -28,7 +28,10 @@ def pipeline_refusals(pipeline: Any, where: str = "--pipeline") -> Iterator[None
         ours = str(frames[-1].f_globals.get("__name__", "")).startswith(("boss_core", "flows"))
         if ours or not (in_call or isinstance(error, TypeError)):
             raise
+        # diffusers goes without a library that is not installed until its name is needed.
+        missing = type(error) is NameError and error.name
         raise InputError(
             f"{where}: {type(pipeline).__name__} refuses this call:"
             f" {type(error).__name__}: {one_line(error)}"
+            f"{f'; pip install {missing} needed' if missing else ''}"
         ) from error

@@ -9,7 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from boss_core.errors import InputError
-from boss_core.interop.diffusers_pipelines import sample_latents
+from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost, sample_latents
 from boss_core.ode.timesteps import uniform
 from flows.search.pipeline_arguments import prepare_calls
 from flows.search.pipeline_call import PromptRow, SampleCalls
@@ -17,6 +17,7 @@ from tests.helpers import tiny_pipelines as tiny
 from tests.helpers import told_pipelines as told
 from tests.helpers.flow_pipelines import FlowTransformer
 from tests.helpers.memory_errors import MEMORY
+from tests.helpers.vace_pipeline import wan_vace
 
 SHARED: dict[str, dict[str, Any]] = {
     "qwen_image_edit": {"height": 64, "width": 64},
@@ -76,6 +77,38 @@ def test_a_pipeline_of_one_prompt_a_call_has_one(
     assert calls.images == "alone"
     assert "one sample at a time" in capsys.readouterr().out
     assert [len(part) for part in calls.parts(range(3), 4)] == [1, 1, 1]
+
+
+def test_a_pipeline_that_takes_no_lists_is_called_for_each_sample(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Wan-VACE: not even of one prompt; a search of it is that of its single calls."""
+    pipeline = wan_vace()
+    own = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 5.0}
+    shared = own | {"negative_prompt": "dull"}
+    calls = prepare_calls(pipeline, SampleCalls([PromptRow("a"), PromptRow("b")], shared), 4)
+    assert calls.images == "single"
+    assert "takes no batch of prompts: one sample at a time" in capsys.readouterr().out
+    parts = list(calls.parts(range(3), 4))
+    assert [len(part) for part in parts] == [1, 1, 1]
+    found = estimate_pipeline_cost(pipeline, uniform(4), (calls.call(p, seed=0) for p in parts))
+    assert found.matrix.samples == 3
+    assert found.nfe.tolist() == [2.0] * 4
+    with pytest.raises(ValueError, match="list of prompts is not yet supported"):
+        pipeline(["a"], **own)
+
+
+def test_a_library_that_a_pipeline_lacks_is_named() -> None:
+    """Wan-VACE cleans prompts by ftfy, which diffusers does without until then."""
+
+    class Bare(type(wan_vace())):  # type: ignore[misc]
+        def encode_prompt(self, *args: Any, **more: Any) -> Any:
+            raise NameError("name 'ftfy' is not defined", name="ftfy")
+
+    pipeline = Bare(**wan_vace().components)
+    size = {"height": 32, "width": 32, "num_frames": 5}
+    with pytest.raises(InputError, match="NameError: name 'ftfy' is not .*; pip install ftfy need"):
+        prepare_calls(pipeline, SampleCalls([PromptRow("a")], size), 1)
 
 
 def test_an_argument_of_a_row_is_refused_with_its_line() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from boss_core.io.files import sha256
 from boss_core.ode.noise import EVALUATION
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
+from flows.search.pipeline_call import PromptRow, SampleCalls
+from flows.straighten.pipeline import as_called
+from flows.straighten.request import Training
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.checkout import ROOT
 from tests.helpers.memory_errors import MEMORY
@@ -240,6 +244,19 @@ def test_what_is_finished_is_left_alone(boss: Boss, copied: Path) -> None:
     assert code == 2
     assert "fast/2: holds a student of another run (seed differ" in err
     assert {p: p.read_bytes() for p in (copied / "fast").rglob("*") if p.is_file()} == before
+
+
+def test_a_step_has_as_many_samples_where_each_is_a_call() -> None:
+    training = Training(
+        rank=4, trajectories=64, held_out=6, batch_size=8, accumulate=2, iterations=5,
+        learning_rate=1e-3, checkpointing=False,
+    )  # fmt: skip
+    plain, image = PromptRow("a"), PromptRow("b", {"image": "b.png"})
+    changed = replace(training, batch_size=1, accumulate=16)
+    assert as_called(training, SampleCalls([plain], images="once")) == training
+    assert as_called(training, SampleCalls([plain, image], images="alone")) == training
+    assert as_called(training, SampleCalls([image], images="alone")) == changed
+    assert as_called(training, SampleCalls([plain], images="single")) == changed
 
 
 MISTAKES = {
