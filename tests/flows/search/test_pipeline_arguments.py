@@ -107,7 +107,7 @@ def test_a_library_that_a_pipeline_lacks_is_named() -> None:
 
     pipeline = Bare(**wan_vace().components)
     size = {"height": 32, "width": 32, "num_frames": 5}
-    with pytest.raises(InputError, match="NameError: name 'ftfy' is not .*; pip install ftfy need"):
+    with pytest.raises(InputError, match=r"NameError: name 'ftfy' is not .*; pip install ftfy"):
         prepare_calls(pipeline, SampleCalls([PromptRow("a")], size), 1)
 
 
