@@ -102,7 +102,8 @@ def _load_lora(pipeline: Any, path: str, name: str) -> None:
     folder = str(place.parent) if place.is_file() else path
     before = _adapters(pipeline)
     try:
-        pipeline.load_lora_weights(folder, adapter_name=name, **where)
+        with silent():  # of parts that it has nothing for
+            pipeline.load_lora_weights(folder, adapter_name=name, **where)
     except Exception as error:  # whatever diffusers, peft and torch make of another network's
         raise InputError(
             f"--lora: {path}: no LoRA of this {type(pipeline).__name__}"

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from boss_core.interop.pipeline_checks import silent
 from boss_core.interop.pipeline_lora import denoisers, load_lora
 from boss_core.io.files import sha256
 from flows import paths
@@ -65,7 +66,7 @@ def as_student(teacher: PipelineTeacher, folder: Path, *, adapter: bool) -> Iter
             yield
         return
     others = _adapters(pipeline)
-    with as_parameters():
+    with as_parameters(), silent():  # of parts that it has nothing for
         load_lora(pipeline, folder, adapter_name=SAMPLED)
     pipeline.set_adapters([*others, SAMPLED])
     try:
