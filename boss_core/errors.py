@@ -4,3 +4,15 @@
 class InputError(ValueError):
     """Bad input: the message is one line that names the file or parameter, the value found
     and what would be right. Command lines print it without a traceback and exit with 2."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory: torch's own say so, each in its way. Nothing that was
+    tried can be concluded from one."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch takes a second to import
+        or "not enough memory: you tried to allocate" in said
+        or "can't allocate memory" in said
+    )

@@ -315,7 +315,6 @@ _OF_PIPELINES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("features.extractor", ("imagenet", "inception"), "the judge of a pipeline needs no labels"),
     ("cost.reference", ("euler",), "a pipeline samples from noise by Euler's steps"),
     ("schedule.objective", ("auto", *OBJECTIVES), "a pipeline gives no states of one's choosing"),
-    ("compute.processes", (1,), "boss straighten takes several"),
     ("compute.precision", ("float32",), "teacher.pipeline.dtype says it of a pipeline"),
     ("compute.compile", (False,), "pipelines are trained as they are"),
 )
@@ -354,6 +353,12 @@ def _check_pipeline(params: Params) -> None:
         raise ValueError(
             f"finetune.training.batch_size: {step} with trajectories.batch_size: {call}, the"
             " samples of one call of a pipeline, in training too; a multiple of that needed"
+        )
+    if step // call % params.compute.processes:
+        raise ValueError(
+            f"finetune.training.batch_size: {step} with trajectories.batch_size: {call}, which"
+            f" makes {step // call} calls a step, and compute.processes:"
+            f" {params.compute.processes}; as many calls for each needed"
         )
 
 

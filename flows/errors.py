@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from boss_core.errors import InputError
+from boss_core.errors import InputError, lacks_memory
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def reported() -> Iterator[None]:
     except Exception as error:
         if _full_disk(error):
             _exit("output: no space left on the disk; free some and run again")
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             raise
         message = " ".join(str(error).split())[:160]
         _exit(f"memory: {message or 'not enough'}; fewer samples, or a smaller batch, needed")
@@ -50,17 +50,6 @@ def _full_disk(error: Exception) -> bool:
         "(os error 28)" in said
         or "PytorchStreamWriter failed writing" in said
         or (isinstance(error, OSError) and " requested and " in said and said.endswith(" written"))
-    )
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """torch's own errors say so, each in its way; it takes a second to import."""
-    kind, said = type(error).__name__, str(error)
-    return (
-        isinstance(error, MemoryError)
-        or kind == "OutOfMemoryError"
-        or "not enough memory: you tried to allocate" in said
-        or "can't allocate memory" in said
     )
 
 

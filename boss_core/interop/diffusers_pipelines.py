@@ -20,6 +20,7 @@ from torch import Tensor
 from boss_core.costs.matrix import CostMatrix, CostSum
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_schedulers import carrying_scheduler
+from boss_core.interop.few_steps import refuse_distilled
 from boss_core.interop.pipeline_checks import (
     Repeat,
     compare_walks,
@@ -194,7 +195,7 @@ def prompt_calls(
     **shared: Any,
 ) -> Iterator[dict[str, Any]]:
     """The arguments of one call for each batch of prompts, with a generator for each prompt; a
-    batch of one has it alone, as some pipelines take no list (Wan-VACE).
+    batch of one has them by themselves, as some pipelines take no lists (Wan-VACE).
 
     first: the index of the first sample, for `sample_generators`.
     shared: arguments that all calls have in common (`guidance_scale`, `height`, `width`, ...).
@@ -207,10 +208,12 @@ def prompt_calls(
         batch = list(prompts[start : start + batch_size])
         samples = range(first + start, first + start + len(batch))
         generators = sample_generators(samples, seed)
-        call = dict(shared, prompt=batch, generator=generators if len(batch) > 1 else generators[0])
+        alone = len(batch) == 1
+        call = dict(shared, prompt=batch[0] if alone else batch)
+        call["generator"] = generators[0] if alone else generators
         if negative_prompt is not None:
-            # Some pipelines want as many as there are prompts, some repeat one: all take a list.
-            call["negative_prompt"] = [negative_prompt] * len(batch)
+            # Some pipelines want as many as there are prompts, some repeat one.
+            call["negative_prompt"] = negative_prompt if alone else [negative_prompt] * len(batch)
         yield call
 
 
@@ -233,6 +236,7 @@ def _require_flow(pipeline: Any) -> None:
     if scheduler is None:
         raise InputError(f"pipeline: a {name} has no scheduler; a diffusers pipeline needed")
     config = scheduler.config
+    refuse_distilled(type(pipeline), type(scheduler).__name__, getattr(pipeline, "config", {}))
     prediction = config.get("prediction_type")
     flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
     # UniPC and DPM-Solver serve flows too (Wan, Sana), when they are told to.

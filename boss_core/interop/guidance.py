@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from boss_core.errors import InputError
-from boss_core.interop.pipeline_checks import Repeat, take_walk
+from boss_core.interop.pipeline_checks import Repeat, silent, take_walk
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.recording import DENOISERS, Walk
 from boss_core.ode.timesteps import Times, validate_timesteps
@@ -108,7 +108,8 @@ def _evaluations(
     what it raises."""
     walk = Walk(times, pipeline_networks(pipeline))
     try:
-        take_walk(pipeline, walk, call)
+        with silent():
+            take_walk(pipeline, walk, call)
         walk.finish()
     except (ValueError, TypeError, AttributeError):
         if refused:

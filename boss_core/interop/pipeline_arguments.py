@@ -12,8 +12,7 @@ by leaving it out. So what may rightly change no latents is let through: see `re
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from boss_core.errors import InputError
-from boss_core.interop.pipeline_checks import Repeat, run_walk
+from boss_core.errors import InputError, lacks_memory
+from boss_core.interop.pipeline_checks import Repeat, run_walk, silent
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.recording import Walk
 from boss_core.ode.timesteps import uniform
@@ -49,7 +48,7 @@ def refuse_ignored(pipeline: Any, call: Mapping[str, Any], given: Mapping[str, s
     decoding and output (``decode_...``, ``output_...``) and frame rates.
     """
     trial = _Trial(pipeline)
-    with _silent():
+    with silent():
         tried = [n for n in given if n in call and _worth_trying(pipeline, n, call[n])]
         wanted = trial.walk(call) if tried else None
         for name in tried:
@@ -88,9 +87,9 @@ class _Trial:
         """None where the pipeline fails, whatever by: a value that it fails on is one it reads."""
         try:
             return self.walk(call)
-        except torch.OutOfMemoryError:
-            raise  # says nothing of the call
-        except Exception:
+        except Exception as error:
+            if lacks_memory(error):
+                raise
             return None
 
 
@@ -136,9 +135,11 @@ def _hint(trial: _Trial, call: Mapping[str, Any], name: str) -> str:
     if not (scale or text):
         return ""
     scales = [n for n in trial.known if _is_scale(n) and n != name]
-    negative = {}
+    negative: dict[str, Any] = {}
     if "negative_prompt" in trial.known and call.get("negative_prompt") is None:
-        negative = {"negative_prompt": list(_OTHER_TEXTS[1:]) * len(call.get("prompt", [""]))}
+        prompts, other = call.get("prompt", ""), _OTHER_TEXTS[1]
+        several = isinstance(prompts, list)
+        negative = {"negative_prompt": [other] * len(prompts) if several else other}
     more: list[dict[str, Any]] = [negative] if scale and negative else []
     more += [{s: 4.0} for s in scales]
     more += [{s: 4.0} | negative for s in scales if negative and not text]
@@ -169,16 +170,3 @@ def _is_image(value: Any) -> bool:
     from PIL import Image
 
     return isinstance(value, Image.Image)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """diffusers warns of values that were tried only."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -8,7 +8,8 @@ steps before (momentum, caches): then the steps of a schedule would not be those
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
+from boss_core.interop.pipeline_networks import own_processors
 from boss_core.interop.recording import Point, Walk, recording_scheduler
 from boss_core.ode.timesteps import uniform
 
@@ -56,6 +58,20 @@ class Repeat:
             torch.cuda.set_rng_state_all(self.of_cuda)
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Inside, diffusers warns of nothing: of values that are only tried, or of what it has said of
+    the user's own call already."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def run_walk(
     pipeline: Any, walk: Walk, call: Mapping[str, Any]
 ) -> tuple[Tensor, NDArray[np.float64]]:
@@ -79,7 +95,8 @@ def take_walk(pipeline: Any, walk: Walk, call: Mapping[str, Any]) -> None:
         # The scheduler has the grid whatever it is asked for, so that pipelines which take
         # `sigmas` and those which do not are driven alike.
         pipeline.scheduler = recording_scheduler(own, walk)
-        pipeline(**call, num_inference_steps=walk.count, output_type="latent")
+        with own_processors(walk.networks):
+            pipeline(**call, num_inference_steps=walk.count, output_type="latent")
     finally:
         pipeline.scheduler = own
         for handle in handles:

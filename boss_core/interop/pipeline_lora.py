@@ -7,7 +7,7 @@ diffusers and peft are imported where they are used only: the rest of the librar
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -229,11 +229,13 @@ def load_lora(pipeline: Any, folder: Path, *, adapter_name: str | None = None) -
         pipeline.load_lora_weights(second, adapter_name=adapter_name, load_into_transformer_2=True)
 
 
-def compile_blocks(pipeline: Any) -> None:
+def compile_blocks(pipeline: Any, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile the blocks that the denoisers repeat, each kind once, which takes less time than
-    whole networks. In place, before or after an adapter is added; names of weights stay."""
+    whole networks. In place, before or after an adapter is added; names of weights stay.
+
+    backend: as of `torch.compile`."""
     for network in denoisers(pipeline).values():
         for part in network.children():
             if isinstance(part, nn.ModuleList):
                 for block in part:
-                    block.compile()
+                    block.compile(backend=backend)

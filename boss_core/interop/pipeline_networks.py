@@ -4,6 +4,8 @@ diffusers is imported where it is used only: the rest of the library works witho
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +52,21 @@ def pipeline_networks(pipeline: Any) -> dict[str, torch.nn.Module]:
             " evaluations are counted; one of them needed"
         )
     return found
+
+
+@contextmanager
+def own_processors(networks: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+    """Inside, a call of a pipeline may be stopped anywhere: some (SD3 and Sana with perturbed
+    attention) put attention processors of their own into their networks, and the former ones back
+    at the end of the call, which is done here."""
+    having: list[Any] = [n for n in networks.values() if hasattr(n, "attn_processors")]
+    before = [dict(network.attn_processors) for network in having]
+    try:
+        yield
+    finally:
+        for network, processors in zip(having, before, strict=True):
+            if network.attn_processors != processors:
+                network.set_attn_processor(processors)
 
 
 def pipeline_hash(pipeline: Any) -> str:

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.interop.pipeline_checks import take_walk
-from boss_core.interop.pipeline_networks import pipeline_networks
+from boss_core.interop.pipeline_checks import silent, take_walk
+from boss_core.interop.pipeline_networks import own_processors, pipeline_networks
 from boss_core.interop.recording import Track, Walk, recording_scheduler
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.straightening.segments import chord_weights
@@ -144,7 +144,8 @@ def straighten_call(
     run = inspect.unwrap(type(pipeline).__call__)  # without its torch.no_grad
     try:
         pipeline.scheduler = recording_scheduler(own, walk)
-        with torch.set_grad_enabled(on_backward is not None):
+        on = torch.set_grad_enabled(on_backward is not None)
+        with on, silent(), own_processors(pipeline_networks(pipeline)):
             run(pipeline, **call, num_inference_steps=len(times) - 1, output_type="latent")
     except _TaughtAll:
         pass

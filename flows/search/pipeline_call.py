@@ -143,8 +143,9 @@ class SampleCalls:
 
     rows: at least one. shared: arguments of all calls; a row's own replace them. images: how a
         batch is given the image of its samples: ``once`` for all of them, a list of one for
-        ``each``, or not at all, so that its samples are called ``alone``; None before
-        `flows.search.pipeline_arguments.prepare_calls` found out what the pipeline takes.
+        ``each``, or not at all, so that its samples are called ``alone``; ``single`` where those
+        without an image are too; None before `flows.search.pipeline_arguments.prepare_calls` found
+        out what the pipeline takes.
     """
 
     rows: Sequence[PromptRow]
@@ -169,9 +170,8 @@ class SampleCalls:
         arguments are equal, but for texts, of which a call has one a sample."""
         for _, alike in groupby(samples, key=self._kind):
             found = list(alike)
-            together = batch_size
-            if self.images == "alone" and image_files(self.arguments(found[0])):
-                together = 1
+            image = self.images == "alone" and image_files(self.arguments(found[0]))
+            together = 1 if self.images == "single" or image else batch_size
             for start in range(0, len(found), together):
                 part = found[start : start + together]
                 yield range(part[0], part[-1] + 1)
@@ -182,7 +182,7 @@ class SampleCalls:
         images read."""
         every = [self.arguments(i) for i in part]
         texts = {
-            name: [each[name] for each in every]
+            name: [each[name] for each in every] if len(part) > 1 else value
             for name, value in every[0].items()
             if is_text(name) and isinstance(value, str)
         }

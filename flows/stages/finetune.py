@@ -89,6 +89,8 @@ def _finetune_pipeline(params: Params, budget: int) -> None:
     schedules = read_schedules()[budget]
     wanted = students(schedules, params.finetune.methods)
     done = finetune(params, budget, wanted, schedules)
+    if not is_main():
+        return
     write_bytes(paths.curves(budget), _table(done.curves).to_csv(index=False).encode())
     write_usage(f"finetune-{budget}", done.taken)
     for one in done.kept:

@@ -1,12 +1,14 @@
 """How near samples come to the teacher's own, on prompts and noise that no student has seen."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from boss_core.interop.pipeline_checks import silent
 from boss_core.interop.pipeline_sampling import sample_pipeline
 from boss_core.ode.noise import EVALUATION, seed_for
 from boss_core.ode.schedule import Schedule
@@ -66,10 +68,16 @@ def sample_held_out(
     shown: list[tuple[Picture, ...]] = []
     decode = decodes(teacher.pipeline)
     evaluations = seconds = 0.0
-    for part in held_out_parts(teacher, count, batch_size):
+    parts = held_out_parts(teacher, count, batch_size)
+    if teacher.compiled:  # its minutes are no sample's
+        call = held_out_call(teacher, parts[0], seed, guided=guided)
+        with pipeline_refusals(teacher.pipeline):
+            sample_pipeline(teacher.pipeline, times, call, solver=solver, decode=False)
+    for part in parts:
         call = held_out_call(teacher, part, seed, guided=guided)
         began = seconds_now(teacher.device)
-        with pipeline_refusals(teacher.pipeline):
+        # What it would say of a call without guidance, it has said of the teacher's.
+        with pipeline_refusals(teacher.pipeline), nullcontext() if guided else silent():
             found = sample_pipeline(teacher.pipeline, times, call, solver=solver, decode=decode)
         seconds += seconds_now(teacher.device) - began
         latents.append(found.latents.cpu())

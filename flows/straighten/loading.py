@@ -6,6 +6,7 @@ from pathlib import Path
 
 from boss_core.ode.schedule import Schedule
 from flows.search.images import image_files
+from flows.search.pipeline_loading import dtype_argument
 from flows.straighten.request import PipelineRequest
 from flows.straighten.teacher import PipelineTeacher
 
@@ -52,7 +53,7 @@ import sys
 sys.path.insert(0, "scheduler")
 from fixed_flow_scheduler import FixedFlowScheduler
 
-pipeline = {kind}.from_pretrained({source!r}, torch_dtype=torch.{asked.teacher.dtype})
+pipeline = {kind}.from_pretrained({source!r}, {dtype_argument()}=torch.{asked.teacher.dtype})
 {adapters}{loads}{together}pipeline.scheduler = FixedFlowScheduler.from_pretrained("scheduler")
 images = pipeline(
     "a prompt",
@@ -97,7 +98,7 @@ def _loads_all(files: Mapping[str, Path]) -> str:
     """The lines that load networks whose weights were all trained."""
     return "".join(
         f"pipeline.{name} = type(pipeline.{name}).from_pretrained(\n"
-        f"    {str(path)!r}, torch_dtype=pipeline.dtype\n).to(pipeline.device)\n"
+        f"    {str(path)!r}, {dtype_argument()}=pipeline.dtype\n).to(pipeline.device)\n"
         for name, path in files.items()
     )
 

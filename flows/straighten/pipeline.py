@@ -8,7 +8,7 @@ checkpoints, while there are any. A run that was stopped goes on with what it fi
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from boss_core.training import distributed
 from boss_core.training.resume import Checkpoints
 from flows.progress import progress
 from flows.records.json_files import Json, write_json
+from flows.search.images import image_files
+from flows.search.pipeline_call import SampleCalls
 from flows.straighten import held_out, students
 from flows.straighten.held_out import Sampled, sample_held_out
 from flows.straighten.loading import how_to_load
 from flows.straighten.page import write_report
 from flows.straighten.processes import is_main, say
-from flows.straighten.request import PipelineRequest, check_straightening
+from flows.straighten.request import PipelineRequest, Training, check_straightening
 from flows.straighten.rollouts import Rollout, roll_out
 from flows.straighten.steps import guided_steps, schedules_of
 from flows.straighten.teacher import PipelineTeacher, encode_all, load_teacher
@@ -42,6 +44,7 @@ def straighten_pipeline(asked: PipelineRequest) -> None:
     """Search the steps, roll out the teacher, train and write a student for each budget."""
     check_straightening(asked)
     teacher = load_teacher(asked)
+    asked = replace(asked, training=as_called(asked.training, teacher.training))
     left = [k for k in asked.budgets if not _finished(asked, teacher, k)]
     if not left:
         return
@@ -60,6 +63,16 @@ def straighten_pipeline(asked: PipelineRequest) -> None:
     fine = _fine(asked, teacher, times)
     for budget in left:
         _straighten(asked, teacher, schedules[budget], rollout, fine)
+
+
+def as_called(training: Training, calls: SampleCalls) -> Training:
+    """The same steps where each sample is a call, as for pipelines that take no batch: as many
+    samples in a step, by more calls."""
+    every = all(image_files(calls.arguments(i)) for i in range(len(calls.rows)))
+    if calls.images == "single" or (calls.images == "alone" and every):
+        of_step = training.batch_size * training.accumulate
+        return replace(training, batch_size=1, accumulate=of_step)
+    return training
 
 
 def _straighten(

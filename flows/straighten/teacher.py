@@ -1,6 +1,7 @@
 """The pipeline that a student is taught by, and how each of its samples is called."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import pipeline_hash
 from boss_core.interop.guidance import without_guidance
+from boss_core.interop.pipeline_checks import silent
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
 from boss_core.interop.pipeline_lora import check_adaptable, compile_blocks, denoisers, freeze
-from boss_core.interop.pipeline_networks import pipeline_networks
+from boss_core.interop.pipeline_networks import own_processors, pipeline_networks
 from boss_core.ode.timesteps import uniform
 from flows.search.options import parse_shape
 from flows.search.pipeline_arguments import prepare_calls
@@ -25,7 +27,6 @@ from flows.search.pipeline_call import (
 )
 from flows.search.pipeline_loading import load_pipeline
 from flows.search.refusals import pipeline_refusals
-from flows.search.repeats import say_once
 from flows.straighten.processes import join_processes, say
 from flows.straighten.request import PipelineRequest
 
@@ -40,7 +41,7 @@ class PipelineTeacher:
     hash: of its weights, the user's adapters included. conditions: of prompts and arguments.
     training, held_out: the calls of samples to learn from and to measure on.
     without: what turns guidance off in a call. student_nfe: network evaluations of a sample in a
-    step then; more than 1 with control networks.
+    step then; more than 1 with control networks. compiled: blocks are, when first evaluated.
     """
 
     pipeline: Any
@@ -51,6 +52,7 @@ class PipelineTeacher:
     held_out: SampleCalls
     without: Mapping[str, Any] = field(default_factory=dict)
     student_nfe: float = 1.0
+    compiled: bool = False
 
     def student_call(self, calls: SampleCalls, part: range, *, seed: int) -> dict[str, Any]:
         """The call of the samples without guidance."""
@@ -66,7 +68,6 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
     rows = read_prompts(of.prompts)
     calls = SampleCalls(rows, call_arguments(of.guidance, size, of.call))
     pipeline, weights = load_pipeline(of.source, of.dtype, torch.device("cpu"))
-    say_once()
     if asked.training.rank is not None:
         check_adaptable(pipeline)
     for number, path in enumerate(of.lora):
@@ -88,8 +89,9 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
         )
     remember_encodings(pipeline)
     return PipelineTeacher(
-        pipeline, weights, conditions(calls, of.dtype), on, training, held_out, changes, evaluations
-    )
+        pipeline, weights, conditions(calls, of.dtype), on, training, held_out, changes,
+        evaluations, of.compile,
+    )  # fmt: skip
 
 
 def _load_lora(pipeline: Any, path: str, name: str) -> None:
@@ -100,7 +102,8 @@ def _load_lora(pipeline: Any, path: str, name: str) -> None:
     folder = str(place.parent) if place.is_file() else path
     before = _adapters(pipeline)
     try:
-        pipeline.load_lora_weights(folder, adapter_name=name, **where)
+        with silent():  # of parts that it has nothing for
+            pipeline.load_lora_weights(folder, adapter_name=name, **where)
     except Exception as error:  # whatever diffusers, peft and torch make of another network's
         raise InputError(
             f"--lora: {path}: no LoRA of this {type(pipeline).__name__}"
@@ -156,19 +159,13 @@ def encode_all(pipeline: Any, calls: Sequence[Callable[[], Mapping[str, Any]]]) 
     def stop(*_: Any) -> None:
         raise _Encoded
 
-    networks: list[Any] = list(pipeline_networks(pipeline).values())
-    handles = [network.register_forward_pre_hook(stop) for network in networks]
-    # Some pipelines put processors of their own in for a call, and back at its end.
-    before = [(n, dict(n.attn_processors)) for n in networks if hasattr(n, "attn_processors")]
+    networks = pipeline_networks(pipeline)
+    handles = [network.register_forward_pre_hook(stop) for network in networks.values()]
     try:
         for call in calls:
-            try:
-                with torch.no_grad():
-                    pipeline(**call(), num_inference_steps=2, output_type="latent")
-            except _Encoded:
-                for network, processors in before:
-                    if network.attn_processors != processors:
-                        network.set_attn_processor(processors)
+            stopped = suppress(_Encoded)
+            with torch.no_grad(), silent(), own_processors(networks), stopped:
+                pipeline(**call(), num_inference_steps=2, output_type="latent")
     finally:
         for handle in handles:
             handle.remove()

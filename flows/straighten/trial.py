@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from boss_core.errors import InputError
+from boss_core.errors import InputError, lacks_memory
 from boss_core.interop.pipeline_lora import (
     TrainedWeights,
     add_lora,
@@ -78,7 +78,9 @@ def try_out(teacher: PipelineTeacher, asked: PipelineRequest) -> Trial:
                     lambda k: weights.collect(),
                 )  # fmt: skip
                 student_seconds = (seconds_now(on) - began) / 2
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
             raise InputError(
                 f"--batch-size: {len(part)} samples do not fit into the memory of {on} with their"
                 " gradients; fewer with more --accumulate, --gradient-checkpointing, or a lower"

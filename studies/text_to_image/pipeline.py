@@ -18,6 +18,7 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from flows.search.pipeline_loading import dtype_argument
 from studies.text_to_image.autoencoder import PixelAutoencoder
 from studies.text_to_image.captions import SIDE, every_caption
 
@@ -80,7 +81,7 @@ def make_pipeline(size: Size, seed: int = 0) -> StableDiffusion3Pipeline:
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """What `teacher.py` saved, on its device."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        str(folder), torch_dtype=dtype, text_encoder_3=None, tokenizer_3=None
+        str(folder), **{dtype_argument(): dtype}, text_encoder_3=None, tokenizer_3=None
     ).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -84,7 +84,8 @@ def flux_kontext() -> FluxKontextPipeline:
 
 class _WanI2V(WanImageToVideoPipeline):
     def encode_prompt(self, prompt, *args: Any, **more: Any):  # type: ignore[no-untyped-def]
-        return told(prompt, WORDS, WIDTH), torch.zeros(len(prompt), WORDS, WIDTH)
+        found = told(prompt, WORDS, WIDTH)
+        return found, torch.zeros_like(found)
 
 
 def wan_i2v() -> WanImageToVideoPipeline:

@@ -19,6 +19,7 @@ from boss_core.interop.pipeline_students import Groups, train_student
 from boss_core.io.files import sha256
 from boss_core.ode.noise import TRAJECTORIES, seed_for
 from boss_core.ode.schedule import Schedule
+from boss_core.training import distributed
 from boss_core.training.loop import Row
 from boss_core.training.resume import Checkpoints
 from flows import paths
@@ -30,7 +31,9 @@ from flows.search.refusals import pipeline_refusals
 from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.stages.pipelines.students import write_student
 from flows.stages.pipelines.trajectories import groups_of
+from flows.stages.runner import is_main
 from flows.stages.training import checkpoints, training_progress
+from flows.straighten.processes import say
 from flows.straighten.rollouts import KEY, Rollout
 from flows.straighten.teacher import PipelineTeacher, encode_all
 
@@ -77,10 +80,12 @@ def finetune(
             )
             for name in names:
                 found.curves[name], found.taken[name] = curve, usage
-                write_student(
-                    params, teacher, asked, schedules[wanted[name].schedule],
-                    paths.student(budget) / name, adapter=variant.adapter,
-                )  # fmt: skip
+                if is_main():
+                    write_student(
+                        params, teacher, asked, schedules[wanted[name].schedule],
+                        paths.student(budget) / name, adapter=variant.adapter,
+                    )  # fmt: skip
+        distributed.wait()  # for what the main process writes
     found.curves = {name: found.curves[name] for name in wanted}
     return found
 
@@ -111,7 +116,7 @@ def _to_train(
         weights = all_weights(pipeline)
     count = sum(weight.numel() for weight in weights.weights)
     share = f"{100 * count / every:.2f} %"
-    print(f"{label}: {count:,} parameters trained, {share} of the teacher's {every:,}", flush=True)
+    say(f"{label}: {count:,} parameters trained, {share} of the teacher's {every:,}")
     start = None if adapter else [w.detach().cpu().clone() for w in weights.weights]
     yield weights
     if start is None:
@@ -119,6 +124,11 @@ def _to_train(
     else:
         weights.restore(start)
         freeze(pipeline)
+
+
+def _most(rollout: Rollout) -> int:
+    """Samples in the largest call."""
+    return max(map(len, rollout.groups))
 
 
 # What it takes is what one training differs by from the next.
@@ -134,8 +144,8 @@ def _train(
         training=range(training_calls),
         validation=range(training_calls, len(rollout.groups)),
     )
-    # A batch of what trains there is one of calls.
-    calls = wanted.batch_size // params.trajectories.batch_size
+    # A batch of what trains there is one of calls; of single samples where no more are taken.
+    calls = wanted.batch_size // min(params.trajectories.batch_size, _most(rollout))
     with (
         training_progress(label, wanted.iterations) as advance,
         measured(teacher.device, wanted.iterations * wanted.batch_size) as usage,

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from boss_core.interop.pipeline_checks import silent
 from boss_core.interop.pipeline_lora import denoisers, load_lora
 from boss_core.io.files import sha256
 from flows import paths
@@ -13,6 +14,7 @@ from flows.measure.energy import Usage
 from flows.records.json_files import Json, read_json
 from flows.records.teachers import CARD, STUDENT_CARD
 from flows.records.variants import chosen_solver, read_schedules, students, variants
+from flows.search.pipeline_loading import dtype_argument
 from flows.stages.pipelines.evaluation import PipelineEvaluation
 from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.straighten.teacher import PipelineTeacher
@@ -64,7 +66,7 @@ def as_student(teacher: PipelineTeacher, folder: Path, *, adapter: bool) -> Iter
             yield
         return
     others = _adapters(pipeline)
-    with as_parameters():
+    with as_parameters(), silent():  # of parts that it has nothing for
         load_lora(pipeline, folder, adapter_name=SAMPLED)
     pipeline.set_adapters([*others, SAMPLED])
     try:
@@ -80,7 +82,7 @@ def _with_networks(pipeline: Any, folder: Path) -> Iterator[None]:
     """Those of a student whose weights were all trained."""
     own = denoisers(pipeline)
     for name, network in own.items():
-        there = type(network).from_pretrained(folder / name, torch_dtype=network.dtype)
+        there = type(network).from_pretrained(folder / name, **{dtype_argument(): network.dtype})
         setattr(pipeline, name, there.to(network.device).requires_grad_(False))
     try:
         yield

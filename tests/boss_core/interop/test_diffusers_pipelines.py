@@ -171,8 +171,8 @@ def test_prompts_become_calls_with_a_generator_each() -> None:
             ["a", "b", "c"], batch_size=2, seed=7, negative_prompt="ugly", guidance_scale=3.0
         )
     )
-    assert [c["prompt"] for c in found] == [["a", "b"], ["c"]]
-    assert [c["negative_prompt"] for c in found] == [["ugly", "ugly"], ["ugly"]]
+    assert [c["prompt"] for c in found] == [["a", "b"], "c"]
+    assert [c["negative_prompt"] for c in found] == [["ugly", "ugly"], "ugly"]
     assert [c["guidance_scale"] for c in found] == [3.0, 3.0]
     several, alone = (c["generator"] for c in found)
     drawn = [torch.randn(4, generator=g) for g in [*several, alone]]

@@ -1,5 +1,6 @@
 """What turns a pipeline's guidance off."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.interop.guidance import without_guidance
+from boss_core.interop.teacher_forcing import straighten_call, teacher_states
 from boss_core.ode.timesteps import uniform
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
@@ -70,3 +72,19 @@ def test_a_call_that_is_no_walk_is_refused_for_what_it_is() -> None:
     call = tiny.flux_prompts(rows) | {"generator": sample_generators(rows, 3)}
     with pytest.raises(InputError, match="leaves its steps to a pipeline within it"):
         without_guidance(odd.visualcloze(), call, uniform(3))
+
+
+def test_nothing_is_said_of_calls_that_are_not_the_users(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen-Image warns of a negative prompt without guidance, which a student's call has."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    pipeline, rows = tiny.qwen_image(), range(2)
+    call = tiny.qwen_image_prompts(rows) | {"generator": sample_generators(rows, 3)}
+    changes, _ = without_guidance(pipeline, call, uniform(2))
+    states, _ = teacher_states(pipeline, uniform(2), (0, 1, 2), call)
+    call |= changes | {"generator": sample_generators(rows, 3)}
+    straighten_call(pipeline, uniform(2), "euler", call, states, None)
+    assert caplog.text == ""
+    pipeline(**call, num_inference_steps=1, output_type="latent")
+    assert "classifier-free guidance is not enabled" in caplog.text

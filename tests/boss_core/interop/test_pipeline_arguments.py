@@ -12,6 +12,7 @@ from boss_core.interop.pipeline_arguments import refuse_ignored
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers import told_pipelines as told
+from tests.helpers.memory_errors import MEMORY
 
 SIZE = {"height": 64, "width": 64}
 
@@ -93,3 +94,21 @@ def test_nothing_that_the_pipelines_of_the_tests_are_called_with_is_refused(make
     call = prompts(range(1))
     given = dict.fromkeys(call.keys() - {"prompt"}, "--call")
     refuse_ignored(make(), call | {"generator": torch.Generator().manual_seed(0)}, given)
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=str)
+def test_a_lack_of_memory_is_no_sign_that_a_value_is_read(error: Exception) -> None:
+    """What trying another value raised for want of memory comes out: nothing is known by it."""
+    pipeline = tiny.sd3()
+    evaluated = []
+
+    def fail(*_: Any) -> None:
+        evaluated.append(1)
+        if len(evaluated) > 4:  # once the call as it is has taken its steps
+            raise error
+
+    pipeline.transformer.register_forward_pre_hook(fail)
+    call = {k: v for k, v in tiny.sd3_prompts(range(1), 4.0).items() if k != "guidance_scale"}
+    with pytest.raises(type(error)) as raised:
+        tried(pipeline, {"guidance_scale": 4.0}, **call)
+    assert raised.value is error

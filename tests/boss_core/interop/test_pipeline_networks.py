@@ -1,6 +1,8 @@
 """The hash of a pipeline's weights: what changes a velocity changes it, and nothing else."""
 
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,9 +13,13 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 from peft import LoraConfig, inject_adapter_in_model
 
 from boss_core.errors import InputError
-from boss_core.interop.diffusers_pipelines import pipeline_hash
+from boss_core.interop.diffusers_pipelines import pipeline_hash, sample_generators
+from boss_core.interop.teacher_forcing import straighten_call, teacher_states
+from boss_core.ode.timesteps import uniform
+from flows.straighten.teacher import encode_all
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
+from tests.helpers.image_pipelines import SD3
 
 
 def test_the_hash_is_that_of_the_denoiser_alone_where_there_is_no_other_network() -> None:
@@ -162,3 +168,39 @@ def test_eight_bit_floats_have_one_and_weights_elsewhere_none() -> None:
     pipeline.transformer.proj_out.to("meta")
     with pytest.raises(InputError, match=r"weights of proj_out.* are offloaded"):
         pipeline_hash(pipeline)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop(*_: Any) -> None:
+    raise StoppedError
+
+
+def test_attention_processors_are_put_back_wherever_a_call_is_stopped() -> None:
+    """SD3 with perturbed attention has some of its own in its network while it is called: in a walk
+    that fails, after the last step that a student is taught, and once its prompts are encoded."""
+    family = SD3["StableDiffusion3PAGPipeline"]
+    pipeline, rows = family.make(), range(2)
+
+    def call(**changes: Any) -> dict[str, Any]:
+        return family.prompts(rows) | {"generator": sample_generators(rows, 3)} | changes
+
+    def plain() -> torch.Tensor:
+        of_call = call(pag_scale=0.0)
+        return pipeline(**of_call, num_inference_steps=2, output_type="latent").images
+
+    expected, before = plain(), dict(pipeline.transformer.attn_processors)
+    states, evaluations = teacher_states(pipeline, uniform(2), (0, 1, 2), call())
+    assert evaluations.tolist() == [3.0, 3.0]  # with guidance of both kinds
+    calls: list[tuple[Callable[[], Any], Any]] = [
+        (lambda: teacher_states(pipeline, uniform(2), (0, 2), call(), on_step=stop), StoppedError),
+        (lambda: straighten_call(pipeline, uniform(2), "euler", call(), states, None), None),
+        (lambda: encode_all(pipeline, [call, call]), None),
+    ]
+    for stopped, error in calls:
+        with pytest.raises(error) if error else nullcontext():
+            stopped()
+        assert pipeline.transformer.attn_processors == before
+        assert torch.equal(plain(), expected)

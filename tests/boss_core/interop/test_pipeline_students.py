@@ -1,25 +1,38 @@
 """Students of every kind of pipeline, against what the same evaluations buy without one."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch._dynamo.backends.registry import lookup_backend
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
 
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.interop.guidance import without_guidance
-from boss_core.interop.pipeline_lora import add_lora, load_lora, save_lora
+from boss_core.interop.pipeline_lora import (
+    add_lora,
+    compile_blocks,
+    denoisers,
+    freeze,
+    load_lora,
+    remove_lora,
+    save_lora,
+)
 from boss_core.interop.pipeline_sampling import sample_pipeline
 from boss_core.interop.pipeline_students import Groups, load_states, save_states, train_student
-from boss_core.interop.teacher_forcing import KnotStates, teacher_states
+from boss_core.interop.teacher_forcing import KnotStates, straighten_call, teacher_states
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
 from boss_core.training.settings import TrainingSettings
 from tests.helpers import odd_pipelines as odd
-from tests.helpers.families import FAMILIES
+from tests.helpers import tiny_pipelines as tiny
+from tests.helpers.families import FAMILIES, Family
 
 GRID, KNOTS = uniform(12), (0, 4, 8, 12)
 SCHEDULE = Schedule(timesteps=tuple(GRID[list(KNOTS)]), indices=KNOTS)
@@ -79,6 +92,113 @@ def test_a_student_is_nearer_than_its_evaluations_buy(name: str, tmp_path: Path)
     assert distance(student) < distance(rival)
     assert distance(student) < 0.5 * distance(plain)
     assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+class Compiler:
+    """A backend of `torch.compile`, and how often what it compiled is evaluated."""
+
+    def __init__(self, name: str) -> None:
+        self.compile, self.evaluated = lookup_backend(name), 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Callable[..., Any]:
+        compiled = self.compile(graph, inputs)
+
+        def evaluate(*args: Any) -> Any:
+            self.evaluated += 1
+            return compiled(*args)
+
+        return evaluate
+
+
+def taught(
+    family: Family, folder: Path, backend: Any = None, *, checkpointing: bool = False
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of a few steps beside an adapter of the user's, and the file of the student."""
+    pipeline, rows = family.make(), range(2)
+    freeze(pipeline)
+    if checkpointing:
+        for network in denoisers(pipeline).values():
+            network.enable_gradient_checkpointing()
+    if backend is not None:
+        compile_blocks(pipeline, backend)
+
+    def call(**changes: Any) -> dict[str, Any]:
+        return family.prompts(rows) | {"generator": sample_generators(rows, 3)} | changes
+
+    off, _ = without_guidance(pipeline, call(), SCHEDULE.timesteps)
+    states, _ = teacher_states(pipeline, GRID, KNOTS, call())
+    weights = add_lora(pipeline, 2, seed=0)
+    groups = Groups(lambda k: call(**off), lambda k: states, range(1), range(1))
+    trained = train_student(pipeline, SCHEDULE, weights, groups, settings(4), seed=0)
+    save_lora(pipeline, folder)
+    remove_lora(pipeline)
+    again, _ = teacher_states(pipeline, GRID, KNOTS, call())
+    for before, after in zip(states.states, again.states, strict=True):
+        assert torch.allclose(before, after, atol=1e-5)
+    files = {path: load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+    kept = {
+        f"{path.relative_to(folder)} {k}": t for path, of in files.items() for k, t in of.items()
+    }
+    row = trained.curve[-1]
+    return [row["loss"], row["validation_loss"]], kept
+
+
+def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert not any("_orig_mod" in name for name in one)
+    for name, weight in one.items():
+        assert (weight - other[name]).norm() <= 1e-4 * weight.norm().clamp_min(1e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd3", "wan 2.2"])
+def test_compiled_blocks_train_the_same_student(name: str, tmp_path: Path) -> None:
+    """The same losses and the same files, with the activations kept or computed again."""
+    family = FAMILIES[name]
+    losses, weights = taught(family, tmp_path / "plain")
+    evaluated = []
+    for checkpointing in (False, True):
+        torch.compiler.reset()
+        backend = Compiler("aot_eager")
+        folder = tmp_path / f"{checkpointing}"
+        found, kept = taught(family, folder, backend, checkpointing=checkpointing)
+        assert found == pytest.approx(losses, rel=1e-4)
+        alike(weights, kept)
+        evaluated.append(backend.evaluated)
+    assert 0 < evaluated[0] < evaluated[1]  # those of the backward passes come on top
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))),
+    reason="no compiler of C++, which inductor needs",
+)
+def test_the_compiler_that_is_the_default_does_too() -> None:
+    """One graph of it, which takes long enough: the losses and gradients of a call."""
+    pipeline, rows = FAMILIES["sd3"].make(), range(2)
+
+    def call(guidance: float) -> dict[str, Any]:
+        return tiny.sd3_prompts(rows, guidance) | {"generator": sample_generators(rows, 3)}
+
+    states, _ = teacher_states(pipeline, uniform(2), (0, 1, 2), call(4.0))
+    weights = add_lora(pipeline, 2, seed=0)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            torch.compiler.reset()
+            compile_blocks(pipeline)
+        losses = straighten_call(
+            pipeline, uniform(2), "euler", call(1.0), states, lambda k: weights.collect()
+        )
+        found.append((losses, [w.grad for w in weights.weights if w.grad is not None]))
+        for weight in weights.weights:
+            weight.grad = None
+    (before, plain), (after, other) = found
+    assert torch.allclose(before, after, rtol=1e-4)
+    assert len(plain) == len(other) > 0
+    norm = sum(float(g.norm()) ** 2 for g in plain) ** 0.5
+    for one, two in zip(plain, other, strict=True):
+        assert (one - two).norm() <= 1e-4 * norm
 
 
 def test_the_latents_of_a_scheduler_for_each_frame() -> None:

@@ -1,6 +1,9 @@
 """``boss schedule --pipeline`` and ``boss export`` on a diffusers pipeline in a folder."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,9 @@ from boss_core.ode.timesteps import uniform
 from flows.search.images import load_images
 from flows.search.pipeline_call import PromptRow, SampleCalls, call_arguments, conditions
 from tests.helpers import tiny_pipelines
+from tests.helpers.checkout import ROOT
 from tests.helpers.costs import cost_matrix
+from tests.helpers.standard_error import beside_bars
 
 PROMPTS = ["cat", "dogs"]
 OPTIONS = [
@@ -78,6 +83,18 @@ def test_costs_are_those_of_the_library_and_the_search_goes_on(boss, pipe: Path)
     assert "conditions is" in err
 
 
+@pytest.mark.slow
+def test_a_search_warns_of_nothing(boss, pipe: Path) -> None:
+    """In a process of its own: on standard error are the bars of loading, and nothing else."""
+    command = [sys.executable, "-m", "flows.cli.app", "schedule", *map(str, OPTIONS)]
+    shown = subprocess.run(
+        [*command, "--budget", "2", "--samples", "3"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert beside_bars(shown.stderr) == []
+
+
 def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
     given = ["--call", "negative_prompt=dull", "--call", "clip_skip=0"]
     code, out, _ = boss(
@@ -88,7 +105,7 @@ def test_options_say_what_is_used_and_how_sure_it_is(boss, pipe: Path) -> None:
     line = next(line for line in out.splitlines() if line.startswith("rounding: "))
     assert " of the predicted error at K = 2 is bfloat16's; without it, these steps are " in line
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(pipe, torch_dtype=torch.bfloat16)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipe, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     calls = prompt_calls(
         [PROMPTS[i % 2] for i in range(3)], batch_size=2, seed=COSTS, guidance_scale=3.0,

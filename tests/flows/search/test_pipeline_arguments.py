@@ -5,14 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from boss_core.errors import InputError
-from boss_core.interop.diffusers_pipelines import sample_latents
+from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost, sample_latents
 from boss_core.ode.timesteps import uniform
 from flows.search.pipeline_arguments import prepare_calls
 from flows.search.pipeline_call import PromptRow, SampleCalls
+from tests.helpers import tiny_pipelines as tiny
 from tests.helpers import told_pipelines as told
+from tests.helpers.flow_pipelines import FlowTransformer
+from tests.helpers.memory_errors import MEMORY
+from tests.helpers.vace_pipeline import wan_vace
 
 SHARED: dict[str, dict[str, Any]] = {
     "qwen_image_edit": {"height": 64, "width": 64},
@@ -74,6 +79,38 @@ def test_a_pipeline_of_one_prompt_a_call_has_one(
     assert [len(part) for part in calls.parts(range(3), 4)] == [1, 1, 1]
 
 
+def test_a_pipeline_that_takes_no_lists_is_called_for_each_sample(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Wan-VACE: not even of one prompt; a search of it is that of its single calls."""
+    pipeline = wan_vace()
+    own = {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 5.0}
+    shared = own | {"negative_prompt": "dull"}
+    calls = prepare_calls(pipeline, SampleCalls([PromptRow("a"), PromptRow("b")], shared), 4)
+    assert calls.images == "single"
+    assert "takes no batch of prompts: one sample at a time" in capsys.readouterr().out
+    parts = list(calls.parts(range(3), 4))
+    assert [len(part) for part in parts] == [1, 1, 1]
+    found = estimate_pipeline_cost(pipeline, uniform(4), (calls.call(p, seed=0) for p in parts))
+    assert found.matrix.samples == 3
+    assert found.nfe.tolist() == [2.0] * 4
+    with pytest.raises(ValueError, match="list of prompts is not yet supported"):
+        pipeline(["a"], **own)
+
+
+def test_a_library_that_a_pipeline_lacks_is_named() -> None:
+    """Wan-VACE cleans prompts by ftfy, which diffusers does without until then."""
+
+    class Bare(type(wan_vace())):  # type: ignore[misc]
+        def encode_prompt(self, *args: Any, **more: Any) -> Any:
+            raise NameError("name 'ftfy' is not defined", name="ftfy")
+
+    pipeline = Bare(**wan_vace().components)
+    size = {"height": 32, "width": 32, "num_frames": 5}
+    with pytest.raises(InputError, match=r"NameError: name 'ftfy' is not .*; pip install ftfy"):
+        prepare_calls(pipeline, SampleCalls([PromptRow("a")], size), 1)
+
+
 def test_an_argument_of_a_row_is_refused_with_its_line() -> None:
     size = {"height": 64, "width": 64}
 
@@ -86,3 +123,33 @@ def test_an_argument_of_a_row_is_refused_with_its_line() -> None:
     with pytest.raises(InputError, match="p: line 2: guidance_scale=4 changes nothing in the lat"):
         prepared(guidance_scale=4)
     assert prepared(true_cfg_scale=4, negative_prompt="dull").images == "once"
+
+
+@pytest.mark.parametrize(("parts", "told"), [(None, False), (1, True)])
+def test_a_network_for_few_steps_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: int | None, told: bool
+) -> None:
+    """In a line, before the search: a flow in closed form, and one step that was made of it."""
+    tiny.sd3_with_text(tmp_path)
+    pipeline = tiny.quiet(StableDiffusion3Pipeline.from_pretrained(tmp_path))
+    pipeline.register_modules(transformer=FlowTransformer(parts))
+    prepare_calls(pipeline, SampleCalls([PromptRow("cat")], {"height": 16, "width": 16}), 2)
+    out = capsys.readouterr().out
+    assert ("distilled or straightened for few steps" in out) == told
+    assert len(out.splitlines()) == told
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=str)
+def test_a_lack_of_memory_is_said_to_be_one(images: list[str], error: Exception) -> None:
+    """And not that the pipeline takes no batch with an image, which is found by trying two
+    samples; nor that it refuses the call."""
+    pipeline = told.flux_kontext()
+
+    def fail(network: Any, args: Any, given: dict[str, Any]) -> None:
+        if len(given["hidden_states"]) > 1:
+            raise error
+
+    pipeline.transformer.register_forward_pre_hook(fail, with_kwargs=True)
+    rows = [PromptRow(text, {"image": images[0]}) for text in ("a", "b")]
+    with pytest.raises(InputError, match=r"^--batch-size: out of memory.*; a smaller one needed$"):
+        prepare_calls(pipeline, SampleCalls(rows, SHARED["flux_kontext"]), 2)

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -101,8 +102,9 @@ def refusal(project: Project, change: dict[str, Any]) -> str:
         ({"cost.reference": "heun"}, "cost.reference: heun with teacher.source: diffusers"),
         ({"schedule.objective": "oss"}, "schedule.objective: oss with teacher.source: diffusers"),
         ({"schedule.objective": "auto"}, "schedule.distance: features with teacher.source:"),
-        ({"compute.processes": 2, "finetune.training.batch_size": 8},
-         "compute.processes: 2 with teacher.source: diffusers"),
+        ({"compute.processes": 4, "finetune.training.batch_size": 8},
+         "finetune.training.batch_size: 8 with trajectories.batch_size: 4, which makes 2 calls a"
+         " step, and compute.processes: 4; as many calls for each needed"),
         ({"compute.compile": True}, "compute.compile: true with teacher.source: diffusers"),
         ({"finetune.methods": ["boss_lora", "reflow_uniform"]},
          "finetune.methods: reflow_uniform with teacher.source: diffusers"),
@@ -221,6 +223,25 @@ def called(pipeline: Any, steps: int, seed: int, guidance: float, **more: Any) -
         output_type="latent", **more,
     )  # fmt: skip
     return found.images
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_student(run: Path, tmp_path: Path) -> None:
+    """Each of them one of the two calls of a step; what is written, once."""
+    folder = tmp_path / "two"
+    shutil.copytree(run, folder)
+    project = Project(folder)
+    shutil.rmtree(folder / "models/student")
+    project.set({"compute.processes": 2})
+    done = project.run("python", "-m", "flows.stages.finetune", "2")
+    assert done.stdout.count(" parameters trained, ") == 1
+    place = f"models/student/2/boss_lora/{WEIGHTS}"
+    one, two = load_file(run / place), load_file(folder / place)
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert (weight - two[name]).norm() <= 1e-4 * weight.norm().clamp_min(1e-3), name
+    curves = [pd.read_csv(f / "results/curves/2.csv") for f in (run, folder)]
+    np.testing.assert_allclose(*(c["boss_lora_loss"] for c in curves), rtol=1e-3)
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:

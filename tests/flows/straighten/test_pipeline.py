@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,20 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (pip install
 from diffusers import StableDiffusion3Pipeline
 
 from boss_core.interop.diffusers_pipelines import prompt_calls
+from boss_core.interop.pipeline_lora import compile_blocks
 from boss_core.interop.pipeline_sampling import sample_pipeline
 from boss_core.io.files import sha256
 from boss_core.ode.noise import EVALUATION
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
+from flows.search.pipeline_call import PromptRow, SampleCalls
+from flows.straighten.pipeline import as_called
+from flows.straighten.request import Training
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.checkout import ROOT
+from tests.helpers.memory_errors import MEMORY
 from tests.helpers.once import made_once
+from tests.helpers.standard_error import beside_bars
 
 ANIMALS = [
     "cat",
@@ -78,6 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         assert shown.returncode == 0, shown.stderr[-3000:]
         (folder / "shown").write_text(shown.stdout)
+        (folder / "said").write_text(shown.stderr)
 
     return made_once(tmp_path_factory, "straightened", make)
 
@@ -97,6 +106,11 @@ def test_it_says_what_it_will_take(run: Path) -> None:
     assert re.search(r"knot moves|enough|settled", shown)  # why the search ended
     assert "3 network evaluations a sample" in shown
     assert shown.count("is longer than the specified maximum") <= 1
+
+
+def test_it_warns_of_nothing(run: Path) -> None:
+    """On standard error are the bars of what is loaded and saved, and nothing else."""
+    assert beside_bars((run / "said").read_text()) == []
 
 
 def student(folder: Path) -> Any:
@@ -232,6 +246,19 @@ def test_what_is_finished_is_left_alone(boss: Boss, copied: Path) -> None:
     assert {p: p.read_bytes() for p in (copied / "fast").rglob("*") if p.is_file()} == before
 
 
+def test_a_step_has_as_many_samples_where_each_is_a_call() -> None:
+    training = Training(
+        rank=4, trajectories=64, held_out=6, batch_size=8, accumulate=2, iterations=5,
+        learning_rate=1e-3, checkpointing=False,
+    )  # fmt: skip
+    plain, image = PromptRow("a"), PromptRow("b", {"image": "b.png"})
+    changed = replace(training, batch_size=1, accumulate=16)
+    assert as_called(training, SampleCalls([plain], images="once")) == training
+    assert as_called(training, SampleCalls([plain, image], images="alone")) == training
+    assert as_called(training, SampleCalls([image], images="alone")) == changed
+    assert as_called(training, SampleCalls([plain], images="single")) == changed
+
+
 MISTAKES = {
     "no prompts": (["--prompts", "none.txt"], "none.txt: "),
     "no text": (["--prompts", "binary.txt"], "binary.txt: "),
@@ -291,6 +318,26 @@ def test_a_mistake_is_a_line(
     assert not (folder / "fast").exists()
 
 
+@pytest.mark.parametrize("error", MEMORY, ids=str)
+def test_gradients_that_do_not_fit_are_known_before_the_rollout(
+    boss: Boss, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.chdir(folder)
+    backward = torch.Tensor.backward
+
+    def fail(of: torch.Tensor, *args: Any, **others: Any) -> None:
+        backward(of, *args, **others)
+        raise error
+
+    monkeypatch.setattr(torch.Tensor, "backward", fail)
+    code, _, err = boss("straighten", *OPTIONS, "--budget", "2", "--out", "fast")
+    (line,) = [each for each in err.splitlines() if each.startswith("error: ")]
+    assert code == 2
+    assert line.startswith("error: --batch-size: 16 samples do not fit into the memory of cpu")
+    assert "--gradient-checkpointing" in line
+    assert not (folder / "fast").exists()
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(run: Path, tmp_path: Path) -> None:
     """To the same weights, without doing again what was done."""
@@ -344,3 +391,23 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert (weight - two[name]).norm() <= 1e-4 * weight.norm().clamp_min(1e-3), name
     assert shown["two"].count("2 network evaluations a sample") == 1
     assert len(list((tmp_path / "two" / "rollout").glob("*.safetensors"))) == 4
+
+
+@pytest.mark.slow
+def test_compiled_it_makes_the_same_student(
+    boss: Boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first half of what the default compiler does, as this one would take minutes."""
+    prepare(tmp_path)
+    monkeypatch.setattr(
+        "flows.straighten.teacher.compile_blocks", partial(compile_blocks, backend="aot_eager")
+    )
+    arguments = [*OPTIONS, "--iterations", "4", "--budget", "2", "--steps", "uniform"]
+    changes = {"plain": [], "compiled": ["--compile", "--gradient-checkpointing"]}
+    for out, more in changes.items():
+        code, _, err = boss("straighten", *arguments, *more, "--out", out)
+        assert code == 0, err
+    plain, compiled = (load_file(tmp_path / out / "2" / WEIGHTS) for out in changes)
+    assert plain.keys() == compiled.keys()
+    for name, weight in plain.items():
+        assert (weight - compiled[name]).norm() <= 1e-4 * weight.norm().clamp_min(1e-3), name
