@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from boss_core.errors import InputError
     from boss_core.evaluation.frechet import evaluate_images
     from boss_core.evaluation.sampling import sample_images
+    from boss_core.evaluation.uncertainty import best_of, frechet_with_error, paired_difference
     from boss_core.interop.export import to_comfyui, to_diffusers, to_flow_matching
     from boss_core.ode.denoiser import velocity_from_denoiser
     from boss_core.ode.noise import NoiseSource, sample_labels, sample_noise
@@ -59,6 +60,7 @@ __all__ = [
     "TrainingSettings",
     "VelocityField",
     "ab2",
+    "best_of",
     "bootstrap",
     "checked_velocity",
     "choose",
@@ -66,6 +68,7 @@ __all__ = [
     "euler",
     "evaluate_images",
     "find_steps",
+    "frechet_with_error",
     "heun",
     "karras",
     "knot_states",
@@ -74,6 +77,7 @@ __all__ = [
     "load_student",
     "optimal_paths",
     "optimal_steps",
+    "paired_difference",
     "quadratic",
     "refine",
     "rk45",
@@ -120,6 +124,7 @@ _HOMES = {
     "checkpoints.rectified_flow": "load_rectified_flow",
     "evaluation.sampling": "sample_images",
     "evaluation.frechet": "evaluate_images",
+    "evaluation.uncertainty": "best_of frechet_with_error paired_difference",
     "interop.export": "to_comfyui to_diffusers to_flow_matching",
     "errors": "InputError",
 }

@@ -1,0 +1,220 @@
+"""How far a distance would be another one with other noise, and which of two is the smaller.
+
+A Frechet distance or a KID of some thousand samples depends on which noise these start from, often
+by more than what two methods differ by. Here it is measured by the jackknife: the samples are cut
+into blocks, each block is left out in turn, and the spread of what the others give is the standard
+error (Efron and Tibshirani 1993, An Introduction to the Bootstrap, eq. 11.5, by blocks as in their
+section 11.5). Sets of samples from the same noise are compared in pairs, block by block: what the
+noise does to both cancels.
+
+The reference images are taken as given. All of one comparison have the same, so an interval says
+what other noise would change and nothing about other images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import stdtrit  # that of scipy.stats takes a second to import
+from torch import Tensor
+
+from boss_core.errors import InputError
+
+BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A distance with its uncertainty.
+
+    value: of all samples.
+    replicates: (blocks,) float64, the distance without each block of samples: sample i is in
+        block i modulo their number.
+    """
+
+    value: float
+    replicates: NDArray[np.float64]
+
+    @property
+    def standard_error(self) -> float:
+        """Of the value, over the noise that the samples start from."""
+        return jackknife_error(self.replicates)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A distance less another of samples from the same noise.
+
+    value: the first less the second, below 0 where the first is nearer; standard_error: of it.
+    blocks: that it comes from, for Student's t.
+    """
+
+    value: float
+    standard_error: float
+    blocks: int
+
+    def interval(self, level: float = 0.95, rivals: int = 1) -> tuple[float, float]:
+        """That holds the difference with this probability, for so many differences at once
+        (Bonferroni), by Student's t of ``blocks - 1`` degrees of freedom."""
+        half = self.standard_error * _bar(self.blocks, level, rivals)
+        return self.value - half, self.value + half
+
+
+@dataclass(frozen=True)
+class Best:
+    """The smallest of several distances, and those that cannot be told from it.
+
+    name: of the smallest.
+    level: the names, in their order, of all that are not further than it by more than chance, its
+        own included; it is the best where it stands there alone.
+    rivals: different sets of samples beside the smallest's, which the bar depends on.
+    """
+
+    name: str
+    level: tuple[str, ...]
+    rivals: int
+
+
+def jackknife_error(replicates: NDArray[np.float64]) -> float:
+    """The standard error of a number by what it is without each of as many blocks."""
+    return float(np.sqrt((len(replicates) - 1) * np.var(replicates)))
+
+
+def blocks_of(samples: int) -> int:
+    """`BLOCKS`, or fewer where there would not be two samples in each."""
+    return min(BLOCKS, samples // 2)
+
+
+def frechet_with_error(generated: Tensor, reference: Tensor, blocks: int = BLOCKS) -> Estimate:
+    """The Frechet distance of two sets of features (Heusel et al. 2017, eq. 6), each taken as a
+    Gaussian, and the standard error of what the noise of the first one does to it.
+
+    generated: (N, F), the features of samples, those of noise i in row i. reference: (M, F), on
+    the same device, where it computes in float64. It takes one eigendecomposition of F x F and
+    ``blocks + 1`` sets of eigenvalues of min(N, F) numbers.
+
+    InputError for features that are not two tables of as many columns or not finite, for fewer
+    than two blocks, fewer than two samples a block, or fewer than two of the reference.
+    """
+    x, y = _features(generated, reference, blocks)
+    centre = y.mean(dim=0)
+    x, y = x - centre, y - centre  # of the numbers, none is larger than it need be
+    variances, vectors = torch.linalg.eigh(y.T @ y / (len(y) - 1))
+    # Where two covariances are A and B, tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2, of which the latter
+    # is symmetric, and the covariance of samples that A^1/2 has turned.
+    turned = (x @ vectors) * variances.clamp(min=0).sqrt()
+    left_out = [_without(x, turned, None), *(_without(x, turned, b, blocks) for b in range(blocks))]
+    found = (variances.sum() + torch.stack(left_out)).cpu().numpy()
+    return Estimate(float(found[0]), found[1:])
+
+
+def _without(x: Tensor, turned: Tensor, block: int | None, blocks: int = BLOCKS) -> Tensor:
+    """The Frechet distance to a reference of mean 0, less the trace of its covariance.
+
+    x: (N, F) features. turned: (N, F), those times the root of the reference's covariance. block:
+    the samples that are left out, None for all of them to stay."""
+    if block is not None:
+        kept = torch.arange(len(x), device=x.device) % blocks != block
+        x, turned = x[kept], turned[kept]
+    mean, of_turned = x.mean(dim=0), turned.mean(dim=0)
+    degrees = len(x) - 1
+    spread = (x - mean).square().sum() / degrees
+    centred = turned - of_turned
+    fewer = len(x) < x.shape[1]  # the same eigenvalues but for zeros
+    products = centred @ centred.T if fewer else centred.T @ centred
+    root = torch.linalg.eigvalsh(products / degrees).clamp(min=0).sqrt().sum()
+    return mean.square().sum() + spread - 2 * root
+
+
+def kid_with_error(
+    value: float, generated: Tensor, reference: Tensor, blocks: int = BLOCKS
+) -> Estimate:
+    """The uncertainty of a KID (Binkowski et al. 2018, eq. 4, kernel (x'y / F + 1)^3).
+
+    value: the KID that was measured, which as a mean over random subsets is an estimate of the
+    same number. The replicates are that, and what leaving out a block changes in the unbiased
+    estimate from all samples. generated, reference: as for `frechet_with_error`, with its errors.
+    """
+    x, y = _features(generated, reference, blocks)
+    block = torch.arange(len(x), device=x.device) % blocks
+    within = torch.zeros(blocks, blocks, dtype=x.dtype, device=x.device)
+    across = torch.zeros(blocks, dtype=x.dtype, device=x.device)
+    for b in range(blocks):
+        rows = x[block == b]
+        with_all = _kernel(rows, x)
+        with_all[torch.arange(len(rows)), torch.nonzero(block == b).flatten()] = 0
+        within[b] = torch.zeros(blocks, dtype=x.dtype, device=x.device).index_add_(
+            0, block, with_all.sum(dim=0)
+        )
+        across[b] = _kernel(rows, y).sum()
+    sizes = torch.bincount(block, minlength=blocks).to(x.dtype)
+
+    def of(count: Tensor, pairs: Tensor, with_reference: Tensor) -> Tensor:
+        return pairs / (count * (count - 1)) - 2 * with_reference / (count * len(y))
+
+    whole = of(sizes.sum(), within.sum(), across.sum())
+    # Of a block: the pairs within it and both ways with the others.
+    pairs = within.sum() - within.sum(dim=0) - within.sum(dim=1) + within.diagonal()
+    left_out = of(sizes.sum() - sizes, pairs, across.sum() - across)
+    return Estimate(value, value + (left_out - whole).cpu().numpy())
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def paired_difference(first: Estimate, second: Estimate) -> Difference:
+    """The distance of one set of samples less that of another from the same noise, to the same
+    reference. InputError for estimates of different numbers of blocks."""
+    counts = len(first.replicates), len(second.replicates)
+    if counts[0] != counts[1]:
+        raise InputError(
+            f"paired_difference: {counts[0]} and {counts[1]} blocks; estimates from the same noise,"
+            " with as many blocks, needed"
+        )
+    error = jackknife_error(first.replicates - second.replicates)
+    return Difference(first.value - second.value, error, counts[0])
+
+
+def best_of(found: Mapping[str, Estimate]) -> Best:
+    """Which of these distances is the smallest, and which of the others are level with it.
+
+    found: at least one, all of samples from the same noise. Another is behind where the paired
+    difference is beyond chance: Student's t at 2.5 %, over the number of rivals (Bonferroni), as
+    `boss_core.search.choose.choose` has it: the best of m looks better than it is. The same samples
+    under two names are one rival, and level with each other.
+    """
+    name = min(found, key=lambda each: found[each].value)
+    best = found[name]
+    rivals = len({(each.value, each.replicates.tobytes()) for each in found.values()}) - 1
+    level = []
+    for other, estimate in found.items():
+        behind = paired_difference(estimate, best)
+        if behind.interval(rivals=max(1, rivals))[0] <= 0:
+            level.append(other)
+    return Best(name, tuple(level), rivals)
+
+
+def _bar(blocks: int, level: float, rivals: int) -> float:
+    """How many standard errors a difference has to be from 0."""
+    return float(stdtrit(blocks - 1, 1 - (1 - level) / 2 / rivals))
+
+
+def _features(generated: Tensor, reference: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    for name, features in (("generated", generated), ("reference", reference)):
+        if features.ndim != 2 or features.shape[1] != generated.shape[-1]:
+            shapes = f"{tuple(generated.shape)} and {tuple(reference.shape)}"
+            raise InputError(
+                f"features: {shapes}; (samples, features) of as many features each needed"
+            )
+        if not features.isfinite().all():
+            raise InputError(f"features: {name} are not all finite; finite ones needed")
+    if blocks < 2 or len(generated) < 2 * blocks:
+        raise InputError(
+            f"blocks: {blocks} of {len(generated)} samples; 2 or more, of two samples each, needed"
+        )
+    if len(reference) < 2:
+        raise InputError(f"features: {len(reference)} of the reference; 2 or more needed")
+    return generated.double(), reference.double()

@@ -1,0 +1,161 @@
+"""Standard errors against the spread over repeated draws, where the distance has a closed form."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from boss_core.errors import InputError
+from boss_core.evaluation.uncertainty import (
+    Best,
+    Estimate,
+    best_of,
+    blocks_of,
+    frechet_with_error,
+    jackknife_error,
+    kid_with_error,
+    paired_difference,
+)
+
+
+def draws(seed: int, samples: int, features: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(samples, features))
+
+
+def frechet(x: np.ndarray, y: np.ndarray) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2)."""
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(a @ b).real
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root))
+
+
+def kid(x: np.ndarray, y: np.ndarray) -> float:
+    """The unbiased estimate by its definition, a sum over pairs."""
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    n, m = len(x), len(y)
+    within, others = kernel(x, x), kernel(y, y)
+    within, others = within.sum() - within.trace(), others.sum() - others.trace()
+    return float(within / n / (n - 1) + others / m / (m - 1) - 2 * kernel(x, y).mean())
+
+
+def without(x: np.ndarray, block: int, blocks: int) -> np.ndarray:
+    return x[np.arange(len(x)) % blocks != block]
+
+
+@pytest.mark.parametrize(
+    ("samples", "features"), [(90, 6), (40, 60)], ids=["more samples", "more features"]
+)
+def test_replicates_are_the_distances_without_each_block(samples: int, features: int) -> None:
+    """A number of samples that the blocks do not divide, too."""
+    x, y = draws(0, samples, features) * 1.3 + 0.2, draws(1, 70, features)
+    pair = torch.from_numpy(x), torch.from_numpy(y)
+    found = frechet_with_error(*pair, blocks=7)
+    assert found.value == pytest.approx(frechet(x, y), rel=1e-5)
+    expected = [frechet(without(x, block, 7), y) for block in range(7)]
+    assert found.replicates == pytest.approx(expected, rel=1e-5)
+    shifted = kid_with_error(3.0, *pair, blocks=7)
+    assert shifted.value == 3.0
+    change = [kid(without(x, block, 7), y) - kid(x, y) for block in range(7)]
+    assert shifted.replicates == pytest.approx(3.0 + np.array(change), rel=1e-9)
+
+
+def test_the_error_of_a_mean_is_the_textbooks() -> None:
+    """Of a mean the jackknife is exact: s / sqrt(n), with a sample in each block."""
+    x = draws(3, 12, 1)[:, 0]
+    left_out = np.array([np.delete(x, i).mean() for i in range(12)])
+    assert jackknife_error(left_out) == pytest.approx(x.std(ddof=1) / np.sqrt(12))
+
+
+@pytest.mark.parametrize(
+    ("features", "samples", "scale", "shift"),
+    [(8, 400, 1.2, 0.0), (8, 400, 1.0, 0.3), (64, 1200, 1.2, 0.0), (64, 1200, 1.0, 0.15)],
+)
+def test_the_standard_error_is_the_spread_over_draws(
+    features: int, samples: int, scale: float, shift: float
+) -> None:
+    """Gaussians against a given reference: the mean of the errors against the spread of the
+    distances over repeated draws, and so of the difference to a second set from the same noise."""
+    draw = np.random.default_rng(features)
+    mix = draw.normal(size=(features, features)) / np.sqrt(features)
+    reference = torch.from_numpy(draw.normal(size=(900, features)) @ mix)
+    repeats = 60
+    found, differences = [], []
+    for _ in range(repeats):
+        noise = draw.normal(size=(samples, features)) @ mix
+        first, second = (
+            frechet_with_error(torch.from_numpy(a * noise + b), reference)
+            for a, b in ((scale, shift), (1.05 * scale, 0.9 * shift))
+        )
+        found.append(first)
+        differences.append(paired_difference(first, second))
+    for estimates in (found, differences):
+        spread = np.std([each.value for each in estimates], ddof=1)
+        errors = np.sqrt(np.mean([each.standard_error**2 for each in estimates]))
+        assert errors == pytest.approx(spread, rel=0.25)
+    # Paired, the noise cancels: alone each is surer of nothing.
+    alone = np.hypot(found[0].standard_error, found[0].standard_error)
+    assert differences[0].standard_error < 0.75 * alone
+
+
+def test_near_no_distance_the_error_is_too_large_rather_than_too_small() -> None:
+    """Where both are the same Gaussian, what is measured is chance alone, and no longer smooth."""
+    draw = np.random.default_rng(0)
+    reference = torch.from_numpy(draw.normal(size=(900, 8)))
+    found = [
+        frechet_with_error(torch.from_numpy(draw.normal(size=(400, 8))), reference)
+        for _ in range(100)
+    ]
+    spread = np.std([each.value for each in found], ddof=1)
+    assert 0.9 < np.mean([each.standard_error for each in found]) / spread < 1.6
+
+
+def estimate(value: float, seed: int, spread: float) -> Estimate:
+    return Estimate(value, value + spread * draws(seed, 20, 1)[:, 0])
+
+
+def test_best_is_who_is_ahead_by_more_than_chance() -> None:
+    near, level, behind = estimate(1.0, 0, 0.01), estimate(1.05, 1, 0.01), estimate(2.0, 2, 0.01)
+    assert best_of({"b": behind, "n": near}) == Best("n", ("n",), 1)
+    found = best_of({"l": level, "b": behind, "n": near})
+    assert found == Best("n", ("l", "n"), 2)
+    # The interval by hand: Student's t of 19 degrees of freedom at 2.5 % over two rivals is 2.433.
+    apart = paired_difference(level, near)
+    error = np.sqrt(19 * np.var(level.replicates - near.replicates))
+    assert apart.standard_error == pytest.approx(error)
+    assert apart.interval(rivals=2) == pytest.approx(
+        (0.05 - 2.4334 * error, 0.05 + 2.4334 * error), rel=1e-4
+    )
+    assert apart.interval() == pytest.approx((0.05 - 2.093 * error, 0.05 + 2.093 * error), rel=1e-3)
+    # By the same noise: both far from sure, and the difference sure.
+    wide = estimate(1.0, 3, 1.0)
+    moved = Estimate(1.05, wide.replicates + 0.05)
+    assert best_of({"w": wide, "m": moved}).level == ("w",)
+    # A copy is no rival, and level.
+    assert best_of({"n": near, "copy": near, "b": behind}) == Best("n", ("n", "copy"), 1)
+    assert best_of({"n": near}) == Best("n", ("n",), 0)
+
+
+def test_what_has_no_error_is_refused() -> None:
+    x = torch.from_numpy(draws(0, 30, 4))
+    assert blocks_of(30) == 15
+    assert blocks_of(4) == 2
+    assert blocks_of(2000) == 20
+
+    def refused(match: str, a: Tensor = x, b: Tensor = x, blocks: int = 5) -> None:
+        with pytest.raises(InputError, match=match):
+            frechet_with_error(a, b, blocks)
+        with pytest.raises(InputError, match=match):
+            kid_with_error(0.0, a, b, blocks)
+
+    refused("blocks: 16 of 30 samples", blocks=16)
+    refused("blocks: 1 of 30 samples", blocks=1)
+    refused(r"features: \(30, 4\) and \(30, 3\)", b=x[:, :3])
+    refused(r"features: \(30,\) and \(30, 4\)", a=x[:, 0])
+    refused("features: generated are not all finite", a=x / 0)
+    refused("features: 1 of the reference", b=x[:1])
+    with pytest.raises(InputError, match="5 and 6 blocks"):
+        paired_difference(frechet_with_error(x, x, 5), frechet_with_error(x, x, 6))
