@@ -42,12 +42,8 @@ from torch_fidelity.utils import (
 )
 
 from boss_core.errors import InputError
-from boss_core.evaluation.uncertainty import (
-    Estimate,
-    blocks_of,
-    frechet_with_error,
-    kid_with_error,
-)
+from boss_core.evaluation.comparison import Estimate
+from boss_core.evaluation.uncertainty import blocks_of, frechet_with_error, kid_with_error
 from boss_core.io.files import sha256
 from boss_core.io.pixels import to_uint8
 from boss_core.io.tensor_files import arrays_only, read_tensors

@@ -7,16 +7,8 @@ import torch
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.evaluation.uncertainty import (
-    Best,
-    Estimate,
-    best_of,
-    blocks_of,
-    frechet_with_error,
-    jackknife_error,
-    kid_with_error,
-    paired_difference,
-)
+from boss_core.evaluation.comparison import paired_difference
+from boss_core.evaluation.uncertainty import blocks_of, frechet_with_error, kid_with_error
 
 
 def draws(seed: int, samples: int, features: int) -> np.ndarray:
@@ -63,13 +55,6 @@ def test_replicates_are_the_distances_without_each_block(samples: int, features:
     assert shifted.replicates == pytest.approx(3.0 + np.array(change), rel=1e-9)
 
 
-def test_the_error_of_a_mean_is_the_textbooks() -> None:
-    """Of a mean the jackknife is exact: s / sqrt(n), with a sample in each block."""
-    x = draws(3, 12, 1)[:, 0]
-    left_out = np.array([np.delete(x, i).mean() for i in range(12)])
-    assert jackknife_error(left_out) == pytest.approx(x.std(ddof=1) / np.sqrt(12))
-
-
 @pytest.mark.parametrize(
     ("features", "samples", "scale", "shift"),
     [(8, 400, 1.2, 0.0), (8, 400, 1.0, 0.3), (64, 1200, 1.2, 0.0), (64, 1200, 1.0, 0.15)],
@@ -113,32 +98,6 @@ def test_near_no_distance_the_error_is_too_large_rather_than_too_small() -> None
     assert 0.9 < np.mean([each.standard_error for each in found]) / spread < 1.6
 
 
-def estimate(value: float, seed: int, spread: float) -> Estimate:
-    return Estimate(value, value + spread * draws(seed, 20, 1)[:, 0])
-
-
-def test_best_is_who_is_ahead_by_more_than_chance() -> None:
-    near, level, behind = estimate(1.0, 0, 0.01), estimate(1.05, 1, 0.01), estimate(2.0, 2, 0.01)
-    assert best_of({"b": behind, "n": near}) == Best("n", ("n",), 1)
-    found = best_of({"l": level, "b": behind, "n": near})
-    assert found == Best("n", ("l", "n"), 2)
-    # The interval by hand: Student's t of 19 degrees of freedom at 2.5 % over two rivals is 2.433.
-    apart = paired_difference(level, near)
-    error = np.sqrt(19 * np.var(level.replicates - near.replicates))
-    assert apart.standard_error == pytest.approx(error)
-    assert apart.interval(rivals=2) == pytest.approx(
-        (0.05 - 2.4334 * error, 0.05 + 2.4334 * error), rel=1e-4
-    )
-    assert apart.interval() == pytest.approx((0.05 - 2.093 * error, 0.05 + 2.093 * error), rel=1e-3)
-    # By the same noise: both far from sure, and the difference sure.
-    wide = estimate(1.0, 3, 1.0)
-    moved = Estimate(1.05, wide.replicates + 0.05)
-    assert best_of({"w": wide, "m": moved}).level == ("w",)
-    # A copy is no rival, and level.
-    assert best_of({"n": near, "copy": near, "b": behind}) == Best("n", ("n", "copy"), 1)
-    assert best_of({"n": near}) == Best("n", ("n",), 0)
-
-
 def test_what_has_no_error_is_refused() -> None:
     x = torch.from_numpy(draws(0, 30, 4))
     assert blocks_of(30) == 15
@@ -157,5 +116,3 @@ def test_what_has_no_error_is_refused() -> None:
     refused(r"features: \(30,\) and \(30, 4\)", a=x[:, 0])
     refused("features: generated are not all finite", a=x / 0)
     refused("features: 1 of the reference", b=x[:1])
-    with pytest.raises(InputError, match="5 and 6 blocks"):
-        paired_difference(frechet_with_error(x, x, 5), frechet_with_error(x, x, 6))
