@@ -65,6 +65,20 @@ def best(
     return best_of(ranked) if ranked else None
 
 
+def marks(
+    judge: Judge, variants: Mapping[str, Variant], estimates: Mapping[str, Estimate]
+) -> dict[str, str]:
+    """Of every variant of one budget: ``*`` for the best by a judge, ``=`` for those that are level
+    where no single one is, ``()`` for what it may not rank, else nothing."""
+    found = best(judge, variants, estimates)
+    level = () if found is None else found.level
+    mark = "*" if len(level) == 1 else "="
+    return {
+        name: "()" if not judge.ranks(variant) else mark if name in level else ""
+        for name, variant in variants.items()
+    }
+
+
 def remark(found: Sequence[Judge], variants: Mapping[str, Variant]) -> str:
     """In words, who may not say what is best and who does; nothing where all may."""
     searched = [judge for judge in found if not all(map(judge.ranks, variants.values()))]
