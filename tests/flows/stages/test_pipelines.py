@@ -98,6 +98,8 @@ def refusal(project: Project, change: dict[str, Any]) -> str:
     [
         ({"features.extractor": "classifier"}, "features.extractor: classifier with teacher.source"
          ": diffusers (the judge of a pipeline needs no labels); imagenet or inception needed"),
+        ({"evaluate.judges": ["second_classifier"]}, "evaluate.judges: second_classifier with"
+         " teacher.source: diffusers (the judge of a pipeline needs no labels); imagenet or"),
         ({"cost.reference": "heun"}, "cost.reference: heun with teacher.source: diffusers"),
         ({"schedule.objective": "oss"}, "schedule.objective: oss with teacher.source: diffusers"),
         ({"schedule.objective": "auto"}, "schedule.distance: features with teacher.source:"),
