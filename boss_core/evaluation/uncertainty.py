@@ -30,8 +30,8 @@ def frechet_with_error(generated: Tensor, reference: Tensor, blocks: int = BLOCK
     Gaussian, and the standard error of what the noise of the first one does to it.
 
     generated: (N, F), the features of samples, those of noise i in row i. reference: (M, F), on
-    the same device, where it computes in float64. It takes one eigendecomposition of F x F and
-    ``blocks + 1`` sets of eigenvalues of min(N, F) numbers.
+    the same device, where it computes in float64. It takes one eigendecomposition of F x F, or of
+    M x M where that is less, and ``blocks + 1`` sets of min(N, M, F) eigenvalues.
 
     InputError for features that are not two tables of as many columns or not finite, for fewer
     than two blocks, fewer than two samples a block, or fewer than two of the reference.
@@ -39,20 +39,25 @@ def frechet_with_error(generated: Tensor, reference: Tensor, blocks: int = BLOCK
     x, y = _features(generated, reference, blocks)
     centre = y.mean(dim=0)
     x, y = x - centre, y - centre  # of the numbers, none is larger than it need be
-    variances, vectors = torch.linalg.eigh(y.T @ y / (len(y) - 1))
+    if len(y) < y.shape[1]:
+        _, deviations, rows = torch.linalg.svd(y / (len(y) - 1) ** 0.5, full_matrices=False)
+        vectors = rows.T
+    else:
+        variances, vectors = torch.linalg.eigh(y.T @ y / (len(y) - 1))
+        deviations = variances.clamp(min=0).sqrt()
     # Where two covariances are A and B, tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2, of which the latter
     # is symmetric, and the covariance of samples that A^1/2 has turned.
-    turned = (x @ vectors) * variances.clamp(min=0).sqrt()
+    turned = (x @ vectors) * deviations
     left_out = [_without(x, turned, None), *(_without(x, turned, b, blocks) for b in range(blocks))]
-    found = (variances.sum() + torch.stack(left_out)).cpu().numpy()
+    found = (deviations.square().sum() + torch.stack(left_out)).cpu().numpy()
     return Estimate(float(found[0]), found[1:])
 
 
 def _without(x: Tensor, turned: Tensor, block: int | None, blocks: int = BLOCKS) -> Tensor:
     """The Frechet distance to a reference of mean 0, less the trace of its covariance.
 
-    x: (N, F) features. turned: (N, F), those times the root of the reference's covariance. block:
-    the samples that are left out, None for all of them to stay."""
+    x: (N, F) features. turned: (N, R), those times the root of the reference's covariance, of rank
+    R. block: the samples that are left out, None for all of them to stay."""
     if block is not None:
         kept = torch.arange(len(x), device=x.device) % blocks != block
         x, turned = x[kept], turned[kept]
@@ -60,7 +65,7 @@ def _without(x: Tensor, turned: Tensor, block: int | None, blocks: int = BLOCKS)
     degrees = len(x) - 1
     spread = (x - mean).square().sum() / degrees
     centred = turned - of_turned
-    fewer = len(x) < x.shape[1]  # the same eigenvalues but for zeros
+    fewer = len(x) < turned.shape[1]  # the same eigenvalues but for zeros
     products = centred @ centred.T if fewer else centred.T @ centred
     root = torch.linalg.eigvalsh(products / degrees).clamp(min=0).sqrt().sum()
     return mean.square().sum() + spread - 2 * root

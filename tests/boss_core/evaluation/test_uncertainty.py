@@ -39,7 +39,9 @@ def without(x: np.ndarray, block: int, blocks: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("samples", "features"), [(90, 6), (40, 60)], ids=["more samples", "more features"]
+    ("samples", "features"),
+    [(90, 6), (40, 60), (90, 80), (40, 80)],
+    ids=["few features", "of samples fewer", "of the reference fewer", "of both fewer"],
 )
 def test_replicates_are_the_distances_without_each_block(samples: int, features: int) -> None:
     """A number of samples that the blocks do not divide, too."""
