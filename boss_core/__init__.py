@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from boss_core.checkpoints.student import Student, load_student
     from boss_core.costs.matrix import CostMatrix, estimate_cost_matrix
     from boss_core.errors import InputError
+    from boss_core.evaluation.comparison import best_of, paired_difference
     from boss_core.evaluation.frechet import evaluate_images
     from boss_core.evaluation.sampling import sample_images
+    from boss_core.evaluation.uncertainty import frechet_with_error
     from boss_core.interop.export import to_comfyui, to_diffusers, to_flow_matching
     from boss_core.ode.denoiser import velocity_from_denoiser
     from boss_core.ode.noise import NoiseSource, sample_labels, sample_noise
@@ -59,6 +61,7 @@ __all__ = [
     "TrainingSettings",
     "VelocityField",
     "ab2",
+    "best_of",
     "bootstrap",
     "checked_velocity",
     "choose",
@@ -66,6 +69,7 @@ __all__ = [
     "euler",
     "evaluate_images",
     "find_steps",
+    "frechet_with_error",
     "heun",
     "karras",
     "knot_states",
@@ -74,6 +78,7 @@ __all__ = [
     "load_student",
     "optimal_paths",
     "optimal_steps",
+    "paired_difference",
     "quadratic",
     "refine",
     "rk45",
@@ -120,6 +125,8 @@ _HOMES = {
     "checkpoints.rectified_flow": "load_rectified_flow",
     "evaluation.sampling": "sample_images",
     "evaluation.frechet": "evaluate_images",
+    "evaluation.comparison": "best_of paired_difference",
+    "evaluation.uncertainty": "frechet_with_error",
     "interop.export": "to_comfyui to_diffusers to_flow_matching",
     "errors": "InputError",
 }

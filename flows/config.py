@@ -47,7 +47,12 @@ Method = Literal[
 ]
 
 
-Value = TypeVar("Value", int, Method)
+# What measures every variant beside ``features.extractor``.
+SECOND = "second_classifier"
+Judge = Literal["second_classifier", "imagenet", "inception"]
+
+
+Value = TypeVar("Value", int, Method, Judge)
 Built = TypeVar("Built", bound=BaseModel)
 
 
@@ -209,6 +214,12 @@ class Evaluate(Settings):
     )
     batch_size: int = Field(ge=1, le=MOST, description="images sampled together")
     kid_subset_size: int = Field(ge=2, le=MOST, description="images in each of KID's subsets")
+    judges: list[Judge] = Field(description="extractors that measure too; [] for none")
+
+    @field_validator("judges")
+    @classmethod
+    def _once_each(cls, judges: list[Judge]) -> list[Judge]:
+        return _distinct(judges, "judge")
 
     @model_validator(mode="after")
     def _kid_fits(self) -> Self:
@@ -264,7 +275,7 @@ class Params(Settings):
         trained = {"finetune": self.finetune.training.batch_size}
         if self.teacher.source == "train":
             trained["teacher"] = self.teacher.training.batch_size
-        if self.features.extractor == "classifier":
+        if self.features.extractor == "classifier" or SECOND in self.evaluate.judges:
             trained["features"] = self.features.training.batch_size
         for stage, batch_size in trained.items():
             if batch_size % self.compute.processes:
@@ -272,6 +283,15 @@ class Params(Settings):
                     f"{stage}.training.batch_size: {batch_size} with compute.processes:"
                     f" {self.compute.processes}; a multiple of that needed"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _other_judges(self) -> Self:
+        if self.features.extractor in self.evaluate.judges:
+            raise ValueError(
+                f"evaluate.judges: {self.features.extractor}, which features.extractor is already;"
+                " others, or [] for none, needed"
+            )
         return self
 
     @model_validator(mode="after")
@@ -338,6 +358,11 @@ def _check_pipeline(params: Params) -> None:
                 f"{name}: {str(found).lower()} with teacher.source: diffusers ({why}); {needed}"
                 " needed"
             )
+    if SECOND in params.evaluate.judges:
+        raise ValueError(
+            f"evaluate.judges: {SECOND} with teacher.source: diffusers (the judge of a pipeline"
+            " needs no labels); imagenet or inception, or [] for none, needed"
+        )
     if params.schedule.objective == "auto" and params.schedule.distance != "sliced_wasserstein":
         raise ValueError(
             f"schedule.distance: {params.schedule.distance} with teacher.source: diffusers, whose"

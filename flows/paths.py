@@ -11,6 +11,7 @@ OUTPUTS = tuple(
 CHECKED = Path("results/params.ok")
 DATA = Path("data")
 FEATURES = Path("models/features")
+JUDGES = Path("models/judges")
 TEACHER = Path("models/teacher")
 LABEL_COUNTS = TEACHER / "labels.json"  # `boss_core.checkpoints.folder.LABELS`
 COST = Path("results/cost.npz")
@@ -38,6 +39,11 @@ def metrics(name: int | str) -> Path:
 def samples(name: int | str) -> Path:
     """A folder with one sample grid for each variant."""
     return Path(f"samples/{name}")
+
+
+def replicates(name: int | str) -> Path:
+    """What each distance is without each block of samples: see `flows.records.judges`."""
+    return samples(name) / "replicates.json"
 
 
 def usage(stage: str) -> Path:

@@ -181,9 +181,9 @@ def measurements(projects: Sequence[Project]) -> pd.DataFrame:
 
 def metrics(rows: pd.DataFrame) -> list[str]:
     """The metrics in the order of the page."""
-    found = [c for c in rows.columns if c == "fid" or c.startswith("frechet_")]
-    others = [c for kind in KINDS for c in rows.columns if c.startswith(kind)]
-    return found + [c for c in others if not c.endswith("_std")]
+    columns = [c for c in rows.columns if not c.endswith(("_std", "_se"))]
+    found = [c for c in columns if c == "fid" or c.startswith("frechet_")]
+    return found + [c for kind in KINDS for c in columns if c.startswith(kind)]
 
 
 def floor(projects: Sequence[Project], metric: str) -> list[float]:

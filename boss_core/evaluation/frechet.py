@@ -16,15 +16,34 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_fidelity
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import (
+    KEY_METRIC_FID,
+    fid_featuresdict_to_statistics_cached,
+    fid_statistics_to_metric,
+)
+from torch_fidelity.metric_kid import (
+    KEY_METRIC_KID_MEAN,
+    KEY_METRIC_KID_STD,
+    kid_features_to_metric,
+)
+from torch_fidelity.metric_prc import (
+    KEY_METRIC_PRECISION,
+    KEY_METRIC_RECALL,
+    prc_features_to_metric,
+)
 from torch_fidelity.registry import register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor
+from torch_fidelity.utils import (
+    create_feature_extractor,
+    extract_featuresdict_from_input_id_cached,
+)
 
 from boss_core.errors import InputError
+from boss_core.evaluation.comparison import Estimate
+from boss_core.evaluation.uncertainty import blocks_of, frechet_with_error, kid_with_error
 from boss_core.io.files import sha256
 from boss_core.io.pixels import to_uint8
 from boss_core.io.tensor_files import arrays_only, read_tensors
@@ -91,7 +110,8 @@ class EfficientNetExtractor(_OneLayer):
 
 register_feature_extractor("classifier", ClassifierExtractor)
 register_feature_extractor(efficientnet.NAME, EfficientNetExtractor)
-EXTRACTORS = ("classifier", "inception", efficientnet.NAME)
+SECOND = "second_classifier"
+EXTRACTORS = ("classifier", "inception", efficientnet.NAME, SECOND)
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,8 @@ class Extractor:
     """A feature extractor on disk.
 
     name: ``classifier`` (of this project), ``inception`` (``inception-v3-compat`` of
-        torch-fidelity, the network of the original FID) or ``efficientnet_lite0``.
+        torch-fidelity, the network of the original FID), ``efficientnet_lite0``, or
+        ``second_classifier``, another one of this project's beside the first.
     weights: its weights file.
     """
 
@@ -124,11 +145,36 @@ class Extractor:
     @property
     def library_name(self) -> str:
         """What torch-fidelity calls it."""
-        return "inception-v3-compat" if self.name == "inception" else self.name
+        return {"inception": "inception-v3-compat", SECOND: "classifier"}.get(self.name, self.name)
+
+    @property
+    def layer(self) -> str:
+        """Which of its features are taken, the same for all metrics."""
+        return "2048" if self.name == "inception" else "features"
 
     @property
     def frechet_name(self) -> str:
-        return "fid" if self.name == "inception" else f"frechet_{self.name}"
+        return frechet_name(self.name)
+
+
+def frechet_name(extractor: str) -> str:
+    """What the Frechet distance in the features of an extractor is called."""
+    return "fid" if extractor == "inception" else f"frechet_{extractor}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one set of samples measures.
+
+    metrics: by their names: the Frechet distance and KID, with ``_se`` behind the name the standard
+        error over the noise (`boss_core.evaluation.uncertainty`), KID's standard deviation over
+        its subsets, precision and recall.
+    estimates: Frechet distance and KID by the same names, with replicates, to be compared in pairs
+        with those of other samples from the same noise.
+    """
+
+    metrics: dict[str, float]
+    estimates: dict[str, Estimate]
 
 
 def feature_function(
@@ -137,12 +183,11 @@ def feature_function(
     """The features that a metric sees, as a function for a search: from states in [-1, 1],
     (N, C, H, W) with 1 or 3 channels on the device, rounded to uint8, to (N, F). Images beyond
     ``batch_size`` take several calls of the network."""
-    layer = "2048" if extractor.name == "inception" else "features"
     extractor.check()
     with arrays_only():
         network = create_feature_extractor(
             extractor.library_name,
-            [layer],
+            [extractor.layer],
             cuda=False,
             feature_extractor_weights_path=str(extractor.weights),
             verbose=False,
@@ -193,7 +238,31 @@ def evaluate_images(
     device: torch.device,
     precision_recall: bool = True,
 ) -> dict[str, float]:
-    """Frechet distance, KID (mean and standard deviation), precision and recall of samples.
+    """Frechet distance, KID (mean and standard deviation), precision and recall of samples, and the
+    standard errors of the first two.
+
+    The metrics of `measure_images` alone, with its arguments and errors."""
+    return measure_images(
+        images, reference, extractor,
+        cache=cache, kid_subset_size=kid_subset_size, batch_size=batch_size, seed=seed,
+        device=device, precision_recall=precision_recall,
+    ).metrics  # fmt: skip
+
+
+# As `evaluate_images`.
+def measure_images(
+    images: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
+    extractor: Extractor,
+    *,
+    cache: Path,
+    kid_subset_size: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    precision_recall: bool = True,
+) -> Measured:
+    """What `Measured` holds, of samples.
 
     images: (N, C, H, W) uint8 samples; reference: the real ones. All of both are used.
     cache: a folder for the features of the reference, keyed by the hashes of the extractor and
@@ -201,8 +270,8 @@ def evaluate_images(
     kid_subset_size: at most the smaller of the two counts.
     precision_recall: these compare all images with all, and so take most of the time.
 
-    Raises InputError when there are fewer images than a KID subset, and for weights or a cache
-    that hold anything but numbers.
+    Raises InputError when there are fewer images than a KID subset or than four, and for weights
+    or a cache that hold anything but numbers.
     """
     for name, array in (("samples", images), ("reference", reference)):
         if len(array) < kid_subset_size:
@@ -213,34 +282,65 @@ def evaluate_images(
     key = f"{extractor.hash[:16]}-{image_hash(reference)[:16]}"
     extractor.check()
     _check_cache(cache, key)
+    asked: dict[str, Any] = {
+        "input1": _Images(images),
+        "input2": _Images(reference),
+        "input2_cache_name": key,
+        "cache_root": str(cache),
+        "kid_subset_size": kid_subset_size,
+        "batch_size": batch_size,
+        "rng_seed": seed,
+        "cuda": device.type == "cuda",
+        "save_cpu_ram": True,
+        "verbose": False,
+    }
     with arrays_only(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # torch's own deprecations, inside torch-fidelity
-        found = torch_fidelity.calculate_metrics(
-            input1=_Images(images),
-            input2=_Images(reference),
-            input2_cache_name=key,
-            cache_root=str(cache),
-            feature_extractor=extractor.library_name,
-            feature_extractor_weights_path=str(extractor.weights),
-            fid=True,
-            kid=True,
-            prc=precision_recall,
-            kid_subset_size=kid_subset_size,
-            batch_size=batch_size,
-            rng_seed=seed,
-            cuda=device.type == "cuda",
-            save_cpu_ram=True,
-            verbose=False,
-        )
-    metrics = {
-        extractor.frechet_name: found["frechet_inception_distance"],
-        f"kid_{extractor.name}": found["kernel_inception_distance_mean"],
-        f"kid_{extractor.name}_std": found["kernel_inception_distance_std"],
+        return _measure(extractor, key, asked, device, precision_recall)
+
+
+def _measure(
+    extractor: Extractor, key: str, asked: dict[str, Any], device: torch.device, prc: bool
+) -> Measured:
+    """By the parts of `torch_fidelity.calculate_metrics`, which keeps the features to itself: the
+    standard errors are of the same ones, which take the time.
+
+    key: of the reference in the cache. asked: the arguments of torch-fidelity."""
+    layer, frechet, kid = extractor.layer, extractor.frechet_name, f"kid_{extractor.name}"
+    network = create_feature_extractor(
+        extractor.library_name,
+        [layer],
+        feature_extractor_weights_path=str(extractor.weights),
+        **asked,
+    )
+    of_samples = extract_featuresdict_from_input_id_cached(1, network, **asked)
+    of_reference = extract_featuresdict_from_input_id_cached(2, network, **asked)
+    statistics = [
+        fid_featuresdict_to_statistics_cached(features, name, network, layer, **asked)
+        for features, name in ((of_samples, None), (of_reference, key))
+    ]
+    distance = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    generated, reference = of_samples[layer], of_reference[layer]
+    kids = kid_features_to_metric(generated, reference, **asked)
+
+    on = device if device.type == "cuda" else torch.device("cpu")  # others lack float64
+    x, y, blocks = generated.to(on), reference.to(on), blocks_of(len(generated))
+    estimates = {
+        frechet: Estimate(distance, frechet_with_error(x, y, blocks).replicates),
+        kid: kid_with_error(kids[KEY_METRIC_KID_MEAN], x, y, blocks),
     }
-    if precision_recall:
-        metrics[f"precision_{extractor.name}"] = found["precision"]
-        metrics[f"recall_{extractor.name}"] = found["recall"]
-    return metrics
+    metrics = {
+        frechet: distance,
+        f"{frechet}_se": estimates[frechet].standard_error,
+        kid: kids[KEY_METRIC_KID_MEAN],
+        f"{kid}_se": estimates[kid].standard_error,
+        f"{kid}_std": kids[KEY_METRIC_KID_STD],
+    }
+    if prc:
+        found = prc_features_to_metric(generated, reference, **asked)
+        metrics[f"precision_{extractor.name}"] = found[KEY_METRIC_PRECISION]
+        metrics[f"recall_{extractor.name}"] = found[KEY_METRIC_RECALL]
+    return Measured(metrics, estimates)
 
 
 def _check_cache(cache: Path, key: str) -> None:

@@ -1,10 +1,43 @@
-"""The extractor that the features stage leaves, in the project's folder or in another."""
+"""The extractors that the features stage leaves, in the project's folder or in another: the one of
+``features.extractor``, and the judges beside it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from boss_core.errors import InputError
 from boss_core.evaluation.frechet import EXTRACTORS, Extractor
+from boss_core.networks import efficientnet
+from flows import paths
+from flows.config import SECOND
 from flows.records.json_files import read_json
+
+# What params.yaml calls them, and their names in records and metrics.
+NAMES = {
+    "classifier": "classifier",
+    "inception": "inception",
+    "imagenet": efficientnet.NAME,
+    SECOND: SECOND,
+}
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """An extractor that measures. cache: the folder of the features of real images. judge: it is
+    one of ``evaluate.judges``, of which neither precision nor recall is taken."""
+
+    extractor: Extractor
+    cache: Path
+    judge: bool
+
+
+def read_instruments(judges: Sequence[str]) -> list[Instrument]:
+    """The extractor of ``features`` and then the judges, by their names in params.yaml."""
+    found = [Instrument(read_extractor(paths.FEATURES), paths.FEATURES / "reference", judge=False)]
+    for judge in judges:
+        folder = paths.JUDGES / NAMES[judge]
+        found.append(Instrument(read_extractor(folder), folder / "reference", judge=True))
+    return found
 
 
 def read_extractor(folder: Path) -> Extractor:

@@ -36,7 +36,12 @@ def read_json(path: Path) -> Json:
 
 def frechet_name(record: Json) -> str:
     """The name of the Frechet distance in a record: ``fid`` or ``frechet_<extractor>``."""
-    return "fid" if record["extractor"] == "inception" else f"frechet_{record['extractor']}"
+    return frechet_of(record["extractor"])
+
+
+def frechet_of(extractor: str) -> str:
+    """As `boss_core.evaluation.frechet.frechet_name`, which takes torch-fidelity a second."""
+    return "fid" if extractor == "inception" else f"frechet_{extractor}"
 
 
 @dataclass(frozen=True)

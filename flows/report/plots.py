@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from boss_core.evaluation.comparison import Estimate
 from boss_core.io.files import replacing
 from boss_core.ode.schedule import Schedule
 from flows.records.variants import Variant
@@ -78,22 +79,29 @@ def frechet(
     path: Path,
     budgets: Sequence[int],
     variants: Mapping[str, Variant],
-    values: Mapping[str, Sequence[float]],
-    floor: float,
-    label: str,
+    by_metric: Mapping[str, tuple[Estimate, Mapping[str, Sequence[Estimate]]]],
     along: str = "network evaluations for one sample (NFE)",
 ) -> None:
-    """Frechet distance of every variant against its budget, with the teacher's floor."""
-    with figure(path, 8.4, 3.8) as ax:
-        for name, variant in variants.items():
-            ax.plot(budgets, values[name], "-" if variant.trained else "--", marker="o", ms=4,
-                    color=COLOURS[name], label=variant.title)  # fmt: skip
-        ax.axhline(floor, color="black", lw=0.8, ls=":", label="the teacher on the fine grid")
-        ax.set(xlabel=along, ylabel=label)
-        log_scale(ax)
-        ax.set_xticks(list(budgets))
+    """Frechet distance of every variant against its budget, with the teacher's floor, a panel for
+    each judge. Bars are of one standard error.
+
+    by_metric: for the name of a distance the teacher's floor and the values of each variant."""
+    with figure(path, 8.4, 3.4 * len(by_metric) + 0.4, nrows=len(by_metric), squeeze=False) as axes:
+        for ax, (metric, (floor, values)) in zip(axes[:, 0], by_metric.items(), strict=True):
+            for name, variant in variants.items():
+                ax.errorbar(
+                    budgets, [each.value for each in values[name]],
+                    yerr=[each.standard_error for each in values[name]],
+                    fmt="o-" if variant.trained else "o--", ms=4, elinewidth=0.7,
+                    color=COLOURS[name], label=variant.title,
+                )  # fmt: skip
+            ax.axhline(floor.value, color="black", lw=0.8, ls=":",
+                       label="the teacher on the fine grid")  # fmt: skip
+            log_scale(ax)
+            ax.set(xlabel=along, ylabel=f"{metric} (lower is better)")
+            ax.set_xticks(list(budgets))
         # Beside the curves, of which there can be too many to leave it a place.
-        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[0, 0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:

@@ -11,7 +11,7 @@ from boss_core.data.images import ImageSource, Shape, image_shape
 from boss_core.errors import InputError
 from boss_core.io.files import write_bytes
 from flows import paths
-from flows.config import NEAREST, Params, Teacher
+from flows.config import NEAREST, SECOND, Params, Teacher
 from flows.stages.inception import inception_weights
 from flows.stages.runner import check_device, run_stage
 
@@ -102,23 +102,24 @@ def _check_counts(params: Params, found: Found) -> None:
 
 def _check_labels(params: Params, found: Found) -> None:
     where = f"{params.data.path} ({params.data.source})"
-    if params.features.extractor == "classifier":
+    trained = _classifiers(params)
+    for name in trained:
         if found.kinds is None:
             raise InputError(
-                f"params.yaml: features.extractor: classifier needs labels, and the images in"
-                f" {where} have none; imagenet and inception need none"
+                f"params.yaml: {name} needs labels, and the images in {where} have none; imagenet"
+                " and inception need none"
             )
         if found.kinds < 2:
             raise InputError(
-                f"params.yaml: features.extractor: classifier needs two classes or more, and the"
-                f" images in {where} are of one; imagenet and inception need none"
+                f"params.yaml: {name} needs two classes or more, and the images in {where} are of"
+                " one; imagenet and inception need none"
             )
     conditional = params.teacher.source == "train" and params.teacher.conditional
-    if found.classes > CLASSES and (conditional or params.features.extractor == "classifier"):
+    if found.classes > CLASSES and (conditional or trained):
         raise InputError(
             f"params.yaml: data.path: the images in {where} are of {found.classes} classes, more"
-            f" than {CLASSES}; fewer, or features.extractor: imagenet or inception and"
-            " teacher.conditional: false, needed"
+            f" than {CLASSES}; fewer, or imagenet or inception for features.extractor and"
+            " evaluate.judges and teacher.conditional: false, needed"
         )
     if conditional and found.kinds is None:
         raise InputError(
@@ -127,19 +128,30 @@ def _check_labels(params: Params, found: Found) -> None:
         )
 
 
+def _classifiers(params: Params) -> list[str]:
+    """The parameters that ask for a classifier to be trained, with their values."""
+    found = {
+        "features.extractor: classifier": params.features.extractor == "classifier",
+        f"evaluate.judges: {SECOND}": SECOND in params.evaluate.judges,
+    }
+    return [name for name, wanted in found.items() if wanted]
+
+
 def _check_weights(params: Params) -> None:
-    if params.features.extractor == "inception":
+    measures: dict[str, str] = {params.features.extractor: "features.extractor"}
+    measures |= dict.fromkeys(params.evaluate.judges, "evaluate.judges")
+    if "inception" in measures:
         from boss_core.io.tensor_files import read_tensors
 
         weights = inception_weights(Path(params.features.path))
         read_tensors(weights, "the Inception weights of torch-fidelity")
-    if params.features.extractor == "imagenet":
+    if "imagenet" in measures:
         from boss_core.networks.efficientnet import check_efficientnet, published_weights
 
         try:
             check_efficientnet(published_weights())
         except InputError as error:
-            raise InputError(f"params.yaml: features.extractor: imagenet: {error}") from error
+            raise InputError(f"params.yaml: {measures['imagenet']}: imagenet: {error}") from error
     if params.schedule.objective == "lpips":
         from boss_core.search.lpips import weights_files
 
@@ -165,7 +177,7 @@ def _check_shape(params: Params, found: Found) -> None:
             f"params.yaml: schedule.objective: lpips with images of {width}x{height}; sides of"
             f" {LPIPS_SMALLEST} or more, or another objective, needed"
         )
-    if params.features.extractor == "classifier":
+    if _classifiers(params):
         _check_classifier(params, height, width)
 
 
@@ -197,13 +209,18 @@ def _check_levels(teacher: Teacher, height: int, width: int) -> None:
 
 
 def _check_classifier(params: Params, height: int, width: int) -> None:
-    """Whether the classifier's last layers have more than one number of a channel to normalise."""
+    """Whether the residual one's last layers have more than one number of a channel to normalise:
+    one of the two is residual, the second where the first is small."""
     share = params.features.training.batch_size // params.compute.processes
-    if params.features.network == "resnet" and max(height, width) <= SMALLEST and share < 2:
+    asked = params.features.extractor == "classifier", SECOND in params.evaluate.judges
+    first = params.features.network == "resnet"
+    residual = asked[0] if first else asked[1]
+    if residual and max(height, width) <= SMALLEST and share < 2:
+        mend = "network small" if first else f"evaluate.judges without {SECOND}"
         raise InputError(
             f"params.yaml: features.training.batch_size: {share} for a process with images of"
             f" {width}x{height}, of which resnet's last layers keep a single pixel to normalise; 2"
-            " or more, or network small, needed"
+            f" or more, or {mend}, needed"
         )
 
 

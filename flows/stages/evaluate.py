@@ -8,12 +8,12 @@ from boss_core.checkpoints.lora import AdapterCard, load_adapter
 from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
-from flows.measure.energy import Usage
 from flows.measure.usage import write_usage
 from flows.records.json_files import Json, write_json
+from flows.records.judges import write_replicates
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Variant, chosen_solver, read_schedules, students, variants
-from flows.stages.evaluation import Evaluation
+from flows.stages.evaluation import Evaluation, Found
 from flows.stages.runner import device, run_stage
 from flows.tracking.runs import track_budget
 
@@ -22,19 +22,21 @@ def main(params: Params, budget: int) -> None:
     if is_pipeline():
         from flows.stages.pipelines.variants import evaluate_pipeline
 
-        record, taken = evaluate_pipeline(params, budget)
+        record, found = evaluate_pipeline(params, budget)
     else:
-        record, taken = _evaluate(params, budget)
-    write_json(paths.metrics(budget), record)
-    write_usage(f"evaluate-{budget}", taken)
+        record, found = _evaluate(params, budget)
+    write_replicates(budget, {name: of.estimates for name, of in found.items()})
+    metrics = {name: of.metrics for name, of in found.items()}
+    write_json(paths.metrics(budget), record | metrics)
+    write_usage(f"evaluate-{budget}", {name: of.usage for name, of in found.items()})
     try:
         track_budget(params, budget)
     except InputError as error:  # the record is written: the work is not lost with the server
         print(f"warning: {error}", file=sys.stderr)
 
 
-def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Usage]]:
-    """The record of a budget, and what sampling took."""
+def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
+    """The record of a budget but for what was measured, and that of every variant."""
     evaluation = Evaluation(params, device(params))
     schedules = read_schedules()[budget]
     teacher, teacher_card = load_checkpoint(paths.TEACHER)
@@ -50,15 +52,15 @@ def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Usage]]:
         "teacher_hash": teacher_card.weights_sha256,
         "student_hash": {name: card.weights_sha256 for name, (_, card) in trained.items()},
     }
-    taken: dict[str, Usage] = {}
+    found: dict[str, Found] = {}
     for name, variant in variants(schedules, methods).items():
         network = trained[name][0] if variant.trained else teacher
         steps = schedules[variant.schedule]
         label = f"evaluate@{budget} {name}"
-        record[name], taken[name] = evaluation.of(
+        found[name] = evaluation.of(
             network, steps.timesteps, label, budget, name, solver=steps.solver
         )
-    return record, taken
+    return record, found
 
 
 def _student(folder: Path, variant: Variant) -> tuple[Network, Card | AdapterCard]:

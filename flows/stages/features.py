@@ -1,169 +1,114 @@
-"""The feature extractor of the Frechet distance, and the features of the reference images."""
+"""The feature extractor of the Frechet distance, the judges beside it, and the features of the
+reference images in each."""
 
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from boss_core.errors import InputError
 from boss_core.evaluation.frechet import Extractor, evaluate_images
-from boss_core.io.files import replacing
+from boss_core.io.files import replacing, replacing_folder
 from boss_core.networks import efficientnet
-from boss_core.networks.classifier import (
-    Classifier,
-    ClassifierConfig,
-    accuracy,
-    save_classifier,
-)
-from boss_core.training.augmentation import augmented
-from boss_core.training.device_rows import DeviceRows
-from boss_core.training.loop import train
-from boss_core.training.randomness import BatchShare, device_generator, step_generator
-from boss_core.training.resume import Checkpoints
 from flows import paths
-from flows.config import Params, network_settings
-from flows.measure.energy import Usage, measured
+from flows.config import SECOND, Params
 from flows.measure.usage import write_usage
+from flows.records.extractor import NAMES, Instrument
 from flows.records.json_files import Json, read_images, read_json, write_json
+from flows.stages.classifier import Trained, train_first, train_second
 from flows.stages.inception import inception_weights
 from flows.stages.runner import device, is_main, run_stage
-from flows.stages.training import checkpoints, training_progress
 
-SCALE_IMAGES = 1024  # enough for a mean
+
+def trains(params: Params) -> bool:
+    """Whether a network is trained here."""
+    return params.features.extractor == "classifier" or SECOND in params.evaluate.judges
 
 
 def main(params: Params) -> None:
     on = device(params)
-    card: dict[str, object] = {}
-    usage: Usage | None = None
-    kept: Checkpoints | None = None
-    match params.features.extractor:
-        case "inception":
-            extractor = _kept("inception", inception_weights(Path(params.features.path)))
-        case "imagenet":
-            extractor = _kept(efficientnet.NAME, efficientnet.published_weights())
-        case "classifier":
-            extractor = Extractor("classifier", paths.FEATURES / "classifier.safetensors")
-            network, kept, usage = _train_classifier(params, on)
-            if not is_main():
-                return
-            card["test_accuracy"] = _measure(network, on)
-            save_classifier(extractor.weights, network)
+    first, judges = params.features.extractor, params.evaluate.judges
+    wanted: set[str] = {first, *judges}
+    made: dict[str, Trained | Path] = {
+        name: _weights(name, params) for name in ("inception", "imagenet") if name in wanted
+    }
+    # Both before anything is measured: with several processes all train, and one measures.
+    trained: dict[str, Trained] = {}
+    if "classifier" in wanted:
+        trained["classifier"] = train_first(params, on)
+    if SECOND in wanted:
+        trained[SECOND] = train_second(params, on)
+    if not is_main():
+        return
+    made |= trained
+    with replacing_folder(paths.JUDGES) as folder:
+        for name in judges:
+            _write_extractor(params, name, folder / NAMES[name], made[name], on, judge=True)
+        write_json(folder / "card.json", {"judges": [NAMES[name] for name in judges]})
+    _write_extractor(params, first, paths.FEATURES, made[first], on)
+    for each in trained.values():
+        each.checkpoints.remove()
+    usage = {"training" if name == first else name: of.usage for name, of in trained.items()}
+    write_usage("features", usage)
 
+
+def _weights(name: str, params: Params) -> Path:
+    """Weights that are there already, once they are known to be whole."""
+    if name == "inception":
+        found = inception_weights(Path(params.features.path))
+    else:
+        found = efficientnet.published_weights()
+    Extractor(NAMES[name], found).check()
+    return found
+
+
+def _write_extractor(
+    params: Params,
+    name: str,
+    folder: Path,
+    made: Trained | Path,
+    on: torch.device,
+    *,
+    judge: bool = False,
+) -> None:
+    """The folder of one extractor: its weights, its card, and the features of the reference.
+
+    Weights that were given are copied: all that comes after reads the copy, and its hash says what
+    measured."""
+    card: Json = {}
+    if isinstance(made, Trained):
+        extractor = Extractor(NAMES[name], folder / "classifier.safetensors")
+        card["test_accuracy"] = made.write(extractor.weights, name.replace("_", " "), on)
+    else:
+        extractor = Extractor(NAMES[name], folder / f"{NAMES[name]}.pth")
+        with replacing(extractor.weights) as temporary:
+            shutil.copyfile(made, temporary)
     card |= {
         "extractor": extractor.name,
         "weights": extractor.weights.name,
         "weights_sha256": extractor.hash,
     }
     if read_json(paths.DATA / "card.json")["train"]:  # none of a pipeline without real images
-        card |= _of_real_images(params, extractor, on)
-    write_json(paths.FEATURES / "card.json", card)
-    if kept is not None:
-        kept.remove()
-    write_usage("features", {"training": usage})
+        card |= _of_real_images(params, Instrument(extractor, folder / "reference", judge), on)
+    write_json(folder / "card.json", card)
 
 
-def _of_real_images(params: Params, extractor: Extractor, on: torch.device) -> Json:
+def _of_real_images(params: Params, instrument: Instrument, on: torch.device) -> Json:
     """Real against real: fills the cache that every evaluation reads, and tells how small the
     distance is for images that are not generated at all."""
     train_images, test_images = read_images("train").images, read_images("test").images
     found = evaluate_images(
         test_images,
         train_images[: params.evaluate.reference_samples],
-        extractor,
-        cache=paths.FEATURES / "reference",
+        instrument.extractor,
+        cache=instrument.cache,
         kid_subset_size=min(params.evaluate.kid_subset_size, len(test_images)),
         batch_size=params.evaluate.batch_size,
         seed=params.seed,
         device=on,
+        precision_recall=not instrument.judge,
     )
     return {"test_samples": len(test_images), "test_against_reference": found}
 
 
-def _kept(name: str, given: Path) -> Extractor:
-    """An extractor whose weights are there already, which are copied: all that comes after reads
-    the copy, and its hash says what measured."""
-    Extractor(name, given).check()
-    extractor = Extractor(name, paths.FEATURES / f"{name}.pth")
-    with replacing(extractor.weights) as temporary:
-        shutil.copyfile(given, temporary)
-    return extractor
-
-
-def _train_classifier(
-    params: Params, on: torch.device
-) -> tuple[Classifier, Checkpoints, Usage | None]:
-    """The network, its checkpoints, and what all of the training took; None where it went on."""
-    data = read_images("train")
-    if data.labels is None:
-        raise InputError(
-            "params.yaml: features.extractor: classifier needs labels, and the data has none;"
-            " imagenet and inception need none"
-        )
-    shape = read_json(paths.DATA / "card.json")
-    torch.manual_seed(params.seed)
-    network = Classifier(
-        network_settings(
-            ClassifierConfig,
-            "features",
-            channels=shape["shape"][0],
-            classes=shape["classes"],
-            width=params.features.width,
-            features=params.features.features,
-            network=params.features.network,
-        )
-    ).to(on)
-    settings = params.features.training
-    images, labels = DeviceRows.of(data.images, on), DeviceRows.of(data.labels, on)
-
-    def rows(step: int, share: BatchShare) -> tuple[NDArray]:
-        draw = step_generator(params.seed, step)
-        return (share.take(draw.integers(len(images.array), size=settings.batch_size)),)
-
-    batch = images.batches(rows)
-
-    def loss(network: Classifier, step: int, share: BatchShare) -> Tensor:
-        pixels = batch(step, share)
-        if params.features.augment:
-            pixels = augmented(pixels, device_generator(params.seed, step, on), share)
-        return F.cross_entropy(network(pixels), labels.take(*rows(step, share)))
-
-    run = {
-        "network": network.config.model_dump(mode="json"),
-        "augment": params.features.augment,
-    }
-    kept = checkpoints(params, "features", run, [data.images, data.labels])
-    with (
-        training_progress("features: classifier", settings.iterations) as advance,
-        measured(on, settings.iterations * settings.batch_size) as usage,
-    ):
-        trained = train(
-            network,
-            loss,
-            settings,
-            precision=params.compute.precision,
-            compile=params.compute.compile,
-            on_step=advance,
-            checkpoints=kept,
-        )
-    trained.network.set_feature_scale(images.take(np.arange(min(SCALE_IMAGES, len(data.images)))))
-    return trained.network, kept, None if trained.start else usage
-
-
-def _measure(network: Classifier, on: torch.device) -> float:
-    """The accuracy on the test images."""
-    test = read_images("test")
-    assert test.labels is not None
-    every = np.arange(len(test.labels))
-    images, labels = DeviceRows.of(test.images, on), DeviceRows.of(test.labels, on)
-    found = accuracy(network, images.take(every), labels.take(every))
-    print(f"features: classifier is right on {found:.1%} of {len(every)} test images")
-    return found
-
-
 if __name__ == "__main__":
-    run_stage(main, trains=lambda params: params.features.extractor == "classifier")
+    run_stage(main, trains=trains)

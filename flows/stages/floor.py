@@ -8,6 +8,7 @@ from flows import paths
 from flows.config import Params
 from flows.measure.usage import write_usage
 from flows.records.json_files import write_json
+from flows.records.judges import write_replicates
 from flows.records.teachers import is_pipeline
 from flows.stages.evaluation import Evaluation
 from flows.stages.runner import device, run_stage
@@ -18,20 +19,17 @@ def main(params: Params) -> None:
     if is_pipeline():
         from flows.stages.pipelines.evaluation import sample_reference
 
-        of_pipeline, found, usage = sample_reference(params)
-        write_json(paths.metrics("teacher"), {"nfe": grid, **of_pipeline, "fine": found})
-        write_usage("floor", {"fine": usage})
-        return
-    network, card = load_checkpoint(paths.TEACHER)
-    evaluation = Evaluation(params, device(params))
-    found, usage = evaluation.of(
-        network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"
-    )
-    write_json(
-        paths.metrics("teacher"),
-        {"nfe": grid, **evaluation.provenance, "teacher_hash": card.weights_sha256, "fine": found},
-    )
-    write_usage("floor", {"fine": usage})
+        provenance, found = sample_reference(params)
+    else:
+        network, card = load_checkpoint(paths.TEACHER)
+        evaluation = Evaluation(params, device(params))
+        provenance = evaluation.provenance | {"teacher_hash": card.weights_sha256}
+        found = evaluation.of(
+            network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"
+        )
+    write_replicates("teacher", {"fine": found.estimates})
+    write_json(paths.metrics("teacher"), {"nfe": grid, **provenance, "fine": found.metrics})
+    write_usage("floor", {"fine": found.usage})
 
 
 if __name__ == "__main__":

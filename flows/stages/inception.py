@@ -11,6 +11,6 @@ def inception_weights(folder: Path) -> Path:
     if len(found) != 1:
         raise InputError(
             f"{folder}: {len(found)} .pth files; exactly one, the Inception weights of"
-            " torch-fidelity, needed for features.extractor: inception"
+            " torch-fidelity, needed for inception as features.extractor or in evaluate.judges"
         )
     return found[0]

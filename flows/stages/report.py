@@ -3,17 +3,20 @@
 import base64
 import shutil
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from boss_core.evaluation.comparison import Estimate
 from boss_core.io.files import write_bytes
 from boss_core.ode.schedule import Schedule
 from flows import paths
-from flows.config import Params, ScheduleSearch
-from flows.records.json_files import Json, frechet_name, read_images, read_json
+from flows.config import Params
+from flows.records.json_files import Json, read_images, read_json
+from flows.records.judges import ABOUT, Judge, judges, marks, read_estimates, remark
 from flows.records.teachers import CARD
 from flows.records.variants import Variant, read_schedules, recorded
 from flows.report import plots
@@ -30,13 +33,14 @@ def main(params: Params) -> None:
     remove_others(budgets)
     records = {k: read_json(paths.metrics(k)) for k in budgets}
     floor = read_json(paths.metrics("teacher"))
-    features = read_json(paths.FEATURES / "card.json")
-    metric = frechet_name(floor)
     schedules = read_schedules()
     # All budgets have the same: `schedule` and `evaluate` ran for all with the same parameters.
     variants = recorded(records[budgets[0]])
+    found = judges(floor, params.schedule)
+    tables = [judged(judge, records, floor, variants) for judge in found]
+    metric = found[0].metric
     measured = measured_schedules(records, schedules, variants, metric)
-    write_plots(records, floor, schedules, variants, measured, metric)
+    write_plots(tables, records, floor, schedules, variants, measured)
     card = read_json(paths.DATA / "card.json")
     if card["train"]:
         write_grid(paths.PLOTS / "real.png", thumbnails(read_images("train").images))
@@ -54,13 +58,12 @@ def main(params: Params) -> None:
         budgets=budgets,
         records=records,
         floor=floor,
-        features=features,
+        tables=tables,
+        remark=remark(found, variants),
         schedules=schedules,
         variants={name: variant.title for name, variant in variants.items()},
-        best={k: min(variants, key=lambda v: records[k][v][metric]) for k in budgets},
         measured=measured.to_dict("records"),
         metric=metric,
-        judge_searched="chosen" in variants and judge_searched(params.schedule),
         metrics=list(floor["fine"]),
         plot=lambda name: embedded(paths.PLOTS / f"{name}.png"),
         sample=lambda name, variant: embedded(paths.samples(name) / f"{variant}.png"),
@@ -100,9 +103,39 @@ def remove_others(budgets: Collection[int]) -> None:
         )
 
 
-def judge_searched(wanted: ScheduleSearch) -> bool:
-    """Whether the chosen steps were searched by what the table measures them with."""
-    return wanted.distance == "features" and wanted.objective in ("refine", "auto")
+@dataclass(frozen=True)
+class Judged:
+    """What one judge says of all budgets and variants.
+
+    about: what it is. hash: of its weights. card: of its folder. estimates, marks: of every budget
+    and variant, as `flows.records.judges.marks` has them. floor: of the teacher on the fine grid.
+    """
+
+    judge: Judge
+    about: str
+    hash: str
+    card: Json
+    estimates: dict[int, dict[str, Estimate]]
+    marks: dict[int, dict[str, str]]
+    floor: Estimate
+
+
+def judged(
+    judge: Judge, records: dict[int, Json], floor: Json, variants: dict[str, Variant]
+) -> Judged:
+    """InputError where the replicates of a record are not there."""
+    name = judge.name
+    own = name == floor["extractor"]
+    estimates = {k: read_estimates(k, record, judge.metric) for k, record in records.items()}
+    return Judged(
+        judge=judge,
+        about=ABOUT[name],
+        hash=floor["extractor_hash"] if own else floor["judges"][name],
+        card=read_json((paths.FEATURES if own else paths.JUDGES / name) / "card.json"),
+        estimates=estimates,
+        marks={k: marks(judge, variants, of) for k, of in estimates.items()},
+        floor=read_estimates("teacher", floor, judge.metric)["fine"],
+    )
 
 
 def measured_schedules(
@@ -149,12 +182,12 @@ def interval(schedule: Schedule, of_bellman: list[float], groups: int) -> tuple[
 
 
 def write_plots(
+    tables: list[Judged],
     records: dict[int, Json],
     floor: Json,
     schedules: dict[int, dict[str, Schedule]],
     variants: dict[str, Variant],
     measured: pd.DataFrame,
-    metric: str,
 ) -> None:
     budgets = list(records)
     with np.load(paths.COST) as file:
@@ -165,9 +198,13 @@ def write_plots(
         paths.PLOTS / "frechet.png",
         budgets,
         variants,
-        {v: [records[k][v][metric] for k in budgets] for v in variants},
-        floor["fine"][metric],
-        f"{metric} (lower is better)",
+        {
+            table.judge.metric: (
+                table.floor,
+                {v: [table.estimates[k][v] for k in budgets] for v in variants},
+            )
+            for table in tables
+        },
         **along,
     )
     plots.schedules(paths.PLOTS / "schedules.png", {k: schedules[k] for k in budgets})
@@ -175,7 +212,7 @@ def write_plots(
     plots.predicted_error(
         paths.PLOTS / "predicted_error.png", pd.read_csv(paths.PREDICTED_ERROR), budgets
     )
-    plots.measured(paths.PLOTS / "measured.png", measured, variants, metric)
+    plots.measured(paths.PLOTS / "measured.png", measured, variants, tables[0].judge.metric)
     curves = {k: pd.read_csv(paths.curves(k)) for k in budgets}
     plots.training(paths.PLOTS / "training.png", curves, variants)
 

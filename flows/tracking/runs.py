@@ -24,6 +24,7 @@ from flows import paths
 from flows.config import Params
 from flows.measure.usage import amounts, read_usage
 from flows.records.json_files import Json, read_json
+from flows.records.judges import best, judges, read_estimates, remark
 from flows.records.variants import read_schedules, recorded
 from flows.strict_yaml import shown
 from flows.tracking.connection import connected, find_experiment, sqlite_file, tracking_uri
@@ -47,7 +48,7 @@ def track_budget(params: Params, budget: int) -> str:
     the record is kept all the same.
     """
     uri = tracking_uri(params)
-    record = _read_record(budget)  # before, so that MLflow is not blamed for it
+    record = _read_record(params, budget)  # before, so that MLflow is not blamed for it
     try:
         return _project(uri, params, record)
     except InputError:
@@ -67,7 +68,8 @@ class _Record:
     """All that is shown of one budget.
 
     source: of the data, which names the experiment. digest: see `record_hash`. metrics: what is in
-    ``metrics/K.json``. schedules: by their names. curves: the training's, (step, its values)."""
+    ``metrics/K.json``. schedules: by their names. curves: the training's, (step, its values).
+    decided: tags that say what is best, and by whom."""
 
     budget: int
     source: str
@@ -75,9 +77,10 @@ class _Record:
     metrics: Json
     schedules: dict[str, Schedule]
     curves: list[tuple[int, dict[str, float]]]
+    decided: dict[str, str]
 
 
-def _read_record(budget: int) -> _Record:
+def _read_record(params: Params, budget: int) -> _Record:
     """InputError with the file that is not there, or that has not in it what its stage writes."""
     path, mend = paths.metrics(budget), "remove it, and `dvc repro` brings it back"
     metrics = read_json(path)
@@ -112,7 +115,29 @@ def _read_record(budget: int) -> _Record:
         raise InputError(f"{paths.curves(budget)}: no training's curve; {mend}") from error
     if not paths.samples(budget).is_dir():
         raise InputError(f"{paths.samples(budget)}: no such folder; `dvc repro` makes it")
-    return _Record(budget, source, record_hash(budget), metrics, schedules, curves)
+    decided = _decided(params, budget, metrics)
+    return _Record(budget, source, record_hash(budget), metrics, schedules, curves, decided)
+
+
+def _decided(params: Params, budget: int, metrics: Json) -> dict[str, str]:
+    """What is best of a budget by the judge that decides, or level, by variants' names; whether it
+    is ahead by more than chance; and the same in words, as the run's description."""
+    variants, found = recorded(metrics), judges(metrics, params.schedule)
+    judge, titles = found[0], {name: variant.title for name, variant in variants.items()}
+    of_best = best(judge, variants, read_estimates(budget, metrics, judge.metric))
+    tags = {"judge": judge.name}
+    words = f"{judge.metric} ranks nothing here."
+    if of_best is not None:
+        tags["best"] = ",".join(of_best.level)
+        tags["best.ahead_by_more_than_chance"] = str(len(of_best.level) == 1).lower()
+        names = "; ".join(titles[name] for name in of_best.level)
+        words = (
+            f"By {judge.metric} the best is {names}, ahead of every other by more than chance."
+            if len(of_best.level) == 1
+            else f"By {judge.metric} these are level, not told apart: {names}."
+        )
+    tags["mlflow.note.content"] = " ".join(filter(None, (words, remark(found, variants))))
+    return tags
 
 
 def _source(mend: str) -> str:
@@ -194,6 +219,7 @@ def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -
         client.log_batch(run, metrics=metrics[start : start + 1000])
     tags = {
         **_tags(record),
+        **of_budget.decided,
         "variant": ",".join(variants),
         **{f"student_hash.{k}": str(v) for k, v in record["student_hash"].items()},
         **{f"schedule_hash.{v.schedule}": _hash(schedules[v.schedule]) for v in variants.values()},

@@ -48,6 +48,7 @@ TINY: dict[str, Any] = {
     "evaluate.reference_samples": 10,
     "evaluate.batch_size": 7,
     "evaluate.kid_subset_size": 4,
+    "evaluate.judges": [],
 }
 # Values that cost nothing but time: drawn from here and from beyond the range, never from its end.
 SMALL: dict[str, list[Any]] = {
@@ -79,6 +80,7 @@ SMALL: dict[str, list[Any]] = {
     "device": ["auto", "cpu"],
     "compile": [False],  # takes a compiler and a minute
     "extractor": ["classifier"],  # Inception's weights are not here, and imagenet is slow
+    "judges": [[], ["second_classifier"]],
     "objective": ["auto", "l2_squared", "l2", "minimax", "gits", "oss", "refine"],
     "path": ["inputs"],
     "lpips": ["inputs"],

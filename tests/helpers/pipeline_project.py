@@ -36,6 +36,7 @@ PIPELINE: dict[str, Any] = {
     "evaluate.reference_samples": 24,
     "evaluate.batch_size": 12,
     "evaluate.kid_subset_size": 12,
+    "evaluate.judges": [],
 }
 
 

@@ -267,6 +267,7 @@ def unlabelled(folder: Path) -> dict:
         "features.extractor": "inception",
         "features.path": str(folder / "inception"),
         "evaluate.reference_samples": 100,
+        "evaluate.judges": [],
     }
 
 

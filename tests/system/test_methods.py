@@ -40,8 +40,8 @@ def test_one_method_alone(
     assert "straightened_uniform" not in shown
     found, before = record(project, 3), record(finished, 3)
     assert [name for name in found if name in before and isinstance(found[name], dict)] == [
-        "student_hash", "pretrained_uniform", "pretrained_bellman", "boss", "chosen_uniform",
-        "chosen",
+        "judges", "student_hash", "pretrained_uniform", "pretrained_bellman", "boss",
+        "chosen_uniform", "chosen",
     ]  # fmt: skip
     assert found["boss"] == before["boss"]  # whatever else is trained
     assert found["student_hash"] == {"boss": before["student_hash"]["boss"]}

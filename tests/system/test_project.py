@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from boss_core.bellman.bootstrap import settled
@@ -165,7 +166,7 @@ def test_costs_are_measured_until_the_steps_stay(
 def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     html = (finished.folder / "results" / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 6 + 2 + 2 * len(VARIANTS)
-    assert "searched by the features that also measure here" in html
+    assert "searched by the features of the classifier, which therefore does not rank" in html
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     section = html.partition("<h2>Predicted against measured</h2>")[2].partition("</table>")[0]
     table = [re.findall("<td>(.*?)</td>", line) for line in section.splitlines() if "<td>" in line]
@@ -182,11 +183,51 @@ def test_the_report_is_one_file_with_everything(finished: Project) -> None:
             low, high = map(float, interval.split(" to "))
             assert low <= of["predicted_error"] * 1.001
             assert high >= of["predicted_error"] * 0.999
-            measured = record(finished, budget)[variant]["frechet_classifier"]
+            measured = record(finished, budget)[variant]["frechet_second_classifier"]
             assert float(distance) == pytest.approx(measured, rel=1e-3)
     for budget in (1, 3):
         for variant in VARIANTS:
             assert f"{record(finished, budget)[variant]['frechet_classifier']:.4g}" in html
+
+
+def test_what_is_best_is_ahead_by_more_than_chance(finished: Project) -> None:
+    """Table, report and record, of budgets whose networks are hardly trained: each by the
+    replicates beside the samples, Student's t of 19 degrees of freedom and six rivals by hand."""
+    html = (finished.folder / "results" / "report.html").read_text()
+    shown = finished.run("boss", "table").stdout
+    for name in ("second_classifier", "classifier"):
+        metric = f"frechet_{name}"
+        section = html.partition(f"<h2>{metric} for every budget")[2].partition("</table>")[0]
+        assert f"{metric} (lower is better): 70 samples against 100 real images; {name}: " in shown
+        for budget in (1, 3):
+            of, path = record(finished, budget), f"samples/{budget}/replicates.json"
+            replicates = {
+                variant: np.array(found[metric])
+                for variant, found in json.loads((finished.folder / path).read_text()).items()
+            }
+            for variant, found in replicates.items():
+                error = np.sqrt(19 * np.var(found))
+                assert of[variant][f"{metric}_se"] == pytest.approx(error, rel=1e-9)
+            searched = {"chosen", "chosen_straightened"} if name == "classifier" else set()
+            ranked = [v for v in VARIANTS if v not in searched]
+            nearest = min(ranked, key=lambda v: of[v][metric])
+            rivals = len({of[v][metric] for v in ranked}) - 1
+            bar = scipy.stats.t.ppf(1 - 0.025 / max(1, rivals), 19)
+            level = {
+                v for v in ranked
+                if of[v][metric] - of[nearest][metric]
+                <= bar * np.sqrt(19 * np.var(replicates[v] - replicates[nearest]))
+            }  # fmt: skip
+            mark = "*" if len(level) == 1 else "="
+            row = section.partition(f"<tr><td>{budget}</td>")[2].partition("</tr>")[0]
+            cells = re.findall(r"<td( class=\"best\")?>([^<]*)<br><small>± ([^<]*)<", row)
+            for variant, (best, value, error) in zip(VARIANTS, cells, strict=True):
+                text = f"{of[variant][metric]:.4g}"
+                marked = f"({text})" if variant in searched else text
+                assert value == (f"{text}{mark}" if variant in level else marked)
+                assert bool(best) == (variant in level)
+                assert error == f"{of[variant][f'{metric}_se']:.2g}"
+                assert value in shown
 
 
 def test_the_table_shows_every_budget(finished: Project) -> None:

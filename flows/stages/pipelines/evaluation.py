@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import evaluate_images, image_hash
+from boss_core.evaluation.comparison import Estimate
+from boss_core.evaluation.frechet import image_hash
 from boss_core.interop.pipeline_sampling import sample_pipeline
 from boss_core.io.files import new_array, replacing_folder
 from boss_core.ode.noise import EVALUATION, seed_for
@@ -20,12 +21,13 @@ from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import Times, uniform
 from flows import paths
 from flows.config import Params
-from flows.measure.energy import Usage, measured
+from flows.measure.energy import measured
 from flows.progress import progress
-from flows.records.extractor import read_extractor
+from flows.records.extractor import read_instruments
 from flows.records.json_files import read_images, read_json
 from flows.report.image_grid import write_grid
 from flows.search.refusals import pipeline_refusals
+from flows.stages.evaluation import Found, compared, hashes
 from flows.stages.pipelines.opened import as_parameters, open_teacher, read_card
 from flows.stages.pipelines.pictures import pictures, thumbnails
 from flows.straighten.teacher import PipelineTeacher
@@ -46,13 +48,13 @@ class Made:
 
 
 class PipelineEvaluation:
-    """Everything that the variants of one evaluation share: the pipeline, extractor, references.
+    """Everything that the variants of one evaluation share: pipeline, references, what measures.
 
     folder: of the teacher's samples, those of `sample_reference`."""
 
     def __init__(self, params: Params, teacher: PipelineTeacher, folder: Path) -> None:
         self.params, self.teacher, self.folder = params, teacher, folder
-        self.extractor = read_extractor(paths.FEATURES)
+        self.instruments = read_instruments(params.evaluate.judges)
         self.real = _real_images(params)
         if not (folder / REFERENCE).is_file():
             raise InputError(f"{folder / REFERENCE}: no such file; `dvc repro` makes it")
@@ -65,8 +67,7 @@ class PipelineEvaluation:
             "samples": self.params.evaluate.samples,
             "reference": "teacher",
             "reference_samples": len(self.reference),
-            "extractor": self.extractor.name,
-            "extractor_hash": self.extractor.hash,
+            **hashes(self.instruments),
             "reference_hash": image_hash(self.reference),
         }
         if self.real is not None:
@@ -81,8 +82,8 @@ class PipelineEvaluation:
         *,
         guided: bool = True,
         keep: bool = False,
-    ) -> tuple[dict[str, float], Usage]:
-        """Metrics of the pipeline as it is now on these steps, and what sampling took.
+    ) -> Found:
+        """What the pipeline as it is now measures on these steps.
 
         All variants start from the same noise, with the same prompts. grid: the picture to write.
         keep: these are the teacher's own, and their latents those that others are compared with.
@@ -95,7 +96,7 @@ class PipelineEvaluation:
         ):
             made = _sample(self.teacher, params, steps, range(count), advance, guided=guided)
         write_grid(grid, thumbnails(made.images))
-        metrics = self._compared(made.images, self.reference, self.folder / FEATURES)
+        metrics, estimates = self._compared(made.images, self.reference, self.folder / FEATURES)
         if keep:
             save_file({"latents": made.latents.contiguous()}, self.folder / LATENTS)
         there = load_file(self.folder / LATENTS)["latents"]
@@ -104,22 +105,27 @@ class PipelineEvaluation:
         metrics["latent_distance"] = float(apart.mean())
         metrics["evaluations"] = made.evaluations
         if self.real is not None:
-            real = self._compared(made.images, self.real, paths.FEATURES / "reference")
-            metrics |= {f"real_{name}": value for name, value in real.items()}
-        return metrics, usage
+            real = self._compared(made.images, self.real, None)
+            metrics |= {f"real_{name}": value for name, value in real[0].items()}
+            estimates |= {f"real_{name}": value for name, value in real[1].items()}
+        return Found(metrics, estimates, usage)
 
     def _compared(
-        self, images: NDArray[np.uint8], reference: NDArray[np.uint8], cache: Path
-    ) -> dict[str, float]:
-        settings = self.params.evaluate
-        return evaluate_images(
-            images, reference, self.extractor, cache=cache,
-            kid_subset_size=settings.kid_subset_size, batch_size=settings.batch_size,
-            seed=self.params.seed, device=self.teacher.device,
-        )  # fmt: skip
+        self, images: NDArray[np.uint8], reference: NDArray[np.uint8], cache: Path | None
+    ) -> tuple[dict[str, float], dict[str, Estimate]]:
+        """By all that measure. cache: of the reference's features, None for real images."""
+        metrics: dict[str, float] = {}
+        estimates: dict[str, Estimate] = {}
+        for instrument in self.instruments:
+            by_one = compared(
+                self.params, images, reference, instrument, self.teacher.device, cache=cache
+            )
+            metrics |= by_one[0]
+            estimates |= by_one[1]
+        return metrics, estimates
 
 
-def sample_reference(params: Params) -> tuple[dict[str, Any], dict[str, float], Usage]:
+def sample_reference(params: Params) -> tuple[dict[str, Any], Found]:
     """samples/teacher: the teacher's own images on the whole fine grid, which everything is
     compared with, and what others of it measure: the floor. With the provenance."""
     teacher, _ = open_teacher(params, batch_size=params.evaluate.batch_size)
@@ -127,10 +133,8 @@ def sample_reference(params: Params) -> tuple[dict[str, Any], dict[str, float], 
         _sample_reference(params, teacher, folder)
         evaluation = PipelineEvaluation(params, teacher, folder)
         grid = params.cost.grid
-        found, usage = evaluation.of(
-            uniform(grid), f"floor: K = {grid}", folder / "fine.png", keep=True
-        )
-        return evaluation.provenance | {"teacher_hash": evaluation.teacher.hash}, found, usage
+        found = evaluation.of(uniform(grid), f"floor: K = {grid}", folder / "fine.png", keep=True)
+        return evaluation.provenance | {"teacher_hash": evaluation.teacher.hash}, found
 
 
 def _real_images(params: Params) -> NDArray[np.uint8] | None:

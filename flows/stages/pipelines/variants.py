@@ -10,11 +10,11 @@ from boss_core.interop.pipeline_lora import denoisers, load_lora
 from boss_core.io.files import sha256
 from flows import paths
 from flows.config import Params
-from flows.measure.energy import Usage
 from flows.records.json_files import Json, read_json
 from flows.records.teachers import CARD, STUDENT_CARD
 from flows.records.variants import chosen_solver, read_schedules, students, variants
 from flows.search.pipeline_loading import dtype_argument
+from flows.stages.evaluation import Found
 from flows.stages.pipelines.evaluation import PipelineEvaluation
 from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.straighten.teacher import PipelineTeacher
@@ -22,8 +22,9 @@ from flows.straighten.teacher import PipelineTeacher
 SAMPLED = "sampled"  # the name of a student's adapter while it is
 
 
-def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Usage]]:
-    """The record of a budget, as `flows.stages.evaluate` has it, and what sampling took."""
+def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
+    """The record of a budget but for what was measured, as `flows.stages.evaluate` has it, and
+    that of every variant."""
     teacher, _ = open_teacher(params, batch_size=params.evaluate.batch_size)
     evaluation = PipelineEvaluation(params, teacher, paths.samples("teacher"))
     schedules, methods = read_schedules()[budget], params.finetune.methods
@@ -38,17 +39,17 @@ def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Usag
         "teacher_hash": teacher.hash,
         "student_hash": hashes,
     }
-    taken: dict[str, Usage] = {}
+    found: dict[str, Found] = {}
     for name, variant in wanted.items():
         student = as_student(teacher, folder / name, adapter=variant.adapter)
         with student if variant.trained else nullcontext():
-            record[name], taken[name] = evaluation.of(
+            found[name] = evaluation.of(
                 schedules[variant.schedule],
                 f"evaluate@{budget} {name}",
                 paths.samples(budget) / f"{name}.png",
                 guided=variant.guided and not variant.trained,
             )
-    return record, taken
+    return record, found
 
 
 def student_hash(folder: Path) -> str:

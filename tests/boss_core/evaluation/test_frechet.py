@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch_fidelity
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import Extractor, evaluate_images, feature_function
+from boss_core.evaluation.frechet import (
+    Extractor,
+    evaluate_images,
+    feature_function,
+    measure_images,
+)
+from boss_core.evaluation.uncertainty import frechet_with_error, kid_with_error
 from boss_core.networks.classifier import (
     Classifier,
     ClassifierConfig,
@@ -53,10 +62,61 @@ def test_frechet_distance_is_the_closed_form(extractor: Extractor, tmp_path: Pat
     found = evaluate(a, b, extractor, tmp_path / "cache")
     assert found["frechet_classifier"] == pytest.approx(frechet(a, b, extractor), rel=1e-4)
     assert set(found) == {
-        "frechet_classifier", "kid_classifier", "kid_classifier_std",
-        "precision_classifier", "recall_classifier",
+        "frechet_classifier", "frechet_classifier_se", "kid_classifier", "kid_classifier_se",
+        "kid_classifier_std", "precision_classifier", "recall_classifier",
     }  # fmt: skip
     assert "fid" not in found  # that name is Inception's alone
+
+
+def test_metrics_are_the_librarys_own(extractor: Extractor, tmp_path: Path) -> None:
+    """By the one call that it documents, to the digit; and the errors are of the same features."""
+    a, b = images(0), images(1, count=70, high=128)
+    found = measure_images(
+        a, b, extractor,
+        cache=tmp_path / "cache", kid_subset_size=50, batch_size=32, seed=3, device=CPU,
+    )  # fmt: skip
+    channels = [[torch.from_numpy(each).expand(3, -1, -1) for each in some] for some in (a, b)]
+    library = torch_fidelity.calculate_metrics(
+        input1=ListOf(channels[0]), input2=ListOf(channels[1]), feature_extractor="classifier",
+        feature_extractor_weights_path=str(extractor.weights), fid=True, kid=True, prc=True,
+        kid_subset_size=50, batch_size=32, rng_seed=3, cuda=False, save_cpu_ram=True,
+        verbose=False,
+    )  # fmt: skip
+    names = {
+        "frechet_classifier": "frechet_inception_distance",
+        "kid_classifier": "kernel_inception_distance_mean",
+        "kid_classifier_std": "kernel_inception_distance_std",
+        "precision_classifier": "precision",
+        "recall_classifier": "recall",
+    }
+    assert {name: found.metrics[name] for name in names} == {
+        name: library[there] for name, there in names.items()
+    }
+    network = load_classifier(extractor.weights)
+    x, y = (network.features(torch.from_numpy(some)) for some in (a, b))
+    assert list(found.estimates) == ["frechet_classifier", "kid_classifier"]
+    for name, of in (
+        ("frechet_classifier", frechet_with_error(x, y)),
+        ("kid_classifier", kid_with_error(found.metrics["kid_classifier"], x, y)),
+    ):
+        assert found.estimates[name].value == found.metrics[name]
+        assert found.metrics[f"{name}_se"] == pytest.approx(of.standard_error, rel=1e-3)
+    second = Extractor("second_classifier", extractor.weights)
+    assert (
+        evaluate(a, b, second, tmp_path / "cache")["frechet_second_classifier"]
+        == (found.metrics["frechet_classifier"])
+    )
+
+
+class ListOf(Dataset):
+    def __init__(self, images: list[Tensor]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
 
 
 def test_the_same_images_are_at_no_distance(extractor: Extractor, tmp_path: Path) -> None:
@@ -110,7 +170,8 @@ def test_the_judge_that_needs_no_labels(tmp_path: Path) -> None:
     )
     found = evaluate(a, b, extractor, tmp_path / "cache", subset=15)
     assert set(found) == {
-        "frechet_efficientnet_lite0", "kid_efficientnet_lite0", "kid_efficientnet_lite0_std",
+        "frechet_efficientnet_lite0", "frechet_efficientnet_lite0_se", "kid_efficientnet_lite0",
+        "kid_efficientnet_lite0_se", "kid_efficientnet_lite0_std",
         "precision_efficientnet_lite0", "recall_efficientnet_lite0",
     }  # fmt: skip
     network = load_efficientnet(extractor.weights)

@@ -162,6 +162,29 @@ def test_a_teacher_whose_paths_are_straight_costs_nothing(project) -> None:
             "params.yaml: teacher.base_channels: 8 with 4 levels for images of 8x8, of which the"
             " last is one pixel of 8 channels",
         ),
+        (
+            {
+                "features.training.batch_size": 1,
+                "data.image_size": 4,
+                "evaluate.judges": ["second_classifier"],
+            },
+            "params.yaml: features.training.batch_size: 1 for a process with images of 4x4, of"
+            " which resnet's last layers keep a single pixel to normalise; 2 or more, or"
+            " evaluate.judges without second_classifier, needed",
+        ),
+        (
+            {
+                "data.path": "inputs/unlabelled.npz",
+                "features.extractor": "inception",
+                "evaluate.judges": ["second_classifier"],
+            },
+            "params.yaml: evaluate.judges: second_classifier needs labels, and the images in"
+            " inputs/unlabelled.npz (npz) have none; imagenet and inception need none",
+        ),
+        (
+            {"evaluate.judges": ["inception"]},
+            "inputs: 0 .pth files; exactly one, the Inception weights of torch-fidelity, needed",
+        ),
         ({"device": "cuda"}, "params.yaml: device: cuda, but torch finds no GPU"),
     ],
     ids=lambda value: ",".join(map(str, value.values())) if isinstance(value, dict) else "",

@@ -47,6 +47,7 @@ def images(folder: Path, shape: tuple[int, ...]) -> dict[str, Any]:
         "data.source": "npz",
         "data.path": "inputs/few.npz",
         "features.extractor": "imagenet",
+        "evaluate.judges": [],
     }
 
 

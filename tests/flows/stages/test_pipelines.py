@@ -23,11 +23,12 @@ from boss_core.interop.diffusers_schedulers import fixed_scheduler
 from boss_core.interop.fixed_flow_scheduler import FixedFlowScheduler
 from boss_core.interop.pipeline_lora import WEIGHTS
 from boss_core.interop.pipeline_students import load_states
+from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.ode.noise import EVALUATION, TRAJECTORIES, seed_for
 from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import load_params
-from flows.records.json_files import read_json
+from flows.records.json_files import read_json, write_json
 from flows.records.variants import read_schedules
 from flows.search import diffusers_schedule
 from flows.search.export import read_schedule
@@ -45,6 +46,7 @@ from flows.stages import (
     teacher,
     trajectories,
 )
+from flows.stages.pipelines.evaluation import PipelineEvaluation
 from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.stages.pipelines.pictures import pictures, thumbnails
 from flows.stages.pipelines.variants import as_student
@@ -99,6 +101,8 @@ def refusal(project: Project, change: dict[str, Any]) -> str:
     [
         ({"features.extractor": "classifier"}, "features.extractor: classifier with teacher.source"
          ": diffusers (the judge of a pipeline needs no labels); imagenet or inception needed"),
+        ({"evaluate.judges": ["second_classifier"]}, "evaluate.judges: second_classifier with"
+         " teacher.source: diffusers (the judge of a pipeline needs no labels); imagenet or"),
         ({"cost.reference": "heun"}, "cost.reference: heun with teacher.source: diffusers"),
         ({"schedule.objective": "oss"}, "schedule.objective: oss with teacher.source: diffusers"),
         ({"schedule.objective": "auto"}, "schedule.distance: features with teacher.source:"),
@@ -436,6 +440,40 @@ def test_the_report_shows_the_teachers_own_images_as_what_is_compared_with(
     assert not Path("results/plots/real.png").exists()
 
 
+@pytest.mark.slow
+def test_every_judge_measures_a_pipeline(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the parts of the stage, as Inception's weights are not here: a classifier in its place."""
+    shutil.copytree(evaluated, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    torch.manual_seed(0)
+    network = Classifier(ClassifierConfig(channels=3, classes=3, width=8, features=6))
+    folder = paths.JUDGES / "second_classifier"
+    save_classifier(folder / "classifier.safetensors", network)
+    card = {"extractor": "second_classifier", "weights": "classifier.safetensors"}
+    write_json(folder / "card.json", card)
+    params = load_params()
+    judges = params.evaluate.model_copy(update={"judges": ["second_classifier"]})
+    params = params.model_copy(update={"evaluate": judges})
+    opened, _ = open_teacher(params, batch_size=4)
+    evaluation = PipelineEvaluation(params, opened, paths.samples("teacher"))
+    assert list(evaluation.provenance["judges"]) == ["second_classifier"]
+    found = evaluation.of(uniform(8), "again", Path("grid.png"))
+    before = read_json(paths.metrics("teacher"))["fine"]
+    by_judge = {"frechet_second_classifier", "frechet_second_classifier_se",
+                "kid_second_classifier", "kid_second_classifier_se",
+                "kid_second_classifier_std"}  # fmt: skip
+    assert found.metrics.keys() - before.keys() == by_judge
+    for name, value in before.items():
+        assert found.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-7)
+    kept = read_json(paths.replicates("teacher"))["fine"]
+    assert set(kept) == {"frechet_efficientnet_lite0", "kid_efficientnet_lite0"}
+    for name, replicates in kept.items():
+        assert found.estimates[name].replicates == pytest.approx(np.array(replicates), rel=1e-4)
+        assert len(replicates) == 4  # of two samples each
+
+
 def test_a_refusal_names_the_parameter() -> None:
     with pytest.raises(InputError) as caught, as_parameters(batch_size="cost.batch_size"):
         raise InputError("--batch-size: out of memory; a smaller one, or --dtype bfloat16, needed")
@@ -488,7 +526,8 @@ def test_the_whole_under_dvc(tmp_path: Path) -> None:
     assert shown == record["boss_lora"]["frechet_efficientnet_lite0"]
     there = {f.path for f in client.list_artifacts(logged.info.run_id, "students/boss_lora")}
     assert f"students/boss_lora/{WEIGHTS}" in there
-    assert "8 samples against 8 of the teacher\n" in project.run("boss", "table").stdout
+    says = "8 samples against 8 of the teacher; efficientnet_lite0: trained by others on ImageNet\n"
+    assert says in project.run("boss", "table").stdout
     assert "real images" in (project.folder / "results/report.html").read_text()
     assert "up to date" in project.run("dvc", "status").stdout
     project.commit("after the run")

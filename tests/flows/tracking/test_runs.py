@@ -55,6 +55,13 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     assert run.data.tags["variant"].split(",") == list(VARIANTS)
     assert run.data.tags["chosen.objective"] == schedule["chosen"]["objective"]
     assert run.data.params["schedule.solver"] == "ab2"
+    assert run.data.tags["judge"] == "second_classifier"
+    level = run.data.tags["best"].split(",")
+    nearest = min(VARIANTS, key=lambda name: record[name]["frechet_second_classifier"])
+    assert nearest in level
+    assert run.data.tags["best.ahead_by_more_than_chance"] == str(level == [nearest]).lower()
+    assert "frechet_second_classifier" in run.data.tags["mlflow.note.content"]
+    assert "second_classifier searched nothing and decides" in run.data.tags["mlflow.note.content"]
     names = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert names == {"schedules.json", "3.json", "samples"}
     grids = {a.path for a in client.list_artifacts(run.info.run_id, "samples")}
@@ -173,6 +180,7 @@ def test_mlflow_ends_with_boss_ui(finished: Project, tmp_path: Path) -> None:
         ("results/schedules.json", {"3": {}}, "no uniform of budget 3"),
         ("results/curves/3.csv", "", "no training's curve"),
         ("results/curves/3.csv", "a,b\n1,2\n", "no training's curve"),
+        ("samples/3/replicates.json", {"boss": {}}, "not the replicates of frechet_second_class"),
     ],
 )
 def test_mlflow_is_not_blamed_for_a_record_that_is_not_whole(
