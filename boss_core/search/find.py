@@ -36,6 +36,7 @@ def find_steps(
     distance: Callable[[Tensor], Distance],
     *,
     fine: FineStates | None = None,
+    reference: str = "euler",
     progress: Progress = no_progress,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[int, FoundSteps]]:
@@ -44,12 +45,22 @@ def find_steps(
     velocity: the teacher that the costs were measured on, on the device of the source.
     source: of the noise of the `SAMPLED` objectives. distance: from samples of the teacher to a
     distance to them, which ``refine`` and ``auto`` minimise (`boss_core.search.distances`).
-    fine: of the trajectories of the costs, where they were kept, for the weights of ``multistep``.
+    fine: of the trajectories of the costs, where they were kept, for the weights of ``multistep``;
+    where not, some are rolled out by the solver that ``reference`` names.
     progress: shows it. say: takes a line for each result.
     """
     check_search(settings, budgets, len(matrix.timesteps) - 1)
     if SOLVERS[settings.solver].fitted:
-        return multistep_steps(velocity, matrix, budgets, settings, source, fine, progress=progress)
+        return multistep_steps(
+            velocity,
+            matrix,
+            budgets,
+            settings,
+            source,
+            fine,
+            reference=reference,
+            progress=progress,
+        )
     if settings.objective in OBJECTIVES:
         return from_costs(matrix, budgets, settings)
     search = NetworkSearch(velocity, matrix, budgets, settings, distance, progress, say)

@@ -32,18 +32,28 @@ def multistep_steps(
     source: NoiseSource,
     fine: FineStates | None = None,
     *,
+    reference: str = "euler",
     progress: Progress = no_progress,
 ) -> Iterator[tuple[int, FoundSteps]]:
     """For every budget the steps that cost least with the best weights of each, and the weights
     that are best along the solver's own states.
 
-    fine: kept from the trajectories of the costs; rolled out again by Euler where it is None.
-    Arguments are those of `boss_core.search.find.find_steps`.
+    fine: kept from the trajectories of the costs; rolled out again where it is None, by the
+    solver that ``reference`` names. Other arguments are those of
+    `boss_core.search.find.find_steps`.
     """
     found = cheapest(matrix, budgets, settings, settings.objective)
     paths = {budget: path.indices for budget, path in found.items()}
     yield from fitted_to(
-        velocity, matrix, paths, settings, source, fine, settings.objective, progress=progress
+        velocity,
+        matrix,
+        paths,
+        settings,
+        source,
+        fine,
+        settings.objective,
+        reference=reference,
+        progress=progress,
     )
 
 
@@ -57,6 +67,7 @@ def fitted_to(
     fine: FineStates | None,
     objective: str,
     *,
+    reference: str = "euler",
     progress: Progress = no_progress,
 ) -> Iterator[tuple[int, FoundSteps]]:
     """The weights of given steps of every budget, by whichever objective they were found."""
@@ -67,7 +78,13 @@ def fitted_to(
         total = count * (len(times) - 1)
         with progress("schedule: trajectories to fit weights to", total, "sample steps") as advance:
             states = roll_out_states(
-                velocity, noise, times, batch_size=batch_size, labels=labels, on_step=advance
+                velocity,
+                noise,
+                times,
+                reference=reference,
+                batch_size=batch_size,
+                labels=labels,
+                on_step=advance,
             )
         fine = FineStates(states, labels)
     total = fine.states.shape[1] * sum(paths)

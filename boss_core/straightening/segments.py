@@ -10,8 +10,8 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.ode.noise import sample_noise
-from boss_core.ode.schedule import Schedule
-from boss_core.ode.solver_table import MULTISTEP, SOLVERS, weights_of_steps
+from boss_core.ode.schedule import Schedule, check_weights
+from boss_core.ode.solver_table import LINEAR, SOLVERS, weights_of_steps
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.ode.velocity import Velocity, check_labels, with_labels
@@ -68,7 +68,9 @@ def knot_states(
             )
 
 
-def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
+def chord_weights(
+    timesteps: ArrayLike, solver: str, weights: Sequence[Sequence[float]] | None = None
+) -> Times:
     """(K, L): what the network has to say at each of K knots for the solver to pass through all
     of the teacher's, as weights of the chords of the trajectory. Entry (k, l) is that of the
     chord from knot k - l to the next, 0 where there is none; rows add up to 1.
@@ -79,16 +81,19 @@ def chord_weights(timesteps: ArrayLike, solver: str) -> Times:
 
         u_k = (chord_k - w_1 u_{k-1} - ...) / w_0.
 
-    InputError for other solvers.
+    weights: of ``multistep``, those of the schedule, which stay as they are while the network is
+    trained. InputError for solvers that are no linear multistep methods.
     """
     lengths = np.diff(validate_timesteps(timesteps)).tolist()
-    if solver not in SOLVERS or SOLVERS[solver].weights is None:
+    if solver not in SOLVERS or not SOLVERS[solver].linear:
         raise InputError(
-            f"schedule: for solver {solver}; {' or '.join(MULTISTEP)} needed to straighten for"
+            f"schedule: for solver {solver}; {' or '.join(LINEAR)} needed to straighten for"
         )
+    if weights is not None or SOLVERS[solver].fitted:
+        check_weights(solver, weights, len(lengths))
     found = np.eye(1, len(lengths) if SOLVERS[solver].looks_back else 1)
     found = found.repeat(len(lengths), axis=0)
-    for k, (now, *before) in enumerate(weights_of_steps(solver, lengths)):
+    for k, (now, *before) in enumerate(weights or weights_of_steps(solver, lengths)):
         for back, weight in enumerate(before, start=1):
             found[k, back:] -= weight * found[k - back, :-back]
         found[k] /= now
@@ -172,7 +177,7 @@ class Segments:
             rows,
             places(knots, schedule.indices),
             np.asarray(schedule.timesteps),
-            chord_weights(schedule.timesteps, schedule.solver),
+            chord_weights(schedule.timesteps, schedule.solver, schedule.weights),
             of_rows,
         )
 

@@ -206,6 +206,8 @@ def checkpoints(
     """Those of the training of one student, in a folder of the rollout's."""
     schedule = rollout.schedules[number]
     run: dict[str, Any] = {"timesteps": schedule.timesteps, "solver": schedule.solver}
+    if schedule.weights is not None:
+        run["weights"] = schedule.weights
     run |= {"rank": settings.rank, "seed": int(source.seed)}
     data: list[NDArray] = [rollout.states]
     if rollout.labels is not None:

@@ -292,7 +292,9 @@ def search_network(asked: Request) -> None:
             teacher, key, out, source, samples=asked.samples, batch_size=size,
             keep=SOLVERS[asked.solver].fitted,
         )  # fmt: skip
-        found = network_steps(teacher, matrix, asked.budgets, wanted, source, asked.features, fine)
+        found = network_steps(
+            teacher, matrix, asked.budgets, wanted, source, asked.features, fine, reference
+        )
         schedules = write_schedules(out, key, matrix, found, wanted, extractor)
     show(asked, matrix, schedules)
 

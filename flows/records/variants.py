@@ -49,6 +49,7 @@ def _every(solver: str) -> dict[str, Variant]:
         "boss_lora": Variant("BOSS with LoRA, Bellman steps", "bellman", eq9, adapter=True),
         "reflow_uniform": Variant("uniform reflow, uniform steps", "uniform", "reflow"),
         "reflow_distill": Variant("distill-K reflow, uniform steps", "uniform", "distillation"),
+        "multistep": Variant("pretrained, fitted weights", "multistep"),
         "chosen_uniform": Variant(f"pretrained, uniform steps{by}", "chosen_uniform"),
         "chosen": Variant(f"pretrained, chosen steps{by}", "chosen"),
         "chosen_straightened": Variant(f"straightened, chosen steps{by}", "chosen", eq9),
@@ -94,8 +95,8 @@ def chosen_solver(schedules: Mapping[str, Schedule]) -> str:
 
 def read_schedules() -> dict[int, dict[str, Schedule]]:
     """For every budget, its schedules by name: ``uniform``, ``bellman``, other grids,
-    ``chosen`` and ``chosen_uniform`` where params.yaml asks for more than the paper's, and
-    ``fewer``, of a pipeline with guidance."""
+    ``multistep``, of networks, ``chosen`` and ``chosen_uniform`` where params.yaml asks for more
+    than the paper's, and ``fewer``, of a pipeline with guidance."""
     content = read_json(paths.SCHEDULES)
     return {
         int(budget): {

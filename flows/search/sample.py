@@ -67,6 +67,7 @@ def sample_grid(
             batch_size=batch_size,
             device=device,
             solver=steps.solver,
+            weights=steps.weights,
             labels=labels,
             on_step=advance,
         )
@@ -109,7 +110,11 @@ def choose_schedule(teacher: Teacher, path: Path | None, sigmas: str | None = No
 
 def _warn_of_other_steps(teacher: Teacher, steps: Schedule, source: str) -> None:
     own = teacher.schedule
-    if own is None or (own.timesteps, own.solver) == (steps.timesteps, steps.solver):
+    if own is None or (own.timesteps, own.solver, own.weights) == (
+        steps.timesteps,
+        steps.solver,
+        steps.weights,
+    ):
         return
     kind = "other steps of" if own.steps == steps.steps else f"{steps.steps} steps of"
     print(

@@ -248,14 +248,15 @@ def network_steps(
     source: NoiseSource,
     features: Path | None = None,
     fine: FineStates | None = None,
+    reference: str = "euler",
 ) -> Iterator[tuple[int, FoundSteps]]:
     """The best steps of a network, budget by budget. ``features``: the folder of the extractor,
-    where the distance is by features. ``fine``: what `search_costs` kept."""
+    where the distance is by features. ``fine``: what `search_costs` kept, by ``reference``."""
     settings, device = search_settings(wanted), torch.device(source.device)
     distance = distance_named(wanted.distance, features or Path(), wanted.batch_size, device)
     return find_steps(
         teacher.velocity, matrix, budgets, settings, source, distance,
-        fine=fine, progress=progress, say=say,
+        fine=fine, reference=reference, progress=progress, say=say,
     )  # fmt: skip
 
 

@@ -58,7 +58,13 @@ def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
         steps = schedules[variant.schedule]
         label = f"evaluate@{budget} {name}"
         found[name] = evaluation.of(
-            network, steps.timesteps, label, budget, name, solver=steps.solver
+            network,
+            steps.timesteps,
+            label,
+            budget,
+            name,
+            solver=steps.solver,
+            weights=steps.weights,
         )
     return record, found
 

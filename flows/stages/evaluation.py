@@ -15,6 +15,7 @@ from boss_core.evaluation.comparison import Estimate
 from boss_core.evaluation.frechet import image_hash, measure_images
 from boss_core.evaluation.sampling import sample_images
 from boss_core.ode.noise import EVALUATION, seed_for
+from boss_core.ode.schedule import StepWeights
 from flows import paths
 from flows.config import Params
 from flows.measure.energy import Usage, measured
@@ -104,6 +105,7 @@ class Evaluation:
         variant: str,
         *,
         solver: str = "euler",
+        weights: StepWeights | None = None,
     ) -> Found:
         """Sample, write ``samples/NAME/VARIANT.png``, and measure."""
         settings = self.params.evaluate
@@ -125,6 +127,7 @@ class Evaluation:
                 labels=labels,
                 on_step=advance,
                 solver=solver,
+                weights=weights,
             )
         write_grid(paths.samples(name) / f"{variant}.png", images)
         metrics: dict[str, float] = {}

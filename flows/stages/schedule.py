@@ -15,7 +15,9 @@ from boss_core.errors import InputError
 from boss_core.io.files import write_bytes
 from boss_core.ode import timesteps
 from boss_core.ode.schedule import Schedule
+from boss_core.ode.solver_table import SOLVERS
 from boss_core.search.find import find_steps
+from boss_core.search.multistep import multistep_steps
 from boss_core.search.settings import SAMPLED, SearchSettings
 from boss_core.search.steps import FoundSteps, build_schedule, hash_settings
 from flows import paths
@@ -49,6 +51,8 @@ def main(params: Params) -> None:
     stable = bootstrap(matrix, shown, seed=params.seed)
     build = builder(matrix, key, PAPERS, params.seed)
     found = {k: fixed_schedules(matrix, k, best[k].indices, build) for k in params.budgets}
+    if not is_pipeline() and not SOLVERS[params.schedule.solver].fitted:
+        add_multistep(found, params, matrix, key)
     usage: Usage | None = None
     if not search_settings(params.schedule).papers:
         usage = add_chosen(found, params, matrix, key)
@@ -121,6 +125,29 @@ def add_chosen(
     return usage if settings.objective in SAMPLED else None
 
 
+def add_multistep(
+    found: dict[int, dict[str, Schedule]], params: Params, matrix: CostMatrix, key: CostKey
+) -> None:
+    """Beside the paper's steps those of fitted weights, which take no training either; none where
+    the grid is too fine for their costs."""
+    largest = SOLVERS["multistep"].largest_grid
+    if largest is not None and key.grid > largest:
+        return
+    settings = SearchSettings(
+        solver="multistep", order=params.schedule.order, batch_size=params.schedule.batch_size
+    )
+    on = device(params)
+    network, _ = load_checkpoint(paths.TEACHER)
+    network = network.to(on)
+    build = builder(matrix, key, settings, params.seed)
+    source = noise_source(network, params.seed, on)
+    for budget, steps in multistep_steps(
+        network, matrix, params.budgets, settings, source,
+        reference=key.reference, progress=progress,
+    ):  # fmt: skip
+        found[budget]["multistep"] = build(steps)
+
+
 def builder(matrix: CostMatrix, key: CostKey, settings: SearchSettings, seed: int) -> Build:
     """What makes schedules of steps that one search found."""
     by_features = settings.distance == "features" and settings.objective in ("refine", "auto")
@@ -145,8 +172,9 @@ def chosen_steps(
     source = noise_source(network, params.seed, on)
     distance = distance_named(settings.distance, paths.FEATURES, settings.batch_size, on)
     return find_steps(
-        network, matrix, params.budgets, settings, source, distance, progress=progress, say=say
-    )
+        network, matrix, params.budgets, settings, source, distance,
+        reference=params.cost.reference, progress=progress, say=say,
+    )  # fmt: skip
 
 
 def stability(found: Stability) -> dict[str, float]:
