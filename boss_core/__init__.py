@@ -16,17 +16,23 @@ if TYPE_CHECKING:
     from boss_core.checkpoints.folder import load_checkpoint, save_checkpoint
     from boss_core.checkpoints.rectified_flow import load_rectified_flow
     from boss_core.checkpoints.student import Student, load_student
+    from boss_core.costs.fine_states import roll_out_states
     from boss_core.costs.matrix import CostMatrix, estimate_cost_matrix
     from boss_core.errors import InputError
     from boss_core.evaluation.comparison import best_of, paired_difference
     from boss_core.evaluation.frechet import evaluate_images
     from boss_core.evaluation.sampling import sample_images
     from boss_core.evaluation.uncertainty import frechet_with_error
-    from boss_core.interop.export import to_comfyui, to_diffusers, to_flow_matching
+    from boss_core.interop.export import (
+        to_comfyui,
+        to_comfyui_node,
+        to_diffusers,
+        to_flow_matching,
+    )
     from boss_core.ode.denoiser import velocity_from_denoiser
     from boss_core.ode.noise import NoiseSource, sample_labels, sample_noise
     from boss_core.ode.schedule import Schedule
-    from boss_core.ode.solvers import ab2, euler, heun, rk45
+    from boss_core.ode.solvers import ab2, euler, heun, rk45, solver_of
     from boss_core.ode.timesteps import karras, quadratic, shifted, uniform
     from boss_core.ode.velocity import (
         CountedVelocity,
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     )
     from boss_core.search.choose import choose
     from boss_core.search.find import find_steps
+    from boss_core.search.fit import fit_weights
     from boss_core.search.refine import refine
     from boss_core.search.settings import SearchSettings
     from boss_core.search.steps import FoundSteps
@@ -69,6 +76,7 @@ __all__ = [
     "euler",
     "evaluate_images",
     "find_steps",
+    "fit_weights",
     "frechet_with_error",
     "heun",
     "karras",
@@ -82,15 +90,18 @@ __all__ = [
     "quadratic",
     "refine",
     "rk45",
+    "roll_out_states",
     "sample_images",
     "sample_labels",
     "sample_noise",
     "save_checkpoint",
     "scalar_time",
     "shifted",
+    "solver_of",
     "straighten",
     "time_first",
     "to_comfyui",
+    "to_comfyui_node",
     "to_diffusers",
     "to_flow_matching",
     "train",
@@ -104,13 +115,15 @@ _HOMES = {
     "ode.denoiser": "velocity_from_denoiser",
     "ode.noise": "NoiseSource sample_labels sample_noise",
     "ode.timesteps": "karras quadratic shifted uniform",
-    "ode.solvers": "ab2 euler heun rk45",
+    "ode.solvers": "ab2 euler heun rk45 solver_of",
     "ode.schedule": "Schedule",
+    "costs.fine_states": "roll_out_states",
     "costs.matrix": "CostMatrix estimate_cost_matrix",
     "bellman.recursion": "optimal_paths",
     "bellman.objectives": "optimal_steps",
     "bellman.bootstrap": "bootstrap",
     "search.find": "find_steps",
+    "search.fit": "fit_weights",
     "search.settings": "SearchSettings",
     "search.steps": "FoundSteps",
     "search.refine": "refine",
@@ -127,7 +140,7 @@ _HOMES = {
     "evaluation.frechet": "evaluate_images",
     "evaluation.comparison": "best_of paired_difference",
     "evaluation.uncertainty": "frechet_with_error",
-    "interop.export": "to_comfyui to_diffusers to_flow_matching",
+    "interop.export": "to_comfyui to_comfyui_node to_diffusers to_flow_matching",
     "errors": "InputError",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -4,7 +4,7 @@ diffusers is imported where it is used only: the rest of the library works witho
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.ode.solver_table import multistep_weights
+from boss_core.ode.schedule import check_weights
+from boss_core.ode.solver_table import LINEAR, SOLVERS
 from boss_core.ode.timesteps import validate_timesteps
 
 
-def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
+def fixed_scheduler(
+    scheduler: Any,
+    timesteps: ArrayLike,
+    solver: str = "euler",
+    weights: Sequence[Sequence[float]] | None = None,
+) -> Any:
     """A `FixedFlowScheduler` that walks these timesteps whatever it is asked for.
 
     For pipelines whose call takes no `sigmas` (Wan, LTX, Mochi), and right for all others too:
@@ -25,18 +31,24 @@ def fixed_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler")
     configuration: copies, pickles and saved pipelines have them.
 
     With solver ``ab2`` its steps are those of `boss_core.ode.solvers.ab2`, for as many evaluations:
-    it keeps the velocity of the step before, in float32, and starts anew at each call. No class
-    of diffusers takes such steps. InputError for a solver that is neither.
+    it keeps the velocity of the step before, in float32, and starts anew at each call; with
+    ``multistep`` and the weights of a schedule (`boss_core.ode.schedule.Schedule.weights`) those
+    of the two before. No class of diffusers takes such steps. InputError for other solvers.
 
     scheduler: the pipeline's own, whose settings are kept for the pipeline to read, without effect
         on the steps; but with its ``invert_sigmas`` (Mochi) the levels are t in place of 1 - t.
     timesteps: K + 1 increasing times from 0 to 1; from later on for image to image, whose pipelines
         take all of them with ``strength=1.0``.
     """
-    return _made(_fixed_class(), scheduler, timesteps, solver)
+    return _made(_fixed_class(), scheduler, timesteps, solver, weights)
 
 
-def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "euler") -> Any:
+def carrying_scheduler(
+    scheduler: Any,
+    timesteps: ArrayLike,
+    solver: str = "euler",
+    weights: Sequence[Sequence[float]] | None = None,
+) -> Any:
     """A `fixed_scheduler` that keeps states in float32 between steps, so that rounding does not
     add up over many steps; the pipeline sees them in its own dtype."""
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -88,7 +100,7 @@ def carrying_scheduler(scheduler: Any, timesteps: ArrayLike, solver: str = "eule
             state = self.state.to(sample.dtype, copy=True)  # a network may work in place
             return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
 
-    made = _made(CarryingScheduler, scheduler, timesteps, solver)
+    made = _made(CarryingScheduler, scheduler, timesteps, solver, weights)
     made.copies = []
     return made
 
@@ -123,7 +135,17 @@ def _fixed_class() -> Any:
     return FixedFlowScheduler
 
 
-def _made(kind: Any, scheduler: Any, timesteps: ArrayLike, solver: str) -> Any:
+def _made(
+    kind: Any,
+    scheduler: Any,
+    timesteps: ArrayLike,
+    solver: str,
+    weights: Sequence[Sequence[float]] | None,
+) -> Any:
     """A scheduler of that class for these times, with the settings of the pipeline's own."""
-    multistep_weights(solver)
-    return kind.like(scheduler, 1.0 - validate_timesteps(timesteps, from_noise=False), solver)
+    times = validate_timesteps(timesteps, from_noise=False)
+    if solver not in LINEAR:
+        raise InputError(f"solver: {solver!r}; {' or '.join(LINEAR)} needed")
+    if weights is not None or SOLVERS[solver].fitted:
+        check_weights(solver, weights, len(times) - 1)
+    return kind.like(scheduler, 1.0 - times, solver, weights)

@@ -16,7 +16,7 @@ import numpy as np
 
 from boss_core.errors import InputError
 from boss_core.ode.schedule import Schedule
-from boss_core.ode.solver_table import MULTISTEP, SOLVERS
+from boss_core.ode.solver_table import LINEAR, SOLVERS
 
 # With these, and these only, FlowMatchEulerDiscreteScheduler takes Euler steps at the sigmas that
 # it is given. They are its defaults; the configurations of published models change several.
@@ -73,13 +73,13 @@ def diffusers_sigmas(schedule: Schedule) -> list[float]:
 def to_diffusers(schedule: Schedule) -> str:
     """Python for diffusers pipelines whose call takes ``sigmas`` (SD3, Flux, Sana, Qwen-Image).
     InputError for a schedule that is not for Euler."""
-    if not SOLVERS[schedule.solver].diffusers and schedule.solver in MULTISTEP:
+    if not SOLVERS[schedule.solver].diffusers and schedule.solver in LINEAR:
         raise InputError(
             f"schedule: for solver {schedule.solver}, whose steps no class of diffusers takes; the"
             " target diffusers-fixed needed, or"
             " boss_core.interop.diffusers_schedulers.fixed_scheduler"
         )
-    _check_multistep(schedule)
+    _check_linear(schedule)
     return _diffusers_scheduler(schedule) + (
         "pipeline.scheduler = scheduler\n"
         f"# {schedule.steps} steps: call the pipeline with sigmas=sigmas (never timesteps=).\n"
@@ -93,13 +93,15 @@ def to_diffusers_fixed(schedule: Schedule) -> str:
     """Python for any pipeline, also one whose call takes no ``sigmas`` (Wan, LTX, Mochi): the
     class `boss_core.interop.fixed_flow_scheduler.FixedFlowScheduler`, which needs diffusers alone,
     and one with the values in its configuration. InputError for Heun."""
-    _check_multistep(schedule)
+    _check_linear(schedule)
     source = resources.files("boss_core.interop").joinpath("fixed_flow_scheduler.py").read_text()
+    weights = "" if schedule.weights is None else ", weights=weights"
     return source + (
         "\n\n"
         f"fixed_sigmas = {_rows(schedule.sigmas)}\n"
+        f"{'' if schedule.weights is None else _weights(schedule)}"
         "pipeline.scheduler = FixedFlowScheduler.like(\n"
-        f"    pipeline.scheduler, fixed_sigmas, solver={schedule.solver!r}\n"
+        f"    pipeline.scheduler, fixed_sigmas, solver={schedule.solver!r}{weights}\n"
         ")\n"
         f"# Call the pipeline with num_inference_steps={schedule.steps}.\n"
         f"{_from_image(schedule)}"
@@ -123,15 +125,34 @@ def to_comfyui(schedule: Schedule) -> str:
 
 def comfyui_sampler(schedule: Schedule) -> str:
     """The sampler of ComfyUI that takes the steps of the schedule, in a few words. InputError for
-    Heun, whose last step ComfyUI replaces by one of Euler."""
+    Heun, whose last step ComfyUI replaces by one of Euler, and for ``multistep``, whose weights
+    none of its samplers takes (`to_comfyui_node` does)."""
     sampler = SOLVERS[schedule.solver].comfyui
     if sampler is None:
         able = " or ".join(name for name, solver in SOLVERS.items() if solver.comfyui)
+        other = "the target comfyui-node brings one that does"
+        if not SOLVERS[schedule.solver].linear:
+            other = "its heun takes its last step by Euler"
         raise InputError(
             f"schedule: for solver {schedule.solver}; one for {able} needed, as no sampler of"
-            " ComfyUI takes such steps (its heun takes its last step by Euler)"
+            f" ComfyUI takes such steps; {other}"
         )
     return sampler
+
+
+def to_comfyui_node(schedule: Schedule) -> str:
+    """A custom node for ComfyUI, one file to put into its folder ``custom_nodes``: its outputs, a
+    sampler and the sigmas, go to the node SamplerCustom or SamplerCustomAdvanced. It takes the
+    steps of any linear multistep method, with their weights. InputError for Heun."""
+    if not SOLVERS[schedule.solver].linear:
+        raise InputError(
+            f"schedule: for solver {schedule.solver}; one for {' or '.join(LINEAR)} needed, whose"
+            " steps evaluate the network once"
+        )
+    source = resources.files("boss_core.interop").joinpath("comfyui_node.py").read_text()
+    return source + (
+        f"\n\nSIGMAS = {_rows(schedule.sigmas)}\n{_weights(schedule).replace('weights', 'WEIGHTS')}"
+    )
 
 
 def to_flow_matching(schedule: Schedule) -> str:
@@ -190,7 +211,7 @@ def check_scheduler(
         raise InputError(
             f"scheduler: {type(scheduler).__name__} takes steps of {solver}, and the schedule is"
             f" for {schedule.solver}; one for the same solver needed (diffusers has only euler,"
-            " boss_core.interop.diffusers_schedulers.fixed_scheduler ab2 too)"
+            " boss_core.interop.diffusers_schedulers.fixed_scheduler others too)"
         )
     if "fixed_sigmas" in scheduler._get_init_keys(type(scheduler)):
         return _fixed_report(scheduler, schedule)
@@ -222,12 +243,13 @@ def check_scheduler(
 
 def _fixed_report(scheduler: Any, schedule: Schedule) -> SchedulerReport:
     """Of a `FixedFlowScheduler`, which takes its own steps whatever it is given."""
-    used = tuple(scheduler.config.fixed_sigmas)
-    if _same(used, schedule.sigmas):
-        return SchedulerReport(True, used, (), tuple(diffusers_sigmas(schedule)))
-    return SchedulerReport(
-        False, used, (f"{type(scheduler).__name__}: has steps of its own",), None
-    )
+    used, name = tuple(scheduler.config.fixed_sigmas), type(scheduler).__name__
+    if not _same(used, schedule.sigmas):
+        return SchedulerReport(False, used, (f"{name}: has steps of its own",), None)
+    own = scheduler.config.get("weights") or ()
+    if [*map(tuple, own)] != [*(schedule.weights or ())]:
+        return SchedulerReport(False, used, (f"{name}: has weights of its own",), None)
+    return SchedulerReport(True, used, (), tuple(diffusers_sigmas(schedule)))
 
 
 def _reasons(scheduler: Any, schedule: Schedule, mu: float | None) -> tuple[str, ...]:
@@ -277,10 +299,10 @@ def _from_image(schedule: Schedule) -> str:
     )
 
 
-def _check_multistep(schedule: Schedule) -> None:
-    if schedule.solver not in MULTISTEP:
+def _check_linear(schedule: Schedule) -> None:
+    if schedule.solver not in LINEAR:
         raise InputError(
-            f"schedule: for solver {schedule.solver}; one for {' or '.join(MULTISTEP)} needed, as"
+            f"schedule: for solver {schedule.solver}; one for {' or '.join(LINEAR)} needed, as"
             " no scheduler of diffusers takes its steps at given sigmas"
             " (FlowMatchHeunDiscreteScheduler takes no sigmas)"
         )
@@ -318,6 +340,11 @@ def _diffusers_scheduler(schedule: Schedule) -> str:
         "    num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,\n"
         f"{lines})\n"
     )
+
+
+def _weights(schedule: Schedule) -> str:
+    rows = "".join(f"    {list(of_step)!r},\n" for of_step in schedule.step_weights)
+    return f"weights = [\n{rows}]\n"
 
 
 def _rows(values: Sequence[float]) -> str:

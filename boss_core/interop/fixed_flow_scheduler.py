@@ -19,12 +19,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
 
 
 class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
-    """Steps of Euler or of two-step Adams-Bashforth at noise levels of its configuration, which
+    """Steps of Euler or of a linear multistep method at noise levels of its configuration, which
     copies, pickles and saved pipelines keep.
 
     fixed_sigmas: K + 1 levels from 1 (noise) to 0 (data), the 0 included.
     solver: ``euler``; or ``ab2``, which extrapolates from the velocity of the step before, in
-        float32, and starts anew at each call (Hairer, Norsett and Wanner, Solving ODEs I, III.5).
+        float32, and starts anew at each call (Hairer, Norsett and Wanner, Solving ODEs I, III.5);
+        or ``multistep``, as ``ab2`` with weights of its own.
+    weights: of ``multistep``, for each of the K steps those of the velocities at its level and at
+        those before it, the latest first; they add up to 1.
     invert_sigmas: the levels are those of the data, 1 - sigma, as Mochi's network takes them.
 
     What else the configuration holds is for pipelines to read, and has no effect on the steps.
@@ -36,6 +39,7 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
         self,
         fixed_sigmas: list[float] | tuple[float, ...] = (1.0, 0.0),
         solver: str = "euler",
+        weights: list[list[float]] | None = None,
         num_train_timesteps: int = 1000,
         shift: float = 1.0,
         use_dynamic_shifting: bool = False,
@@ -51,8 +55,13 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
         time_shift_type: str = "exponential",
         stochastic_sampling: bool = False,
     ) -> None:
-        if solver not in ("euler", "ab2"):
-            raise ValueError(f"solver: {solver!r}; euler or ab2 needed")
+        if solver not in ("euler", "ab2", "multistep"):
+            raise ValueError(f"solver: {solver!r}; euler, ab2 or multistep needed")
+        if (len(weights or ()) != len(fixed_sigmas) - 1) if solver == "multistep" else weights:
+            raise ValueError(
+                f"weights: of {len(weights or ())} steps for {len(fixed_sigmas) - 1} steps of"
+                f" {solver}; as many for multistep, and none for others, needed"
+            )
         # Of the class above, which writes it into each configuration.
         if stochastic_sampling:
             raise ValueError("stochastic_sampling: True; False needed, for steps without new noise")
@@ -73,17 +82,23 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
         )
 
     @classmethod
-    def like(cls, scheduler: Any, fixed_sigmas: Any, solver: str = "euler") -> Self:
+    def like(
+        cls, scheduler: Any, fixed_sigmas: Any, solver: str = "euler", weights: Any = None
+    ) -> Self:
         """One with the settings of a pipeline's own scheduler, as far as they are known here: one
         more, as `use_flow_sigmas` of UniPC, would make some pipelines drop their sigmas."""
         names = set(cls._get_init_keys(cls)) - {
             "self",
             "fixed_sigmas",
             "solver",
+            "weights",
             "stochastic_sampling",
         }
         kept = {name: scheduler.config[name] for name in names if name in scheduler.config}
-        return cls(fixed_sigmas=[float(s) for s in fixed_sigmas], solver=solver, **kept)
+        levels = [float(s) for s in fixed_sigmas]
+        if weights is not None:
+            weights = [[float(w) for w in of_step] for of_step in weights]
+        return cls(fixed_sigmas=levels, solver=solver, weights=weights, **kept)
 
     # Pipelines look for these names to learn what a scheduler accepts.
     def set_timesteps(
@@ -144,8 +159,8 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
         return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """The state at the next level: diffusers' own step of Euler, for ``ab2`` along the
-        extrapolated velocity."""
+        """The state at the next level: diffusers' own step of Euler, for others along a weighted
+        sum of the velocities so far."""
         told = torch.as_tensor(timestep)
         if not told.is_floating_point():  # SkyReels rounds them
             timestep = self.timesteps[(self.timesteps - told.to(self.timesteps)).abs().argmin()]
@@ -153,18 +168,36 @@ class FixedFlowScheduler(FlowMatchEulerDiscreteScheduler):
             return super().step(model_output, timestep, sample, return_dict=return_dict, **kwargs)
         if kwargs.get("per_token_timesteps") is not None:
             raise ValueError(
-                "pipeline: gives each token a noise level of its own; one for all needed by ab2"
+                "pipeline: gives each token a noise level of its own; one for all needed by"
+                f" {self.config.solver}"
             )
         if self.step_index is None:  # the first since set_timesteps
             self._init_step_index(timestep)
-            self.before = None
+            self.before: list[torch.Tensor] = []
         # A network may return the same buffer each time.
-        used = velocity = model_output.to(torch.float32, copy=True)
-        if self.before is not None:
-            k, s = self.step_index, self.config.fixed_sigmas
-            weight = (s[k + 1] - s[k]) / (2.0 * (s[k] - s[k - 1]))
-            used = (1.0 + weight) * velocity - weight * self.before
-        self.before = velocity
+        velocities = [model_output.to(torch.float32, copy=True), *self.before]
+        weights = self._weights(self.step_index, len(velocities))
+        used = weights[0] * velocities[0]
+        for weight, velocity in zip(weights[1:], velocities[1:], strict=False):
+            used = used + weight * velocity
+        self.before = velocities[:2]
         (state,) = super().step(used, timestep, sample, return_dict=False, **kwargs)
         state = state.to(model_output.dtype)
         return FlowMatchEulerDiscreteSchedulerOutput(state) if return_dict else (state,)
+
+    def _weights(self, k: int, velocities: int) -> list[float]:
+        """Those of step k, of no more velocities than there are: a call that begins late has
+        none from before."""
+        if self.config.solver == "multistep":
+            of_step = list(self.config.weights[k])
+            if len(of_step) > velocities:
+                raise ValueError(
+                    f"pipeline: begins at step {k}, whose weights are for {len(of_step)}"
+                    " velocities; all steps, from the first, needed by multistep"
+                )
+            return of_step
+        if velocities == 1:
+            return [1.0]
+        s = self.config.fixed_sigmas
+        weight = (s[k + 1] - s[k]) / (2.0 * (s[k] - s[k - 1]))
+        return [1.0 + weight, -weight]

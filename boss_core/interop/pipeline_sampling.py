@@ -1,7 +1,7 @@
 """Samples of a pipeline on given steps, as it hands them out, with the latents they came from."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,14 @@ def sample_pipeline(
     call: Mapping[str, Any],
     *,
     solver: str = "euler",
+    weights: Sequence[Sequence[float]] | None = None,
     decode: bool = True,
 ) -> PipelineSamples:
     """One call of a pipeline on the steps of a schedule, states in float32 between them.
 
     timesteps: K + 1 times. call: as for
-    `boss_core.interop.diffusers_pipelines.estimate_pipeline_cost`. solver: ``euler`` or ``ab2``.
+    `boss_core.interop.diffusers_pipelines.estimate_pipeline_cost`. solver: a linear
+    multistep method; weights: of ``multistep``, those of its schedule.
     decode: as images, frames or sound; else latents. InputError for another solver.
     """
     times = validate_timesteps(timesteps)
@@ -58,7 +60,7 @@ def sample_pipeline(
     ]
     kind = {} if decode else {"output_type": "latent"}
     try:
-        pipeline.scheduler = scheduler = carrying_scheduler(own, times, solver)
+        pipeline.scheduler = scheduler = carrying_scheduler(own, times, solver, weights)
         output = pipeline(**call, num_inference_steps=len(times) - 1, **kind)
     finally:
         pipeline.scheduler = own

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-TARGETS = ("diffusers", "diffusers-fixed", "comfyui", "flow_matching", "json")
+TARGETS = ("diffusers", "diffusers-fixed", "comfyui", "comfyui-node", "flow_matching", "json")
 
 
 def export(

@@ -19,6 +19,7 @@ WRITERS: dict[str, Callable[[Schedule], str]] = {
     "diffusers": export.to_diffusers,
     "diffusers-fixed": export.to_diffusers_fixed,
     "comfyui": export.to_comfyui,
+    "comfyui-node": export.to_comfyui_node,
     "flow_matching": export.to_flow_matching,
     "json": export.to_json,
 }
@@ -36,6 +37,8 @@ def export_notes(path: Path, to: str) -> Iterator[str]:
     schedule = read_schedule(path)
     if to == "comfyui":
         yield f"ComfyUI: for {export.comfyui_sampler(schedule)}"
+    if to == "comfyui-node":
+        yield "ComfyUI: a file of its folder custom_nodes; restart it, and the node is there"
     if schedule.timesteps[0] > 0:
         level = schedule.sigmas[0]
         yield (

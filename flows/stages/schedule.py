@@ -115,7 +115,7 @@ def add_chosen(
     else:
         network, _ = load_checkpoint(paths.TEACHER)
         with measured(on) as usage:
-            steps = dict(chosen_steps(params, matrix, network.to(on), on))
+            steps = dict(chosen_steps(params, matrix, network.to(on), on, key.reference))
     build = builder(matrix, key, settings, params.seed)
     for budget, chosen in steps.items():
         found[budget]["chosen"] = build(chosen)
@@ -165,15 +165,20 @@ def builder(matrix: CostMatrix, key: CostKey, settings: SearchSettings, seed: in
 
 
 def chosen_steps(
-    params: Params, matrix: CostMatrix, network: Network, on: torch.device
+    params: Params,
+    matrix: CostMatrix,
+    network: Network,
+    on: torch.device,
+    reference: str = "euler",
 ) -> Iterator[tuple[int, FoundSteps]]:
-    """The chosen steps, budget by budget. network: the teacher, on the device."""
+    """The chosen steps, budget by budget. network: the teacher, on the device. reference: the
+    solver of the trajectories of the costs."""
     settings = search_settings(params.schedule)
     source = noise_source(network, params.seed, on)
     distance = distance_named(settings.distance, paths.FEATURES, settings.batch_size, on)
     return find_steps(
         network, matrix, params.budgets, settings, source, distance,
-        reference=params.cost.reference, progress=progress, say=say,
+        reference=reference, progress=progress, say=say,
     )  # fmt: skip
 
 

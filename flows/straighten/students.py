@@ -103,7 +103,9 @@ def _umask() -> int:
 def write_scheduler(pipeline: Any, schedule: Schedule, folder: Path) -> None:
     """``scheduler/``: the steps in a configuration, and beside it the file of their class, so that
     diffusers loads both without this library."""
-    scheduler = FixedFlowScheduler.like(pipeline.scheduler, schedule.sigmas, schedule.solver)
+    scheduler = FixedFlowScheduler.like(
+        pipeline.scheduler, schedule.sigmas, schedule.solver, schedule.weights
+    )
     scheduler.save_pretrained(folder)
     source = Path(str(importlib.import_module(FixedFlowScheduler.__module__).__file__))
     (folder / source.name).write_bytes(source.read_bytes())

@@ -40,12 +40,13 @@ from boss_core.interop.export import (
     to_json,
 )
 from boss_core.ode.schedule import Schedule
-from boss_core.ode.solvers import ab2, euler, heun
+from boss_core.ode.solvers import ab2, euler, heun, solver_of
 from boss_core.ode.timesteps import uniform, validate_timesteps
 from flows.search.export import shift_by_tokens
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.checkout import ROOT
 from tests.helpers.linear import Linear
+from tests.helpers.solvers import some_weights
 
 
 def schedule(*indices: int) -> Schedule:
@@ -56,6 +57,7 @@ def schedule(*indices: int) -> Schedule:
 
 STEPS = schedule(0, 7, 17, 40, 73, 94, 100)
 FOR = {name: STEPS.model_copy(update={"solver": name}) for name in ("euler", "ab2", "heun")}
+FOR["multistep"] = STEPS.model_copy(update={"solver": "multistep", "weights": some_weights(6)})
 MU = 0.83
 
 
@@ -297,6 +299,9 @@ def test_no_multistep_scheduler_of_diffusers_takes_steps_of_ab2() -> None:
         (to_diffusers_fixed, "heun", "FlowMatchHeunDiscreteScheduler takes no sigmas"),
         (to_comfyui, "heun", "heun takes its last step by Euler"),
         (to_flow_matching, "ab2", "no method of ODESolver"),
+        (to_diffusers, "multistep", "the target diffusers-fixed needed"),
+        (to_comfyui, "multistep", "the target comfyui-node brings one that does"),
+        (to_flow_matching, "multistep", "no method of ODESolver"),
     ],
 )
 def test_what_no_target_can_do_is_refused(write: Any, solver: str, says: str) -> None:
@@ -398,16 +403,18 @@ def test_the_fixed_snippet_serves_every_pipeline(make: Any, prompts: Any) -> Non
     torch.testing.assert_close(found, sample(), rtol=1e-5, atol=1e-4)
 
 
-def test_the_fixed_snippet_takes_steps_of_ab2() -> None:
+@pytest.mark.parametrize("solver", ["ab2", "multistep"])
+def test_the_fixed_snippet_takes_steps_of(solver: str) -> None:
     pipeline, samples = tiny.sd3(), range(2)
     prompts = tiny.sd3_prompts(samples)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    run_snippet(to_diffusers_fixed(FOR["ab2"]), pipeline=pipeline)
+    run_snippet(to_diffusers_fixed(FOR[solver]), pipeline=pipeline)
     counted = count_calls(pipeline.transformer)
     call = prompts | {"latents": x, "num_inference_steps": STEPS.steps, "output_type": "latent"}
     found = pipeline(**call).images
-    assert len(counted) == FOR["ab2"].nfe == 6
-    wanted = ab2(tiny.sd3_velocity(pipeline.transformer, prompts), x, STEPS.timesteps)
+    assert len(counted) == FOR[solver].nfe == 6
+    velocity = tiny.sd3_velocity(pipeline.transformer, prompts)
+    wanted = solver_of(FOR[solver])(velocity, x, STEPS.timesteps)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
@@ -507,7 +514,7 @@ def test_json_has_times_and_sigmas() -> None:
     assert content["objective"] == "l2_squared"
     solvers = {name: json.loads(to_json(steps)) for name, steps in FOR.items()}
     assert {name: found["solver"] for name, found in solvers.items()} == {s: s for s in FOR}
-    assert [found["nfe"] for found in solvers.values()] == [6, 6, 12]
+    assert [found["nfe"] for found in solvers.values()] == [6, 6, 12, 6]
 
 
 def test_the_command_names_the_sampler_of_comfyui(boss) -> None:

@@ -20,9 +20,9 @@ from boss_core.interop.diffusers_schedulers import fixed_scheduler
 from boss_core.interop.export import to_diffusers_fixed
 from boss_core.interop.fixed_flow_scheduler import FixedFlowScheduler
 from boss_core.ode.schedule import Schedule
-from boss_core.ode.solvers import SOLVERS
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.linear import Linear
+from tests.helpers.solvers import solvers, some_weights
 
 TIMES = (0.0, 0.1, 0.3, 0.6, 1.0)
 
@@ -43,10 +43,11 @@ COPIES: dict[str, Callable[[Any, Path], Any]] = {
 
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("inverted", [False, True])
-@pytest.mark.parametrize("solver", ["euler", "ab2"])
+@pytest.mark.parametrize("solver", ["euler", "ab2", "multistep"])
 def test_a_copy_takes_the_same_steps(solver: str, inverted: bool, how: str, tmp_path: Path) -> None:
     own = FlowMatchEulerDiscreteScheduler(shift=3.0, invert_sigmas=inverted)
-    scheduler = COPIES[how](fixed_scheduler(own, TIMES, solver), tmp_path)
+    weights = some_weights(4) if solver == "multistep" else None
+    scheduler = COPIES[how](fixed_scheduler(own, TIMES, solver, weights), tmp_path)
     scheduler.set_timesteps(50, sigmas=[1.0, 0.5])
     assert len(scheduler.timesteps) == 4
     assert scheduler.config.shift == 3.0  # for pipelines that read it
@@ -56,7 +57,7 @@ def test_a_copy_takes_the_same_steps(solver: str, inverted: bool, how: str, tmp_
         t = level / 1000 if inverted else 1 - level / 1000
         v = velocity(x, t.expand(3))
         x = scheduler.step(v if inverted else -v, level, x).prev_sample
-    wanted = SOLVERS[solver](velocity, start, TIMES)
+    wanted = solvers(4)[solver](velocity, start, TIMES)
     torch.testing.assert_close(x, wanted, rtol=0, atol=1e-6)
 
 
@@ -86,11 +87,12 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("solver", ["euler", "ab2"])
+@pytest.mark.parametrize("solver", ["euler", "ab2", "multistep"])
 def test_a_saved_pipeline_has_its_steps(pipeline_folder: Path, tmp_path: Path, solver: str) -> None:
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder)
     plain = sample(pipeline)
-    pipeline.scheduler = fixed_scheduler(pipeline.scheduler, TIMES, solver)
+    weights = some_weights(4) if solver == "multistep" else None
+    pipeline.scheduler = fixed_scheduler(pipeline.scheduler, TIMES, solver, weights)
     wanted = sample(pipeline)
     assert not torch.allclose(wanted, plain, atol=1e-3)
     pipeline.save_pretrained(tmp_path)
@@ -150,6 +152,21 @@ def test_its_own_folder_is_read_without_a_warning(
     assert (loaded.config.shift, loaded.config.stochastic_sampling) == (3.0, False)
     with pytest.raises(ValueError, match="stochastic_sampling: True; False needed"):
         FixedFlowScheduler(stochastic_sampling=True)
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    own = FlowMatchEulerDiscreteScheduler()
+    for solver, weights in (("multistep", None), ("multistep", [[1.0]]), ("ab2", [[1.0]] * 4)):
+        with pytest.raises(ValueError, match="weights: "):
+            fixed_scheduler(own, TIMES, solver, weights)
+        with pytest.raises(ValueError, match=r"weights: of \d steps for 4 steps of"):
+            FixedFlowScheduler([1 - t for t in TIMES], solver, weights)
+    scheduler = fixed_scheduler(own, TIMES, "multistep", some_weights(4))
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(2)
+    x = torch.ones(1, 2)
+    with pytest.raises(ValueError, match="begins at step 2, whose weights are for 3 velocities"):
+        scheduler.step(x, scheduler.timesteps[2], x)
 
 
 @pytest.mark.parametrize("solver", ["euler", "ab2"])
