@@ -20,7 +20,7 @@ from torch import Tensor
 from boss_core.costs.matrix import CostMatrix, CostSum
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_schedulers import carrying_scheduler
-from boss_core.interop.few_steps import refuse_distilled
+from boss_core.interop.few_steps import refuse_distilled, refuse_turbo
 from boss_core.interop.pipeline_checks import (
     Repeat,
     compare_walks,
@@ -31,7 +31,7 @@ from boss_core.interop.pipeline_checks import (
 from boss_core.interop.pipeline_networks import pipeline_hash as pipeline_hash
 from boss_core.interop.pipeline_networks import pipeline_networks
 from boss_core.interop.pipeline_rounding import rounding_points, rounding_variance
-from boss_core.interop.recording import Walk
+from boss_core.interop.recording import DENOISERS, Walk
 from boss_core.ode.noise import check_seed
 from boss_core.ode.timesteps import validate_timesteps
 
@@ -237,6 +237,8 @@ def _require_flow(pipeline: Any) -> None:
         raise InputError(f"pipeline: a {name} has no scheduler; a diffusers pipeline needed")
     config = scheduler.config
     refuse_distilled(type(pipeline), type(scheduler).__name__, getattr(pipeline, "config", {}))
+    networks = {part: getattr(pipeline, part, None) for part in DENOISERS}
+    refuse_turbo(type(pipeline), networks)
     prediction = config.get("prediction_type")
     flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
     # UniPC and DPM-Solver serve flows too (Wan, Sana), when they are told to.

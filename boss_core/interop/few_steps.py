@@ -22,6 +22,10 @@ from boss_core.ode.timesteps import uniform
 
 # Schedulers that are for such networks alone, by what is in their names.
 _SCHEDULERS = ("LCM", "TCD", "SCM")
+_NEEDED = (
+    "distilled for a few steps of its own, and many fine ones are none of a flow; a flow-matching"
+    " one needed, as the model that it was made from"
+)
 _STEPS = 8
 # Ends that differ by less than this share of the noise are all but given, as by an image.
 _GIVEN = 0.01
@@ -34,21 +38,29 @@ def refuse_distilled(kind: type, scheduler: str, config: Mapping[str, Any]) -> N
     kind: the pipeline's class. scheduler: the name of its scheduler's. config: of the pipeline, as
     in ``model_index.json``; what it leaves out is the default of the class.
     """
-    needed = (
-        "distilled for a few steps of its own, and many fine ones are none of a flow; a"
-        " flow-matching one needed, as the model that it was made from"
-    )
     if any(part in scheduler for part in _SCHEDULERS):
         raise InputError(
-            f"pipeline: {kind.__name__} with a {scheduler}, which is for a network {needed}"
+            f"pipeline: {kind.__name__} with a {scheduler}, which is for a network {_NEEDED}"
         )
     default = inspect.signature(kind).parameters.get("is_distilled")
     said = config.get("is_distilled", False if default is None else default.default)
     if said is True:
         raise InputError(
             f"pipeline: the model_index.json of this {kind.__name__} says is_distilled: its network"
-            f" is {needed}"
+            f" is {_NEEDED}"
         )
+
+
+def refuse_turbo(kind: type, networks: Mapping[str, Any]) -> None:
+    """As `refuse_distilled`, by the configurations of the networks (ACE-Step's ``is_turbo``)."""
+    for name, network in networks.items():
+        config = getattr(network, "config", {})
+        for mark, value in (("is_turbo", True), ("model_version", "turbo")):
+            if getattr(config, mark, None) == value:
+                raise InputError(
+                    f"pipeline: the configuration of the {name} of this {kind.__name__} has"
+                    f" {mark}={value}: it is {_NEEDED}"
+                )
 
 
 def chosen_at_start(pipeline: Any, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:

@@ -1,8 +1,8 @@
 """Samples of a pipeline on given steps, as it hands them out, with the latents they came from."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from boss_core.interop.diffusers_schedulers import carrying_scheduler
 from boss_core.interop.pipeline_networks import pipeline_networks
-from boss_core.interop.recording import count_samples
+from boss_core.interop.recording import DENOISERS, count_samples
 from boss_core.ode.timesteps import validate_timesteps
+
+_EVERY_STEP = ("controlnet", "transformer", "unet")  # in the names of what steps evaluate
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class PipelineSamples:
     latents: the last state of the pipeline's scheduler, (B, ...) float32, on its device; where
         only copies of it step, as SkyReels' for each frame, theirs side by side, (B, elements).
     output: what the pipeline returned: images, frames, sound.
-    evaluations: of all networks together, for one sample.
+    evaluations: of all networks together, for one sample, but for those that prepare the
+        conditions before the first step.
     """
 
     latents: Tensor
@@ -49,14 +52,14 @@ def sample_pipeline(
     """
     times = validate_timesteps(timesteps)
     own = pipeline.scheduler
-    counted: Counter[str] = Counter()
+    counted: list[tuple[str, int]] = []
 
-    def count(_: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        counted["samples"] += count_samples(args, kwargs, output)
+    def count(name: str, _: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        counted.append((name, count_samples(args, kwargs, output)))
 
     handles = [
-        network.register_forward_hook(count, with_kwargs=True)
-        for network in pipeline_networks(pipeline).values()
+        network.register_forward_hook(partial(count, name), with_kwargs=True)
+        for name, network in pipeline_networks(pipeline).items()
     ]
     kind = {} if decode else {"output_type": "latent"}
     try:
@@ -70,4 +73,15 @@ def sample_pipeline(
     if latents is None:
         stepped = [c.state for c in scheduler.copies if hasattr(c, "state")]
         latents = torch.cat([state.flatten(1) for state in stepped], dim=1)
-    return PipelineSamples(latents, output, counted["samples"] / len(latents))
+    return PipelineSamples(latents, output, _of_steps(counted) / len(latents))
+
+
+def _of_steps(counted: Sequence[tuple[str, int]]) -> int:
+    """The evaluations in steps: of all networks but those that were asked before the denoiser was,
+    and never again, as ACE-Step's of the conditions. A ControlNet, or a network for guidance, may
+    be asked first too, in a single step."""
+    names = [name for name, _ in counted]
+    first = next((k for k, name in enumerate(names) if name in DENOISERS), 0)
+    before, later = set(names[:first]), set(names[first:])
+    once = {n for n in before - later if not any(part in n for part in _EVERY_STEP)}
+    return sum(number for name, number in counted if name not in once)

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from flows.report.wav import LONGEST, wav
+
 FRAMES, COLUMNS = 8, 4  # of a contact sheet
 # Pixels of an embedded picture: up to the first as it is, up to the second as JPEG, else scaled.
 LOSSLESS, LARGEST = 2**16, 2**18
@@ -28,11 +30,12 @@ _FIELDS = {
 @dataclass(frozen=True)
 class Picture:
     """image: in its own size. what: it shows, in words, with the true size. several: a contact
-    sheet."""
+    sheet. sound: what it is the spectrogram of, as a WAV file, where its rate is known."""
 
     image: Image.Image
     what: str
     several: bool = False
+    sound: bytes | None = None
 
 
 def pictures(
@@ -86,6 +89,11 @@ def data_uri(image: Image.Image, *, lossless: bool = False) -> str:
         )
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def sound_uri(sound: bytes) -> str:
+    """A WAV file for a page that needs no other file."""
+    return f"data:audio/wav;base64,{base64.b64encode(sound).decode()}"
 
 
 def _contents(output: Any) -> Iterator[tuple[str, Any]]:
@@ -210,7 +218,10 @@ def _sound(sample: Any, rate: int | None) -> Picture | None:
     channels, length = wave.shape
     of = f"{channels} channel{'s' if channels > 1 else ''}"
     long = f"{length} samples" if rate is None else f"{length / rate:.3g} s at {rate / 1000:g} kHz"
-    return Picture(spectrogram(wave, rate), f"sound, {long}, {of}")
+    # Browsers play one channel or two.
+    heard = None if rate is None else wav(wave[:2], rate)
+    cut = "" if rate is None or length / rate <= LONGEST else f", the first {LONGEST:g} s to hear"
+    return Picture(spectrogram(wave, rate), f"sound, {long}, {of}{cut}", sound=heard)
 
 
 def _array(found: Any) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.io.files import write_bytes
 from boss_core.ode.noise import EVALUATION, seed_for
-from flows.report.media import data_uri
+from flows.report.media import data_uri, sound_uri
 from flows.search.images import image_files
 from flows.straighten.comparison import at_equal_evaluations, before_training, in_words, paired
 from flows.straighten.held_out import SHOWN, Sampled, decodes
@@ -96,6 +96,7 @@ def _samples(
                 "pictures": [
                     {
                         "uri": data_uri(picture.image),
+                        "sound": None if picture.sound is None else sound_uri(picture.sound),
                         "what": picture.what,
                         "small": picture.image.width < SMALL,
                     }

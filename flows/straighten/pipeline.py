@@ -63,6 +63,11 @@ def straighten_pipeline(asked: PipelineRequest) -> None:
     fine = _fine(asked, teacher, times)
     for budget in left:
         _straighten(asked, teacher, schedules[budget], rollout, fine)
+    taken = sum(path.stat().st_size for path in rollout.folder.iterdir())
+    say(
+        f"{rollout.folder}: {taken / 2**20:,.1f} MiB of the teacher's states, from which the same"
+        " budgets are trained again (--replace); else it may be deleted"
+    )
 
 
 def as_called(training: Training, calls: SampleCalls) -> Training:

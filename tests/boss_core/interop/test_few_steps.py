@@ -22,6 +22,7 @@ from boss_core.ode.timesteps import uniform
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.flow_pipelines import flow_sd3
+from tests.helpers.single_pipelines import ace_step
 
 
 def call(seed: int) -> dict[str, Any]:
@@ -100,3 +101,7 @@ def test_the_library_refuses_it_too() -> None:
     pipeline.register_to_config(is_distilled=True)
     with pytest.raises(InputError, match="says is_distilled"):
         estimate_pipeline_cost(pipeline, uniform(2), [call(0)])
+    music = ace_step()
+    music.transformer.register_to_config(is_turbo=True)
+    with pytest.raises(InputError, match=r"of the transformer of this .* has is_turbo=True: it is"):
+        estimate_pipeline_cost(music, uniform(2), [call(0)])

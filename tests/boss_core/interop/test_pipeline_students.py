@@ -33,6 +33,7 @@ from boss_core.training.settings import TrainingSettings
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.families import FAMILIES, Family
+from tests.helpers.single_pipelines import ace_step, ace_step_prompts
 
 GRID, KNOTS = uniform(12), (0, 4, 8, 12)
 SCHEDULE = Schedule(timesteps=tuple(GRID[list(KNOTS)]), indices=KNOTS)
@@ -209,6 +210,19 @@ def test_the_latents_of_a_scheduler_for_each_frame() -> None:
     frames = found.output.frames.float()  # (B, channels, frames, height, width)
     assert torch.equal(found.latents, frames.transpose(1, 2).flatten(1))
     assert found.evaluations == 2.0
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_prepares_the_conditions_takes_no_step(steps: int) -> None:
+    """ACE-Step has a network for them, and a ControlNet is one of every step."""
+    rows = range(1)
+    music = ace_step_prompts(rows) | {"guidance_scale": 1.0}
+    music |= {"generator": sample_generators(rows, 3)}
+    assert sample_pipeline(ace_step(), uniform(steps), music, decode=False).evaluations == steps
+    call = odd.sd3_controlnet_prompts(rows) | {"guidance_scale": 1.0}
+    call |= {"generator": sample_generators(rows, 3)}
+    found = sample_pipeline(odd.sd3_controlnet(), uniform(steps), call, decode=False)
+    assert found.evaluations == 2 * steps
 
 
 def test_states_on_disk(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import wave
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,31 @@ def test_a_tone_is_a_line_at_its_frequency(dtype: torch.dtype | None) -> None:
     ((picture,),) = pictures(both, 1)
     assert lines(picture.image) == pytest.approx(tones, abs=0.02)
     assert picture.what == "sound, 88200 samples, 1 channel"
+
+
+def heard(sound: bytes) -> tuple[int, Any]:
+    """The rate of a WAV file, and its values, (channels, N)."""
+    with wave.open(io.BytesIO(sound)) as file:
+        values = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32767.0
+        return file.getframerate(), values.reshape(-1, file.getnchannels()).T
+
+
+def test_a_sound_can_be_heard_where_its_rate_is_known() -> None:
+    rate = 8000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(11 * rate) / rate)
+    loud = np.stack([tone, 4.0 * tone, tone])  # and three channels, which no browser plays
+    ((picture,),) = pictures(AudioPipelineOutput(audios=loud[None]), 1, rate)
+    assert picture.what == "sound, 11 s at 8 kHz, 3 channels, the first 10 s to hear"
+    assert picture.sound is not None
+    found, values = heard(picture.sound)
+    assert (found, values.shape) == (rate, (2, 10 * rate))
+    assert np.abs(values[0] - tone[: 10 * rate]).max() < 1 / 32767
+    assert values[1].max() == 1.0
+    ((silent,),) = pictures(AudioPipelineOutput(audios=loud[None]), 1)
+    assert silent.sound is None
+    ((image,),) = pictures(AudioPipelineOutput(audios=np.full((1, 2, 900), np.nan)), 1, rate)
+    assert image.sound is not None
+    assert not heard(image.sound)[1].any()
 
 
 def test_silence_and_a_click_are_sounds_too() -> None:

@@ -106,6 +106,12 @@ def test_it_says_what_it_will_take(run: Path) -> None:
     assert re.search(r"knot moves|enough|settled", shown)  # why the search ended
     assert "3 network evaluations a sample" in shown
     assert shown.count("is longer than the specified maximum") <= 1
+    # At most 6 knots of two budgets, of 4 x 8 x 8 numbers of 4 bytes.
+    (line,) = [each for each in shown.splitlines() if each.startswith("fast/rollout: ")]
+    kept = sum(path.stat().st_size for path in (run / "fast" / "rollout").iterdir())
+    assert f"{kept / 2**20:,.1f} MiB of the teacher's states" in line
+    assert 64 * 4 * 1024 <= kept <= 64 * 6 * 1024 + 5000
+    assert "it may be deleted" in line
 
 
 def test_it_warns_of_nothing(run: Path) -> None:
