@@ -14,7 +14,7 @@ from flows.records.json_files import Json, write_json
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Variant, chosen_solver, read_schedules, students, variants
 from flows.stages.evaluation import Evaluation
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 from flows.tracking.runs import track_budget
 
 
@@ -35,9 +35,10 @@ def main(params: Params, budget: int) -> None:
 
 def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Usage]]:
     """The record of a budget, and what sampling took."""
-    evaluation = Evaluation(params, device(params))
-    schedules = read_schedules()[budget]
     teacher, teacher_card = load_checkpoint(paths.TEACHER)
+    small = params.features.extractor == "classifier" and is_small(teacher)
+    evaluation = Evaluation(params, device(params, small=small))
+    schedules = read_schedules()[budget]
     methods = params.finetune.methods
     trained = {
         name: _student(paths.student(budget) / name, variant)

@@ -30,14 +30,14 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import Json, read_images, read_json, write_json
 from flows.stages.inception import inception_weights
-from flows.stages.runner import device, is_main, run_stage
+from flows.stages.runner import device, is_main, is_small, run_stage
 from flows.stages.training import checkpoints, training_progress
 
 SCALE_IMAGES = 1024  # enough for a mean
 
 
 def main(params: Params) -> None:
-    on = device(params)
+    on = device(params, small=_has_small_classifier(params))
     card: dict[str, object] = {}
     usage: Usage | None = None
     kept: Checkpoints | None = None
@@ -104,19 +104,8 @@ def _train_classifier(
             "params.yaml: features.extractor: classifier needs labels, and the data has none;"
             " imagenet and inception need none"
         )
-    shape = read_json(paths.DATA / "card.json")
     torch.manual_seed(params.seed)
-    network = Classifier(
-        network_settings(
-            ClassifierConfig,
-            "features",
-            channels=shape["shape"][0],
-            classes=shape["classes"],
-            width=params.features.width,
-            features=params.features.features,
-            network=params.features.network,
-        )
-    ).to(on)
+    network = _new_classifier(params).to(on)
     settings = params.features.training
     images, labels = DeviceRows.of(data.images, on), DeviceRows.of(data.labels, on)
 
@@ -152,6 +141,28 @@ def _train_classifier(
         )
     trained.network.set_feature_scale(images.take(np.arange(min(SCALE_IMAGES, len(data.images)))))
     return trained.network, kept, None if trained.start else usage
+
+
+def _new_classifier(params: Params) -> Classifier:
+    """The network that the parameters ask for."""
+    data = read_json(paths.DATA / "card.json")
+    return Classifier(
+        network_settings(
+            ClassifierConfig,
+            "features",
+            channels=data["shape"][0],
+            classes=data["classes"],
+            width=params.features.width,
+            features=params.features.features,
+            network=params.features.network,
+        )
+    )
+
+
+def _has_small_classifier(params: Params) -> bool:
+    data = read_json(paths.DATA / "card.json")
+    trains = params.features.extractor == "classifier" and data["classes"] is not None
+    return trains and is_small(_new_classifier(params), data["shape"])
 
 
 def _measure(network: Classifier, on: torch.device) -> float:

@@ -10,7 +10,7 @@ from flows.measure.usage import write_usage
 from flows.records.json_files import write_json
 from flows.records.teachers import is_pipeline
 from flows.stages.evaluation import Evaluation
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 
 
 def main(params: Params) -> None:
@@ -23,7 +23,8 @@ def main(params: Params) -> None:
         write_usage("floor", {"fine": usage})
         return
     network, card = load_checkpoint(paths.TEACHER)
-    evaluation = Evaluation(params, device(params))
+    small = params.features.extractor == "classifier" and is_small(network)
+    evaluation = Evaluation(params, device(params, small=small))
     found, usage = evaluation.of(
         network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"
     )

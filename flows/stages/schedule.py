@@ -28,7 +28,7 @@ from flows.records.json_files import write_json
 from flows.records.labels import noise_source
 from flows.records.searches import distance_named, say, search_settings
 from flows.records.teachers import is_pipeline
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 
 Build = Callable[[FoundSteps], Schedule]
 
@@ -102,14 +102,16 @@ def add_chosen(
 ) -> Usage | None:
     """Beside these the steps that params.yaml asks for, and uniform ones for their solver; what
     the search took, where it took more than the costs."""
-    settings, on = search_settings(params.schedule), device(params)
+    settings = search_settings(params.schedule)
     if is_pipeline():
         from flows.stages.pipelines.search import pipeline_steps
 
-        with measured(on) as usage:
+        with measured(device(params)) as usage:
             steps = dict(pipeline_steps(params, matrix, key))
     else:
         network, _ = load_checkpoint(paths.TEACHER)
+        small = params.features.extractor == "classifier" and is_small(network)
+        on = device(params, small=small)
         with measured(on) as usage:
             steps = dict(chosen_steps(params, matrix, network.to(on), on))
     build = builder(matrix, key, settings, params.seed)
