@@ -4,7 +4,7 @@
 
 In one run, on fresh clones of the last commit with the default parameters (or with changes):
 
-- ``dvc repro``, the stages in order, every core for each: what the flow is held against;
+- ``dvc repro``, the stages in order: what the flow is held against;
 - ``boss run`` with two workers on a Prefect server that is already up;
 - ``boss run`` again, with nothing to do, with that server and without any.
 

@@ -17,21 +17,27 @@ from tests.helpers.project import Project
 from tests.helpers.servers import prefect_server as start_prefect_server
 
 os.environ.update(TELEMETRY_OFF)
-# The flow gives some stages all cores, on which other tests run: a thread that waits for the others
-# of its process by spinning would keep these from them, and take ten times as long itself.
+# A thread that waits for the others of its process by spinning would keep other tests from their
+# core, and take ten times as long itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect's database and profiles of the tests, apart from the user's.
 PREFECT_HOME = tempfile.mkdtemp(prefix="boss-prefect-")
 os.environ["PREFECT_HOME"] = PREFECT_HOME
 # Fixtures below that take a minute or more to make, once.
 WHOLE_RUNS = {"finished", "flow_folder"}
+# Files whose slow tests take two minutes and more together.
+LONG = {
+    "test_deployments.py", "test_experiments.py", "test_gpus.py", "test_launch.py",
+    "test_pipelines.py",
+}  # fmt: skip
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a whole run of the pipeline is slow. Files with slow tests first: a file is a
-    process's as a whole, and a long one begun last would run alone."""
+    """What needs a whole run of the pipeline is slow. Files with slow tests first, the longest of
+    them before the others: a file is a process's as a whole, and a long one begun last would run
+    alone."""
     for item in items:
         if WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
@@ -40,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items
         if item.get_closest_marker("slow") or item.get_closest_marker("ui")
     }
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path not in slow, item.path.name not in LONG))
 
 
 @pytest.fixture
@@ -94,6 +100,8 @@ def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         project = Project.create(folder / "project")
         (folder / "prefect").mkdir()
         with start_prefect_server(folder / "prefect") as environment:
+            # Others than those of `finished`, whose bytes are the same.
+            environment |= {"OMP_NUM_THREADS": "3"}
             shown = project.run("boss", "run", env=environment)
         (folder / "shown").write_text(shown.stdout + shown.stderr)
         project.commit("after the flow")

@@ -1,5 +1,5 @@
-"""What each stage may use of the machine: GPUs, one for each of its processes, or its share of the
-processor's threads."""
+"""What each stage may use of a machine with GPUs: one for each of its processes, and its share of
+the processor's threads."""
 
 import os
 import socket
@@ -105,7 +105,7 @@ def gpu_limit(gpus: list[str]) -> str:
 
 
 def threads(workers: int) -> int:
-    """Threads for each of so many stages side by side: its share of the cores.
+    """Threads for each of so many stages side by side on GPUs: its share of the cores.
 
     Two stages with a thread for each core wait for one another at every operation, and take some
     fifty times as long."""

@@ -5,7 +5,7 @@ cache holds what was computed: after the flow ``dvc repro`` has nothing to do, a
 round. The final state of a task says what DVC did: Ran, Restored or Cached.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,22 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from boss_core.errors import InputError
 from flows.config import TIMEOUT, WORKERS, load_params
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
+from flows.orchestration.order import run_all
 from flows.orchestration.prefect_artifacts import publish_results
 from flows.orchestration.request import check_folder, check_request
+from flows.stages.runner import TURNS
 from flows.tracking.connection import PROJECT
+from flows.workspace.dvc_lock import arrange
 from flows.workspace.experiment import isolated_copy
 from flows.workspace.graph import Stage, out_of_date, read_stages
-from flows.workspace.process import Outcome, Runner, StageError, WorkspaceBusyError, exclusive
+from flows.workspace.process import (
+    TURNS_FILE,
+    Outcome,
+    Runner,
+    StageError,
+    WorkspaceBusyError,
+    exclusive,
+)
 from flows.workspace.recovery import restore, set_aside_cut_short
 from flows.workspace.scm import settle_git
 
@@ -98,16 +108,21 @@ def _run(
     gpus = visible_gpus(params)
     announce_gpus(gpus)
     # A copy's runs belong into the workspace's database, beside those they are compared with.
-    environment = {PROJECT: str(root), **extra}
+    # They take turns with those of other copies, too.
+    turns = str((root / TURNS_FILE).resolve())
+    environment = {PROJECT: str(root), TURNS: turns, **extra}
     runner = Runner(folder)
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
+    stages = read_stages(folder, targets)
     try:
-        outcomes, failures = _all_stages(run, read_stages(folder, targets), out_of_date(folder))
+        outcomes, failures = _all_stages(run, stages, out_of_date(folder))
     except BaseException:  # cancelled, as by Ctrl-C
         runner.stop()  # nothing goes on behind its back
         if folder == root:
             restore(folder)
         raise
+    if not targets:
+        arrange(folder, [stage.name for stage in stages])
     if failures:
         restore(folder)
         kept = "every finished stage is kept"
@@ -123,64 +138,30 @@ def _run(
 def _all_stages(
     run: Run, stages: list[Stage], changed: set[str]
 ) -> tuple[dict[str, Outcome], list[str]]:
-    """Submit every stage as soon as what it needs is there, at most ``workers`` at a time."""
-    outcomes: dict[str, Outcome] = {}
-    failures: list[str] = []
-    waiting = {stage.name: stage for stage in stages}
-    running: dict[Any, Stage] = {}
-    done: dict[str, Any] = {}
-    lost: set[str] = set()
-    while waiting or running:
-        for stage in list(waiting.values()):
-            if stage.needs & lost:
-                lost.add(stage.name)
-                del waiting[stage.name]
-            elif stage.needs <= outcomes.keys() and _has_room(stage, running.values(), run):
-                # Nothing that it needs is new, and DVC says that it is as recorded.
-                known = stage.name not in changed and all(
-                    outcomes[need] == Outcome.CACHED for need in stage.needs
-                )
-                named: Any = bring_up_to_date.with_options(
-                    name=stage.name, task_run_name=stage.name
-                )
-                future = named.submit(
-                    stage,
-                    run,
-                    known,
-                    wait_for=[done[need] for need in sorted(stage.needs)],  # arrows on the page
-                )
-                running[future] = stage
-                del waiting[stage.name]
-        if not running:
-            continue
-        future = next(iter(as_completed(list(running))))
-        finished = running.pop(future).name
-        done[finished] = future
+    """All stages as tasks: see `run_all`."""
+    futures: dict[str, Any] = {}
+
+    def start(stage: Stage, known: bool) -> Any:
+        named: Any = bring_up_to_date.with_options(name=stage.name, task_run_name=stage.name)
+        after = [futures[need] for need in sorted(stage.needs)]  # arrows on the page
+        futures[stage.name] = named.submit(stage, run, known, wait_for=after)
+        return futures[stage.name]
+
+    def end_of(future: Any) -> Outcome | str:
         future.wait()  # known to be over: this fetches how it ended
         state = future.state
         if state.is_completed():
-            outcomes[finished] = Outcome(state.name or Outcome.RAN)
-        else:
-            lost.add(finished)
-            failures.append(state.message or f"{finished}: {state.name}")
-    return outcomes, failures
+            return Outcome(state.name or Outcome.RAN)
+        return str(state.message or state.name)
 
-
-def _has_room(stage: Stage, running: Collection[Stage], run: Run) -> bool:
-    """Whether the stage may start now, beside those that are running."""
-    if len(running) >= run.workers:
-        return False
-    beside = [other for other in running if other.computes]
-    return not (beside and stage.computes and any(_alone(s, run) for s in (stage, *beside)))
-
-
-def _alone(stage: Stage, run: Run) -> bool:
-    """Whether the stage has all cores, and nothing that computes beside it.
-
-    Budgets are side by side, on a share of the cores each. What comes before them is one stage
-    after another on the whole: on a share, it would leave the others idle. A stage's last bits
-    depend on its threads, so these depend on nothing that varies from run to run."""
-    return stage.computes and not stage.of_matrix and not run.gpus
+    return run_all(
+        stages,
+        changed,
+        run.workers,
+        start=start,
+        first_of=lambda running: next(iter(as_completed(running))),
+        end_of=end_of,
+    )
 
 
 def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -201,14 +182,16 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
     if known:
         return Completed(name=Outcome.CACHED, message="nothing changed")
     logger = get_run_logger()
-    cores = threads(1 if _alone(stage, run) else run.workers)
+    environment = dict(run.environment)
+    if run.gpus:
+        environment["OMP_NUM_THREADS"] = str(threads(run.workers))
     try:
         gpus = run.gpus if stage.computes else []
         count = run.processes if stage.trains else 1
         with gpu_slot(gpus, count, stopped=run.runner.stopped, log=logger.info) as gpu:
             outcome = run.runner.run(
                 stage.name,
-                environment={**run.environment, "OMP_NUM_THREADS": str(cores), **gpu},
+                environment=environment | gpu,
                 log=logger.info,
                 timeout=run.timeout,
             )

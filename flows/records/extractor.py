@@ -9,7 +9,7 @@ from boss_core.errors import InputError
 from boss_core.evaluation.frechet import EXTRACTORS, Extractor
 from boss_core.networks import efficientnet
 from flows import paths
-from flows.config import SECOND
+from flows.config import SECOND, Params
 from flows.records.json_files import read_json
 
 # What params.yaml calls them, and their names in records and metrics.
@@ -29,6 +29,11 @@ class Instrument:
     extractor: Extractor
     cache: Path
     judge: bool
+
+
+def only_classifiers(params: Params) -> bool:
+    """Whether all that measures is trained on the data: no larger networks of others."""
+    return {params.features.extractor, *params.evaluate.judges} <= {"classifier", SECOND}
 
 
 def read_instruments(judges: Sequence[str]) -> list[Instrument]:

@@ -26,7 +26,9 @@ from boss_core.training.resume import Checkpoints
 from flows import paths
 from flows.config import SECOND, Features, Params, network_settings
 from flows.measure.energy import Usage, measured
+from flows.records.extractor import only_classifiers
 from flows.records.json_files import read_images, read_json
+from flows.stages.runner import is_small
 from flows.stages.training import checkpoints, training_progress
 
 SCALE_IMAGES = 1024  # enough for a mean
@@ -94,6 +96,33 @@ def train_second(params: Params, on: torch.device) -> Trained:
     return _train(params, recipe, on, "evaluate.judges: second_classifier")
 
 
+def trains_small(params: Params) -> bool:
+    """Whether all that is trained here is small, and nothing else computes."""
+    data = read_json(paths.DATA / "card.json")
+    if not only_classifiers(params) or data["classes"] is None:
+        return False
+    of = params.features
+    networks = [_new(params, of.network, of.width)]
+    if SECOND in params.evaluate.judges:
+        networks.append(_new(params, second_network(of), second_width(of)))
+    return all(is_small(network, data["shape"]) for network in networks)
+
+
+def _new(params: Params, network: Literal["small", "resnet"], width: int) -> Classifier:
+    data = read_json(paths.DATA / "card.json")
+    return Classifier(
+        network_settings(
+            ClassifierConfig,
+            "features",
+            channels=data["shape"][0],
+            classes=data["classes"],
+            width=width,
+            features=params.features.features,
+            network=network,
+        )
+    )
+
+
 def second_network(first: Features) -> Literal["small", "resnet"]:
     """Of the two architectures the one that ``features.network`` is not."""
     return "small" if first.network == "resnet" else "resnet"
@@ -112,19 +141,8 @@ def _train(params: Params, recipe: _Recipe, on: torch.device, asked: str) -> Tra
             f"params.yaml: {asked} needs labels, and the data has none; imagenet and inception"
             " need none"
         )
-    shape = read_json(paths.DATA / "card.json")
     torch.manual_seed(recipe.seed)
-    network = Classifier(
-        network_settings(
-            ClassifierConfig,
-            "features",
-            channels=shape["shape"][0],
-            classes=shape["classes"],
-            width=recipe.width,
-            features=params.features.features,
-            network=recipe.network,
-        )
-    ).to(on)
+    network = _new(params, recipe.network, recipe.width).to(on)
     settings = params.features.training
     of_images, of_labels = data.images, data.labels
     if recipe.rows is not None:

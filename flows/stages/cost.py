@@ -15,7 +15,7 @@ from flows.measure.usage import write_usage
 from flows.progress import progress
 from flows.records.labels import noise_source
 from flows.records.teachers import is_pipeline
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 
 # `cost.samples: auto` stops when the paper's steps of these budgets stay where they are. Not those
 # of params.yaml: one measurement serves all budgets, and new ones would make it run again.
@@ -28,8 +28,8 @@ def main(params: Params) -> None:
 
         write_pipeline_costs(params)
         return
-    on = device(params)
     network, card = load_checkpoint(paths.TEACHER)
+    on = device(params, small=is_small(network))
     velocity = CountedVelocity(network.to(on))
     settings = params.cost
     shape = network.config.sample_shape

@@ -9,12 +9,13 @@ from boss_core.errors import InputError
 from flows import paths
 from flows.config import Params
 from flows.measure.usage import write_usage
+from flows.records.extractor import only_classifiers
 from flows.records.json_files import Json, write_json
 from flows.records.judges import write_replicates
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Variant, chosen_solver, read_schedules, students, variants
 from flows.stages.evaluation import Evaluation, Found
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 from flows.tracking.runs import track_budget
 
 
@@ -37,9 +38,10 @@ def main(params: Params, budget: int) -> None:
 
 def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
     """The record of a budget but for what was measured, and that of every variant."""
-    evaluation = Evaluation(params, device(params))
-    schedules = read_schedules()[budget]
     teacher, teacher_card = load_checkpoint(paths.TEACHER)
+    small = only_classifiers(params) and is_small(teacher)
+    evaluation = Evaluation(params, device(params, small=small))
+    schedules = read_schedules()[budget]
     methods = params.finetune.methods
     trained = {
         name: _student(paths.student(budget) / name, variant)

@@ -14,7 +14,7 @@ from flows.config import SECOND, Params
 from flows.measure.usage import write_usage
 from flows.records.extractor import NAMES, Instrument
 from flows.records.json_files import Json, read_images, read_json, write_json
-from flows.stages.classifier import Trained, train_first, train_second
+from flows.stages.classifier import Trained, train_first, train_second, trains_small
 from flows.stages.inception import inception_weights
 from flows.stages.runner import device, is_main, run_stage
 
@@ -25,7 +25,7 @@ def trains(params: Params) -> bool:
 
 
 def main(params: Params) -> None:
-    on = device(params)
+    on = device(params, small=trains_small(params))
     first, judges = params.features.extractor, params.evaluate.judges
     wanted: set[str] = {first, *judges}
     made: dict[str, Trained | Path] = {

@@ -23,7 +23,7 @@ from flows.measure.usage import write_usage
 from flows.records.json_files import read_json
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Loss, read_schedules, students
-from flows.stages.runner import device, is_main, run_stage
+from flows.stages.runner import device, is_main, is_small, run_stage
 from flows.stages.training import checkpoints, training_progress
 
 Steps = tuple[tuple[int, ...], str]  # grid indices and solver
@@ -33,7 +33,7 @@ def main(params: Params, budget: int) -> None:
     if is_pipeline():
         _finetune_pipeline(params, budget)
         return
-    on = device(params)
+    on = device(params, small=is_small(load_checkpoint(paths.TEACHER)[0]))
     states = DeviceRows.of(
         np.load(paths.TRAJECTORIES / "states.npy", mmap_mode="r"), on, halve=True
     )

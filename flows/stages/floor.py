@@ -7,11 +7,12 @@ from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import Params
 from flows.measure.usage import write_usage
+from flows.records.extractor import only_classifiers
 from flows.records.json_files import write_json
 from flows.records.judges import write_replicates
 from flows.records.teachers import is_pipeline
 from flows.stages.evaluation import Evaluation
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 
 
 def main(params: Params) -> None:
@@ -22,7 +23,8 @@ def main(params: Params) -> None:
         provenance, found = sample_reference(params)
     else:
         network, card = load_checkpoint(paths.TEACHER)
-        evaluation = Evaluation(params, device(params))
+        small = only_classifiers(params) and is_small(network)
+        evaluation = Evaluation(params, device(params, small=small))
         provenance = evaluation.provenance | {"teacher_hash": card.weights_sha256}
         found = evaluation.of(
             network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"

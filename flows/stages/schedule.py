@@ -30,7 +30,7 @@ from flows.records.json_files import write_json
 from flows.records.labels import noise_source
 from flows.records.searches import distance_named, say, search_settings
 from flows.records.teachers import is_pipeline
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 
 Build = Callable[[FoundSteps], Schedule]
 
@@ -106,14 +106,15 @@ def add_chosen(
 ) -> Usage | None:
     """Beside these the steps that params.yaml asks for, and uniform ones for their solver; what
     the search took, where it took more than the costs."""
-    settings, on = search_settings(params.schedule), device(params)
+    settings = search_settings(params.schedule)
     if is_pipeline():
         from flows.stages.pipelines.search import pipeline_steps
 
-        with measured(on) as usage:
+        with measured(device(params)) as usage:
             steps = dict(pipeline_steps(params, matrix, key))
     else:
         network, _ = load_checkpoint(paths.TEACHER)
+        on = device(params, small=_is_small(params, network))
         with measured(on) as usage:
             steps = dict(chosen_steps(params, matrix, network.to(on), on, key.reference))
     build = builder(matrix, key, settings, params.seed)
@@ -136,8 +137,8 @@ def add_multistep(
     settings = SearchSettings(
         solver="multistep", order=params.schedule.order, batch_size=params.schedule.batch_size
     )
-    on = device(params)
     network, _ = load_checkpoint(paths.TEACHER)
+    on = device(params, small=_is_small(params, network))
     network = network.to(on)
     build = builder(matrix, key, settings, params.seed)
     source = noise_source(network, params.seed, on)
@@ -146,6 +147,11 @@ def add_multistep(
         reference=key.reference, progress=progress,
     ):  # fmt: skip
         found[budget]["multistep"] = build(steps)
+
+
+def _is_small(params: Params, network: Network) -> bool:
+    """Whether all that a search computes with is small."""
+    return params.features.extractor == "classifier" and is_small(network)
 
 
 def builder(matrix: CostMatrix, key: CostKey, settings: SearchSettings, seed: int) -> Build:

@@ -30,7 +30,7 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import Images, read_images, read_json
 from flows.records.labels import write_label_counts
-from flows.stages.runner import device, is_main, run_stage
+from flows.stages.runner import device, is_main, is_small, run_stage
 from flows.stages.training import checkpoints, training_progress
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]
@@ -55,7 +55,7 @@ def main(params: Params) -> None:
         check_shape(network.config.sample_shape, data.images.shape[1:], params.teacher)
     else:
         classes = data_classes if params.teacher.conditional else None
-        trained, kept, usage = _train(params, data, classes, device(params))
+        trained, kept, usage = _train(params, data, classes)
         if not is_main():
             return
         network, curve = trained.network, trained.curve
@@ -106,7 +106,7 @@ def check_shape(of_network: tuple[int, ...], of_data: tuple[int, ...], teacher: 
 
 
 def _train(
-    params: Params, data: Images, classes: int | None, on: torch.device
+    params: Params, data: Images, classes: int | None
 ) -> tuple[Trained[UNet | NCSNpp], Checkpoints, Usage | None]:
     """The network, its checkpoints, and what all of the training took; None where it went on."""
     teacher, size = params.teacher, params.teacher.training.batch_size
@@ -116,7 +116,9 @@ def _train(
             " needs none"
         )
     torch.manual_seed(params.seed)
-    network = _new_network(teacher, data.images.shape[1:], classes).to(on)
+    network = _new_network(teacher, data.images.shape[1:], classes)
+    on = device(params, small=is_small(network))
+    network.to(on)
     learned = LabelledImages.of(data.images, data.labels if classes is not None else None, on)
     test = read_images("test")
     held_out = LabelledImages.of(test.images, test.labels if classes is not None else None, on)

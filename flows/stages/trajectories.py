@@ -16,7 +16,7 @@ from flows.records.json_files import write_json
 from flows.records.labels import draw_labels
 from flows.records.teachers import is_pipeline
 from flows.records.variants import needed_knots, read_schedules, students
-from flows.stages.runner import device, run_stage
+from flows.stages.runner import device, is_small, run_stage
 
 
 def main(params: Params) -> None:
@@ -33,8 +33,8 @@ def main(params: Params) -> None:
         adapters = any(variant.adapter for variant, _ in wanted)
         write_trajectories(params, knots, adapters=adapters)
         return
-    on = device(params)
     network, card = load_checkpoint(paths.TEACHER)
+    on = device(params, small=is_small(network))
     settings = params.trajectories
     shape = (settings.samples, len(knots), *network.config.sample_shape)
     print(f"trajectories: {len(knots)} of {params.cost.grid + 1} grid points kept")

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +81,22 @@ def forget(root: Path, stages: Collection[str]) -> None:
     found = content.get("stages", {})
     kept = {name: entry for name, entry in found.items() if name not in stages}
     write_bytes(path, dumps_yaml({**content, "stages": kept}).encode())
+
+
+def arrange(root: Path, order: Sequence[str]) -> None:
+    """Put the stages of dvc.lock into this order, those that it does not name after them. DVC adds
+    each as it ends, and of stages side by side either may end first: git would show that."""
+    from dvc.repo import Repo
+    from dvc.utils.serialize import dumps_yaml
+
+    path = root / LOCK
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        if not path.exists():
+            return
+        content = read_lock(path.read_bytes(), path)
+        found = content.get("stages", {})
+        names = [name for name in order if name in found]
+        names += [name for name in found if name not in set(names)]
+        if names != list(found):
+            arranged = {name: found[name] for name in names}
+            write_bytes(path, dumps_yaml({**content, "stages": arranged}).encode())

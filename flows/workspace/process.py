@@ -24,6 +24,8 @@ _HINTS = (
     "To enable auto", "\tgit add", "\tdvc config",
 )  # fmt: skip
 RUN_LOCK = Path(".dvc/tmp/boss-run.lock")
+# Locked by the stage that has all cores (`flows.stages.runner`).
+TURNS_FILE = Path(".dvc/tmp/boss-turns.lock")
 
 
 class Outcome(StrEnum):
@@ -179,8 +181,8 @@ def exclusive(root: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(
-            f"{root}: another run is at work in this folder; wait for it, or give --set, which"
-            " runs in a copy of its own"
+            f"{root}: another run is at work in this folder; wait for it, or give `boss run` --set,"
+            " which runs in a copy of its own"
         ) from error
     try:
         yield
@@ -199,6 +201,8 @@ def dvc_environment() -> dict[str, str]:
     return (os.environ | TELEMETRY_OFF) | {
         "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
+        # A thread that waits for another by spinning keeps it from its core.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
     }
 
 

@@ -39,7 +39,7 @@ def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect
     wait_for_line(first, "> sleep 600")
     shown = run(project, prefect_server, code=2)
     assert "error: " in shown
-    assert "another run is at work in this folder; wait for it, or give --set" in shown
+    assert "another run is at work in this folder; wait for it, or give `boss run` --set" in shown
     first.terminate()
     first.communicate(timeout=300)
 

@@ -90,6 +90,13 @@ def test_after_dvc_the_flow_runs_no_command(
     assert project.outputs() == finished.outputs()
 
 
+def test_the_flow_makes_what_boss_repro_makes(flowed, finished: Project) -> None:
+    """To the last bit, whatever the threads: there with one for each stage, here with three."""
+    assert flowed[0].outputs() == finished.outputs()
+    locks = [(project.folder / "dvc.lock").read_bytes() for project in (flowed[0], finished)]
+    assert locks[0] == locks[1]
+
+
 def test_outputs_deleted_or_altered_are_never_trusted(
     flowed, tmp_path: Path, prefect_server
 ) -> None:

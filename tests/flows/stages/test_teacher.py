@@ -126,7 +126,7 @@ def test_a_stage_starts_its_processes_itself(prepared: Project, tmp_path: Path) 
     listening: set[str] = set()
     while process.poll() is None:
         listening |= listens_at(process.pid)
-        time.sleep(0.02)
+        time.sleep(0.2)  # they listen for seconds, and a look takes from what it looks at
     said, _ = process.communicate()
     assert process.returncode == 0, said
     assert said.count(f"teacher: {STEPS} steps in") == 1
