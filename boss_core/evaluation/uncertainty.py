@@ -82,17 +82,13 @@ def kid_with_error(
     """
     x, y = _features(generated, reference, blocks)
     block = torch.arange(len(x), device=x.device) % blocks
-    within = torch.zeros(blocks, blocks, dtype=x.dtype, device=x.device)
-    across = torch.zeros(blocks, dtype=x.dtype, device=x.device)
-    for b in range(blocks):
-        rows = x[block == b]
-        with_all = _kernel(rows, x)
-        with_all[torch.arange(len(rows)), torch.nonzero(block == b).flatten()] = 0
-        within[b] = torch.zeros(blocks, dtype=x.dtype, device=x.device).index_add_(
-            0, block, with_all.sum(dim=0)
-        )
-        across[b] = _kernel(rows, y).sum()
-    sizes = torch.bincount(block, minlength=blocks).to(x.dtype)
+    member = (block[:, None] == torch.arange(blocks, device=x.device)).to(x.dtype)
+    parts = [x[block == b] for b in range(blocks)]
+    # The kernel between the samples of two blocks, none with itself, and of a block with all of y.
+    within = torch.stack([_kernel(part, x).sum(dim=0) @ member for part in parts])
+    within -= torch.diag((x.square().sum(dim=1) / x.shape[1] + 1) ** 3 @ member)
+    across = torch.stack([_kernel(part, y).sum() for part in parts])
+    sizes = member.sum(dim=0)
 
     def of(count: Tensor, pairs: Tensor, with_reference: Tensor) -> Tensor:
         return pairs / (count * (count - 1)) - 2 * with_reference / (count * len(y))
