@@ -34,6 +34,7 @@ COLOURS = {
     "boss_lora": "#882255",
     "reflow_uniform": "#999933",
     "reflow_distill": "#332288",
+    "multistep": "#44AA99",
     "chosen_uniform": "#CC79A7",
     "chosen": "#0072B2",
     "chosen_straightened": "#009E73",

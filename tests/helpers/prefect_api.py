@@ -10,8 +10,8 @@ STAGES = {
 
 
 VARIANTS = (
-    "pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss", "chosen_uniform",
-    "chosen", "chosen_straightened",
+    "pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss", "multistep",
+    "chosen_uniform", "chosen", "chosen_straightened",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from tests.helpers.project import Project
 PAPERS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
 
 
-VARIANTS = (*PAPERS, "chosen_uniform", "chosen", "chosen_straightened")
+VARIANTS = (*PAPERS, "multistep", "chosen_uniform", "chosen", "chosen_straightened")
 
 
 # The methods of params.yaml, and the steps that each trains for.

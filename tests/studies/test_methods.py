@@ -28,6 +28,7 @@ TITLES = {
     "boss_lora": "BOSS with LoRA, Bellman steps",
     "reflow_uniform": "uniform reflow, uniform steps",
     "reflow_distill": "distill-K reflow, uniform steps",
+    "multistep": "pretrained, fitted weights",
     "chosen_uniform": "pretrained, uniform steps, ab2",
     "chosen": "pretrained, chosen steps, ab2",
     "chosen_straightened": "straightened, chosen steps, ab2",

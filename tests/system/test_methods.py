@@ -20,7 +20,7 @@ from tests.helpers.records import record
 from tests.helpers.stages import run_after_teacher
 
 METHODS = get_args(Method)
-PRETRAINED = ("pretrained_uniform", "pretrained_bellman", "chosen_uniform", "chosen")
+PRETRAINED = ("pretrained_uniform", "pretrained_bellman", "multistep", "chosen_uniform", "chosen")
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_one_method_alone(
     found, before = record(project, 3), record(finished, 3)
     assert [name for name in found if name in before and isinstance(found[name], dict)] == [
         "judges", "student_hash", "pretrained_uniform", "pretrained_bellman", "boss",
-        "chosen_uniform", "chosen",
+        "multistep", "chosen_uniform", "chosen",
     ]  # fmt: skip
     assert found["boss"] == before["boss"]  # whatever else is trained
     assert found["student_hash"] == {"boss": before["student_hash"]["boss"]}
@@ -51,7 +51,7 @@ def test_one_method_alone(
     students = project.folder / "models" / "student" / "3"
     assert [folder.name for folder in students.iterdir()] == ["boss"]
     html = (project.folder / "results" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 6 + 2 + 5
+    assert html.count("data:image/png;base64,") == 6 + 2 + 6
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_all_methods_side_by_side(
     html = (project.folder / "results" / "report.html").read_text()
     for title in ("BOSS with LoRA", "uniform reflow", "distill-K reflow"):
         assert title in html
-    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * 10
+    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * 11
     teacher, card = load_checkpoint(project.folder / "models" / "teacher")
     count = sum(p.numel() for p in teacher.parameters())
 

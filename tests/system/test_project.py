@@ -45,7 +45,7 @@ def test_every_budget_has_its_record_with_provenance(finished: Project) -> None:
 def test_one_step_has_one_schedule_and_so_one_student(finished: Project) -> None:
     found = record(finished, 1)
     assert found["boss"] == found["straightened_uniform"]
-    assert found["pretrained_bellman"] == found["pretrained_uniform"]
+    assert found["pretrained_bellman"] == found["pretrained_uniform"] == found["multistep"]
     assert found["chosen"] == found["chosen_uniform"] == found["pretrained_uniform"]
     assert found["chosen_straightened"] == found["boss"]
     assert len(set(found["student_hash"].values())) == 1
@@ -88,7 +88,9 @@ def test_schedules_are_the_papers_and_the_chosen_ones(finished: Project) -> None
         found = schedules[budget]
         solvers = {name: of_name["solver"] for name, of_name in found.items()}
         assert {solvers.pop("chosen"), solvers.pop("chosen_uniform")} == {"ab2"}
+        assert solvers.pop("multistep") == "multistep"
         assert set(solvers.values()) == {"euler"}
+        assert [len(of) for of in found["multistep"]["weights"]] == [1, 2, 3][: int(budget)]
         assert found["bellman"]["objective"] == "l2_squared"
         assert found["chosen_uniform"]["indices"] == found["uniform"]["indices"]
     # Of one step, every solver's is Euler's; of two, the error differs.
@@ -110,10 +112,11 @@ def test_the_paper_alone(finished: Project, tmp_path: Path) -> None:
     shown = project.run("boss", "repro").stdout
     assert "chosen" not in shown
     found = record(project, 3)
-    assert [name for name in VARIANTS if name in found] == list(PAPERS)
-    for name in PAPERS:
+    columns = [*PAPERS, "multistep"]
+    assert [name for name in VARIANTS if name in found] == columns
+    for name in columns:
         assert found[name] == record(finished, 3)[name]
-    assert list(pd.read_csv(project.folder / "results" / "frechet.csv")) == ["nfe", *PAPERS]
+    assert list(pd.read_csv(project.folder / "results" / "frechet.csv")) == ["nfe", *columns]
     project.run("dvc", "plots", "show", "--out", "plots")
     page = (project.folder / "plots" / "index.html").read_text()
     assert "Frechet distance against NFE" in page
@@ -172,7 +175,7 @@ def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     table = [re.findall("<td>(.*?)</td>", line) for line in section.splitlines() if "<td>" in line]
     schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
     steps = {"pretrained_uniform": "uniform", "pretrained_bellman": "bellman"}
-    steps |= {"chosen_uniform": "chosen_uniform", "chosen": "chosen"}
+    steps |= {name: name for name in ("multistep", "chosen_uniform", "chosen")}
     assert len(table) == 2 * len(steps)
     rows = iter(table)
     for budget in (1, 3):
@@ -192,7 +195,7 @@ def test_the_report_is_one_file_with_everything(finished: Project) -> None:
 
 def test_what_is_best_is_ahead_by_more_than_chance(finished: Project) -> None:
     """Table, report and record, of budgets whose networks are hardly trained: each by the
-    replicates beside the samples, Student's t of 19 degrees of freedom and six rivals by hand."""
+    replicates beside the samples, Student's t of 19 degrees of freedom and its rivals by hand."""
     html = (finished.folder / "results" / "report.html").read_text()
     shown = finished.run("boss", "table").stdout
     for name in ("second_classifier", "classifier"):

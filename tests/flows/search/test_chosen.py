@@ -153,8 +153,8 @@ def test_students_are_those_of_the_methods_and_need_their_knots_only(setting: Se
     # Of a pipeline with guidance there are two more.
     more = variants(schedules | {"fewer": schedules["bellman"]}, every, unguided=True)
     assert set(more) - set(found) == {"pretrained_fewer", "pretrained_unguided"}
-    assert set(plots.COLOURS) == set(more)
-    assert len(set(plots.COLOURS.values())) == 12
+    assert set(plots.COLOURS) == {*more, "multistep"}
+    assert len(set(plots.COLOURS.values())) == 13
     # In any order of asking, the columns come in that of the table; the teacher's are always there.
     assert list(variants(schedules, ["reflow_uniform", "boss"])) == [
         "pretrained_uniform", "pretrained_bellman", "boss", "reflow_uniform", "chosen_uniform",
