@@ -14,7 +14,7 @@ from boss_core.ode.velocity import Velocity
 
 # Noises that weights are fitted to: of two numbers a step, from thousands of elements each, they
 # hardly move any more (docs/method.md). Fewer where their states would take more than this.
-NOISES = 128
+NOISES = 96
 LARGEST_BYTES = 1 << 30
 FEWEST_NOISES = 16
 

@@ -26,12 +26,12 @@ from torch import Tensor
 from boss_core.costs.fitted import check_order, solve
 from boss_core.costs.matrix import GROUPS
 from boss_core.errors import InputError
-from boss_core.ode.batches import check_batches
+from boss_core.ode.batches import batches, check_batches
 from boss_core.ode.schedule import StepWeights
 from boss_core.ode.solver_table import LARGEST_ORDER, weights_of_steps
 from boss_core.ode.solvers import linear_step
 from boss_core.ode.timesteps import validate_timesteps
-from boss_core.ode.velocity import Velocity, evaluate, with_labels
+from boss_core.ode.velocity import Velocity, evaluate
 
 # Shares of the diagonal of A that are added to it; which, is found on noises left out.
 RIDGES = tuple(10.0**power for power in range(-6, 2))
@@ -66,6 +66,7 @@ def fit_weights(
     order: int = LARGEST_ORDER,
     batch_size: int,
     labels: Tensor | None = None,
+    first: Tensor | None = None,
     ridges: Sequence[float] = RIDGES,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Fitted:
@@ -76,7 +77,10 @@ def fit_weights(
         and its last velocities, each of (N, ...).
     timesteps: K + 1 increasing times from 0 to 1.
     order: velocities of a step, 2 or 3; the first steps have fewer.
-    batch_size: samples in one call of the network. K evaluations for each noise.
+    batch_size: samples in one call of the network.
+    first: (N, ...), the velocities at the noise, which are the same for all schedules
+        (`velocities_at`); evaluated here where it is None. Then K evaluations for each noise, else
+        K - 1.
     labels: (N,) int64 there, when the velocity is conditional.
     ridges: shares of the normal matrix's diagonal to try.
     on_evaluations: called after every call of the network with the number of samples in it.
@@ -102,14 +106,13 @@ def fit_weights(
     y, before = noise, list[Tensor]()
     weights, errors, chosen = [], [], []
     for k, length in enumerate(lengths):
-        v = torch.empty_like(y)
-        for start in range(0, len(y), batch_size):
-            rows = slice(start, start + batch_size)
-            of_batch = with_labels(velocity, None if labels is None else labels[rows])
-            part = y[rows]
-            v[rows] = evaluate(of_batch, part, part.new_full((len(part),), times[k]))
-            if on_evaluations is not None:
-                on_evaluations(len(part))
+        if k == 0 and first is not None:
+            v = first
+        else:
+            v = velocities_at(
+                velocity, y, times[k],
+                batch_size=batch_size, labels=labels, on_evaluations=on_evaluations,
+            )  # fmt: skip
         found = _fit_step(
             _moments(y, v, before, states[k + 1], length, batch_size),
             np.array((*prior[k][1:], *[0.0] * len(before))[: len(before)]),
@@ -127,6 +130,26 @@ def fit_weights(
         before = [v, *before][: order - 1]
     error = float((y - states[-1]).flatten(1).double().square().sum(1).mean())
     return Fitted(tuple(weights), tuple(errors), tuple(chosen), error)
+
+
+@torch.no_grad()
+def velocities_at(
+    velocity: Velocity,
+    x: Tensor,
+    t: float,
+    *,
+    batch_size: int,
+    labels: Tensor | None = None,
+    on_evaluations: Callable[[int], None] | None = None,
+) -> Tensor:
+    """(N, ...): the velocities at states x, (N, ...), of one time; other arguments are those of
+    `fit_weights`."""
+    found = torch.empty_like(x)
+    for rows, part, of_batch in batches(velocity, x, labels, batch_size):
+        found[rows] = evaluate(of_batch, part, part.new_full((len(part),), t))
+        if on_evaluations is not None:
+            on_evaluations(len(part))
+    return found
 
 
 @dataclass(frozen=True)

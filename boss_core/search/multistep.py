@@ -10,7 +10,7 @@ from boss_core.costs.fine_states import fitting_noises, roll_out_states
 from boss_core.costs.matrix import CostMatrix
 from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.velocity import Velocity
-from boss_core.search.fit import fit_weights
+from boss_core.search.fit import fit_weights, velocities_at
 from boss_core.search.settings import Progress, SearchSettings, no_progress
 from boss_core.search.steps import FoundSteps, cheapest
 
@@ -87,8 +87,12 @@ def fitted_to(
                 on_step=advance,
             )
         fine = FineStates(states, labels)
-    total = fine.states.shape[1] * sum(paths)
+    total = fine.states.shape[1] * (1 + sum(budget - 1 for budget in paths))
     with progress("schedule: weights", total, "evaluations") as advance:
+        first = velocities_at(
+            velocity, fine.states[0], float(times[0]),
+            batch_size=batch_size, labels=fine.labels, on_evaluations=advance,
+        )  # fmt: skip
         for budget, indices in paths.items():
             fitted = fit_weights(
                 velocity,
@@ -97,6 +101,7 @@ def fitted_to(
                 order=settings.order,
                 batch_size=batch_size,
                 labels=fine.labels,
+                first=first,
                 on_evaluations=advance,
             )
             yield budget, FoundSteps(objective, indices, fitted=fitted)

@@ -185,7 +185,5 @@ def test_other_solvers_are_refused() -> None:
     schedule = Schedule(
         timesteps=(0.0, 1.0), indices=(0, 10), solver="heun", objective="l2_squared"
     )
-    with pytest.raises(
-        ValueError, match="solver heun; euler or ab2 or multistep needed"
-    ):
+    with pytest.raises(ValueError, match="solver heun; euler or ab2 or multistep needed"):
         Segments.of(states(), KNOTS, schedule)
