@@ -23,8 +23,8 @@ from boss_core.ode.timesteps import uniform
 # Schedulers that are for such networks alone, by what is in their names.
 _SCHEDULERS = ("LCM", "TCD", "SCM")
 _NEEDED = (
-    "distilled for a few steps of its own, and many fine ones are none of a flow; a flow-matching"
-    " one needed, as the model that it was made from"
+    "distilled for a few steps of its own, and many fine ones are none of a flow; the model that it"
+    " was made from, or another flow-matching one needed"
 )
 _STEPS = 8
 # Ends that differ by less than this share of the noise are all but given, as by an image.

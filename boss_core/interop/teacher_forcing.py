@@ -140,6 +140,7 @@ def straighten_call(
     times = validate_timesteps(timesteps)
     weights = chord_weights(times, solver)
     walk = _ForcedWalk(times, weights, teacher, on_backward, scale, check_start)
+    walk.caches = _caches(pipeline)
     own = pipeline.scheduler
     run = inspect.unwrap(type(pipeline).__call__)  # without its torch.no_grad
     try:
@@ -175,6 +176,7 @@ class _ForcedWalk:
         self.on_backward, self.scale, self.check_start = on_backward, scale, check_start
         self.tracks: list[Track] = []
         self.inverted = False
+        self.caches = ""  # how the pipeline is told to keep nothing
         self.stepping = 0
         self.pending: list[Tensor] = []  # squared errors of the states that took this step
         self.losses: list[Tensor] = []
@@ -226,14 +228,21 @@ class _ForcedWalk:
                     " or nothing that it evaluates is to be trained); one that can be trained"
                     " needed"
                 )
-            _add_gradients(loss * (self.scale / steps))
+            _add_gradients(loss * (self.scale / steps), self.caches)
             self.on_backward(k)
         self.losses.append(loss.detach())
         if len(self.losses) == steps:
             raise _TaughtAll
 
 
-def _add_gradients(loss: Tensor) -> None:
+def _caches(pipeline: Any) -> str:
+    """The switches of caches among the arguments of a pipeline's call (``use_kv_cache`` of
+    Qwen-Image 2.1), turned off; empty where there are none."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    return " or ".join(f"{n}=False" for n, p in known.items() if "cache" in n and p.default is True)
+
+
+def _add_gradients(loss: Tensor, caches: str) -> None:
     try:
         loss.backward()
     except RuntimeError as error:
@@ -241,8 +250,7 @@ def _add_gradients(loss: Tensor) -> None:
             raise
         raise InputError(
             "pipeline: keeps what its network computed in one step for the next ones (a cache of"
-            " keys and values, as Flux.2 Klein KV's); steps evaluated anew, or a pipeline without"
-            " such a cache, needed"
+            f" keys and values, as Flux.2 Klein KV's); {caches or 'a pipeline without one'} needed"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.families import FAMILIES, Family
+from tests.helpers.further_pipelines import FURTHER
 from tests.helpers.image_pipelines import IMAGES
 from tests.helpers.single_pipelines import SINGLE
 from tests.helpers.text_pipelines import TEXTS
@@ -42,4 +43,5 @@ SMALL = (
     | VIDEOS
     | SINGLE
     | TEXTS
+    | FURTHER
 )

@@ -74,6 +74,8 @@ PARTICULAR = {
     "a scheduler for each frame, at whole times": "SkyReelsV2DiffusionForcingPipeline",
     "it takes no list of generators": "WanVACEPipeline",
     "an image encoder of its own": "WanImageToVideoPipeline (2.1)",
+    "keys and values are not kept, as is asked": "QwenImage21Pipeline (use_kv_cache=False)",
+    "attention processors of its own": "StableDiffusion3PAGPipeline",
 }
 
 
@@ -97,7 +99,7 @@ REFUSED = {
     ),
     "distilled, by its scheduler": (
         "SanaSprintPipeline",
-        "SanaSprintPipeline with a SCMScheduler and prediction_type trigflow; a flow-matching one",
+        "SanaSprintPipeline with a SCMScheduler, which is for a network distilled for a few steps",
     ),
     "distilled, by a setting": (
         "LTXPipeline (distilled)",
@@ -106,9 +108,14 @@ REFUSED = {
     "from an image": ("FluxImg2ImgPipeline", "took 4 of the 6 steps of the grid; one that starts"),
     "inpainting": ("FluxInpaintPipeline", "changes the states between steps 0 and 1 (inpainting"),
     "a pipeline within": ("VisualClozePipeline", "VisualClozePipeline leaves its steps to"),
-    "a cache from step to step": (
+    "distilled, by its class": (
         "Flux2KleinKVPipeline",
-        "keeps what its network computed in one step for the next ones (a cache of",
+        "the model_index.json of this Flux2KleinKVPipeline says is_distilled: its network is",
+    ),
+    "a cache from step to step": (
+        "QwenImage21Pipeline",
+        "keeps what its network computed in one step for the next ones (a cache of keys and"
+        " values, as Flux.2 Klein KV's); use_kv_cache=False needed",
     ),
 }
 
