@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from boss_core.checkpoints.rectified_flow import load_rectified_flow
     from boss_core.checkpoints.student import Student, load_student
     from boss_core.costs.fine_states import roll_out_states
+    from boss_core.costs.fit import fit_weights
     from boss_core.costs.matrix import CostMatrix, estimate_cost_matrix
     from boss_core.errors import InputError
     from boss_core.evaluation.comparison import best_of, paired_difference
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     )
     from boss_core.search.choose import choose
     from boss_core.search.find import find_steps
-    from boss_core.search.fit import fit_weights
     from boss_core.search.refine import refine
     from boss_core.search.settings import SearchSettings
     from boss_core.search.steps import FoundSteps
@@ -123,7 +123,7 @@ _HOMES = {
     "bellman.objectives": "optimal_steps",
     "bellman.bootstrap": "bootstrap",
     "search.find": "find_steps",
-    "search.fit": "fit_weights",
+    "costs.fit": "fit_weights",
     "search.settings": "SearchSettings",
     "search.steps": "FoundSteps",
     "search.refine": "refine",

@@ -121,7 +121,7 @@ def path_weights(
     gram: ArrayLike, timesteps: ArrayLike, indices: Sequence[int], order: int = LARGEST_ORDER
 ) -> tuple[tuple[float, ...], ...]:
     """The weights of every step of a path that are best on the fine trajectories: those behind
-    `fitted_costs`. Sampling along its own states wants others (`boss_core.search.fit`)."""
+    `fitted_costs`. Sampling along its own states wants others (`boss_core.costs.fit`)."""
     check_order(order)
     times = validate_timesteps(timesteps)
     nodes = validate_steps(indices, len(times) - 1, "indices")

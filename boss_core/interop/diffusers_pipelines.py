@@ -158,20 +158,22 @@ def sample_latents(
     calls: Iterable[Mapping[str, Any]],
     *,
     solver: str = "euler",
+    weights: Sequence[Sequence[float]] | None = None,
 ) -> Tensor:
     """Where the steps of a schedule take a pipeline: final latents of all calls, (N, ...) float32,
     as the pipeline hands them out, on its device. States are kept in float32 between steps, so
     that rounding does not add up over many steps.
 
-    pipeline, calls: as for `estimate_pipeline_cost`. timesteps: K + 1 times. solver: ``euler`` or
-    ``ab2``. InputError for another one, for a pipeline that is no flow, and without calls.
+    pipeline, calls: as for `estimate_pipeline_cost`. timesteps: K + 1 times. solver: a linear
+    multistep method; weights: of ``multistep``, those of its schedule. InputError for another
+    solver, for a pipeline that is no flow, and without calls.
     """
     times = validate_timesteps(timesteps)
     _require_flow(pipeline)
     own = pipeline.scheduler
     found = []
     try:
-        pipeline.scheduler = carrying_scheduler(own, times, solver)
+        pipeline.scheduler = carrying_scheduler(own, times, solver, weights)
         for number, call in enumerate(calls):
             _check_call(call, number)
             latents = pipeline(

@@ -68,7 +68,8 @@ def train_student(
         for group in (groups.training[number] for number in chosen):
             losses = straighten_call(
                 pipeline, *steps, groups.call(group), groups.states(group),
-                lambda k: weights.collect(), scale=1.0 / len(chosen), check_start=fresh,
+                lambda k: weights.collect(), weights=schedule.weights,
+                scale=1.0 / len(chosen), check_start=fresh,
             )  # fmt: skip
             fresh = False
             found.append(losses.mean())
@@ -77,7 +78,14 @@ def train_student(
     def validate(averaged: TrainedWeights) -> Row:
         averaged.push()
         found = [
-            straighten_call(pipeline, *steps, groups.call(group), groups.states(group), None)
+            straighten_call(
+                pipeline,
+                *steps,
+                groups.call(group),
+                groups.states(group),
+                None,
+                weights=schedule.weights,
+            )
             for group in groups.validation
         ]
         means = torch.stack(found).mean(dim=0).tolist()

@@ -117,6 +117,7 @@ def straighten_call(
     teacher: KnotStates,
     on_backward: Callable[[int], None] | None,
     *,
+    weights: Sequence[Sequence[float]] | None = None,
     scale: float = 1.0,
     check_start: bool = True,
 ) -> Tensor:
@@ -130,6 +131,7 @@ def straighten_call(
     on_backward: called with each step k once the gradients of ``scale / K`` times its loss have
         been added to the parameters that need one: the graph of a step is freed before the next.
         None: the losses alone, without any gradient.
+    weights: of solver ``multistep``, those of the schedule.
     check_start: whether the student starts from the teacher's noise, for which the host waits.
     Returns the losses of the K steps, (K,) float32 on the device, without gradients: means over
     samples and elements of the squared distance to the chord (eq. 9).
@@ -138,8 +140,8 @@ def straighten_call(
     teacher's noise, or its steps are not the schedule's.
     """
     times = validate_timesteps(timesteps)
-    weights = chord_weights(times, solver)
-    walk = _ForcedWalk(times, weights, teacher, on_backward, scale, check_start)
+    chords = chord_weights(times, solver, weights)
+    walk = _ForcedWalk(times, chords, teacher, on_backward, scale, check_start)
     walk.caches = _caches(pipeline)
     own = pipeline.scheduler
     run = inspect.unwrap(type(pipeline).__call__)  # without its torch.no_grad

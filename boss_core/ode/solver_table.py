@@ -6,7 +6,7 @@ so far,
     x_{k+1} = x_k + h_k (w_0 v_k + w_1 v_{k-1} + ...),   w_0 + w_1 + ... = 1,
 
 whose weights depend on the lengths of the steps alone, or were fitted to a network and belong to
-the schedule (`boss_core.search.fit`). To add one, write its weights and an entry in `_TABLE`:
+the schedule (`boss_core.costs.fit`). To add one, write its weights and an entry in `_TABLE`:
 sampling, the searches, straightening and the exports read it there.
 """
 

@@ -7,10 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from boss_core.costs.fine_states import fitting_noises, roll_out_states
+from boss_core.costs.fit import fit_weights, velocities_at
 from boss_core.costs.matrix import CostMatrix
 from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.velocity import Velocity
-from boss_core.search.fit import fit_weights, velocities_at
 from boss_core.search.settings import Progress, SearchSettings, no_progress
 from boss_core.search.steps import FoundSteps, cheapest
 

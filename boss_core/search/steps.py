@@ -11,12 +11,12 @@ from boss_core.bellman.objectives import optimal_steps
 from boss_core.bellman.predicted import PredictedErrors
 from boss_core.bellman.recursion import Path
 from boss_core.costs.cost_file import CostKey
+from boss_core.costs.fit import Fitted
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.ode.schedule import HeldOut, Schedule
 from boss_core.ode.solver_table import SOLVERS
 from boss_core.ode.timesteps import nearest_indices, uniform
-from boss_core.search.fit import Fitted
 from boss_core.search.settings import SearchSettings
 
 

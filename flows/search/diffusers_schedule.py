@@ -10,22 +10,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from boss_core.bellman.objectives import optimal_steps, path_values, step_costs
+from boss_core.bellman.objectives import optimal_steps
+from boss_core.bellman.predicted import PredictedErrors
 from boss_core.costs.cost_file import CostKey, CostSaver, read_own_costs
+from boss_core.costs.fit import FEWEST_NOISES
 from boss_core.costs.matrix import CostMatrix, CostSum
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost, sample_latents
+from boss_core.interop.pipeline_fit import fit_pipeline_weights
 from boss_core.interop.pipeline_rounding import without_rounding
+from boss_core.interop.teacher_forcing import teacher_states
 from boss_core.io.files import write_bytes
 from boss_core.ode.noise import COSTS, SEARCH, seed_for
 from boss_core.ode.schedule import Schedule
+from boss_core.ode.solver_table import LARGEST_ORDER, SOLVERS
 from boss_core.ode.timesteps import Times
 from boss_core.search.auto import candidates, chosen, verdict
 from boss_core.search.choose import Reference, choose_sampled
 from boss_core.search.distances import sliced_wasserstein
-from boss_core.search.settings import HELD_OUT
+from boss_core.search.settings import HELD_OUT, SearchSettings
 from boss_core.search.settled import Look, look
-from boss_core.search.steps import FoundSteps, from_costs
+from boss_core.search.steps import FoundSteps, cheapest, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.records.searches import say, search_settings
@@ -33,6 +38,9 @@ from flows.search.pipeline_arguments import prepare_calls
 from flows.search.pipeline_call import SampleCalls, conditions
 from flows.search.refusals import pipeline_refusals
 from flows.search.schedule import COST, MEASURED, announce, check_folder, write_schedules
+
+# Samples that weights are fitted to: latents have thousands of elements each.
+FITTED = 20
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,11 @@ def pipeline_costs(
     def plan() -> Look:
         if samples is not None:
             return Look(max(samples, total.samples))
-        return look(
-            total, budgets, search_settings(wanted), batch_size=wanted.batch_size, seed=key.seed
-        )
+        settings = search_settings(wanted)
+        if SOLVERS[settings.solver].fitted:
+            # Whose own costs take as long in each resample as in all trajectories.
+            settings = replace(settings, solver="ab2")
+        return look(total, budgets, settings, batch_size=wanted.batch_size, seed=key.seed)
 
     rolled = _RollOuts(pipeline, key, calls, folder, measured)
     there = total.samples
@@ -248,14 +258,16 @@ def rounding_lines(
     largest = 0.0
     for budget, schedule in schedules.items():
         with_it, without = (
-            path_values(step_costs(costs, solver=schedule.solver), schedule.indices)[0]
+            PredictedErrors(costs, schedule.solver, _order(schedule)).of(schedule.indices)[0]
             for costs in (matrix, clean)
         )
         share = 1.0 - without / with_it if with_it > 0 else 0.0
         largest = max(largest, share)
         line = f"rounding: {share:.1%} of the predicted error at K = {budget} is {dtype}'s"
         if objective == "l2_squared":
-            best = optimal_steps(clean, [budget], solver=schedule.solver)[budget]
+            best = optimal_steps(clean, [budget], solver=schedule.solver, order=_order(schedule))[
+                budget
+            ]
             if best.cost > 0:
                 loss = max(0.0, without / best.cost - 1.0)
                 line += f"; without it, these steps are {loss:.1%} from the best"
@@ -264,6 +276,11 @@ def rounding_lines(
         yield line
     if largest > 0.05:
         yield "rounding: --dtype float32 has none, and takes more time and memory"
+
+
+def _order(schedule: Schedule) -> int:
+    """The velocities of a step; 2 and 3 are the same where there are no more."""
+    return max(2, max(map(len, schedule.weights))) if schedule.weights else LARGEST_ORDER
 
 
 def check_pipeline_request(objective: str, reference: str, features: Path | None) -> None:
@@ -290,6 +307,9 @@ def find_pipeline_steps(
 ) -> Iterator[tuple[int, FoundSteps]]:
     """As `network_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
     settings = search_settings(wanted)
+    if SOLVERS[settings.solver].fitted:
+        yield from fitted_pipeline_steps(pipeline, key, matrix, budgets, settings, calls)
+        return
     if settings.objective != "auto":
         yield from from_costs(matrix, budgets, settings)
         return
@@ -322,3 +342,50 @@ def find_pipeline_steps(
         choice = choose_sampled(sampler, key.grid, steps, test, distance=sliced_wasserstein)
         say(f"schedule: K = {budget}, {settings.solver}: {verdict(choice)}")
         yield budget, chosen(choice)
+
+
+def fitted_pipeline_steps(
+    pipeline: Any,
+    key: CostKey,
+    matrix: CostMatrix,
+    budgets: Sequence[int],
+    settings: SearchSettings,
+    calls: SampleCalls,
+) -> Iterator[tuple[int, FoundSteps]]:
+    """The steps of ``multistep`` by the costs, and their weights, fitted in calls of the pipeline
+    with the first samples of the costs."""
+    paths = cheapest(matrix, budgets, settings, settings.objective)
+    knots = sorted({i for path in paths.values() for i in path.indices})
+    parts = list(
+        calls.parts(range(min(FITTED, max(matrix.samples, FEWEST_NOISES))), settings.batch_size)
+    )
+    samples, grid = sum(map(len, parts)), key.grid
+    passes = sum(k * (k + 1) // 2 - 1 for k in budgets)
+    say(
+        f"schedule: weights fitted to {samples} samples: their fine trajectories again, and"
+        f" {passes} steps for each"
+    )
+
+    def made() -> Iterator[dict[str, Any]]:
+        return (calls.call(part, seed=seed_for(COSTS, key.seed)) for part in parts)
+
+    with (
+        pipeline_refusals(pipeline),
+        progress("schedule: trajectories to fit weights to", samples * grid, "sample steps") as on,
+    ):
+        teachers = [
+            teacher_states(pipeline, key.timesteps, knots, call, on_step=on)[0] for call in made()
+        ]
+    with progress("schedule: weights", samples * passes, "sample steps") as advance:
+        for budget, path in paths.items():
+            places = [knots.index(i) for i in path.indices]
+            with pipeline_refusals(pipeline):
+                fitted = fit_pipeline_weights(
+                    pipeline,
+                    matrix.timesteps[list(path.indices)],
+                    made,
+                    [states.at(places) for states in teachers],
+                    order=settings.order,
+                    on_call=advance,
+                )
+            yield budget, FoundSteps(settings.objective, path.indices, fitted=fitted)

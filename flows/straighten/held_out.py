@@ -64,6 +64,7 @@ def sample_held_out(
     guided: called as the teacher is; else without guidance, as students are."""
     times = schedule.timesteps if isinstance(schedule, Schedule) else schedule
     solver = schedule.solver if isinstance(schedule, Schedule) else "euler"
+    weights = schedule.weights if isinstance(schedule, Schedule) else None
     latents: list[Tensor] = []
     shown: list[tuple[Picture, ...]] = []
     decode = decodes(teacher.pipeline)
@@ -72,13 +73,17 @@ def sample_held_out(
     if teacher.compiled:  # its minutes are no sample's
         call = held_out_call(teacher, parts[0], seed, guided=guided)
         with pipeline_refusals(teacher.pipeline):
-            sample_pipeline(teacher.pipeline, times, call, solver=solver, decode=False)
+            sample_pipeline(
+                teacher.pipeline, times, call, solver=solver, weights=weights, decode=False
+            )
     for part in parts:
         call = held_out_call(teacher, part, seed, guided=guided)
         began = seconds_now(teacher.device)
         # What it would say of a call without guidance, it has said of the teacher's.
         with pipeline_refusals(teacher.pipeline), nullcontext() if guided else silent():
-            found = sample_pipeline(teacher.pipeline, times, call, solver=solver, decode=decode)
+            found = sample_pipeline(
+                teacher.pipeline, times, call, solver=solver, weights=weights, decode=decode
+            )
         seconds += seconds_now(teacher.device) - began
         latents.append(found.latents.cpu())
         evaluations = found.evaluations

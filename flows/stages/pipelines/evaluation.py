@@ -172,6 +172,7 @@ def _sample(
     """Samples of these numbers: guided as the teacher is, or without, as students are."""
     times = steps.timesteps if isinstance(steps, Schedule) else steps
     solver = steps.solver if isinstance(steps, Schedule) else "euler"
+    weights = steps.weights if isinstance(steps, Schedule) else None
     offset = seed_for(EVALUATION, params.seed)
     images: list[NDArray[np.uint8]] = []
     latents: list[Tensor] = []
@@ -186,7 +187,7 @@ def _sample(
             pipeline_refusals(teacher.pipeline),
             torch.no_grad(),
         ):
-            found = sample_pipeline(teacher.pipeline, times, call, solver=solver)
+            found = sample_pipeline(teacher.pipeline, times, call, solver=solver, weights=weights)
         images.append(pictures(found.output))
         if sum(map(len, latents)) < COMPARED:
             latents.append(found.latents.cpu())

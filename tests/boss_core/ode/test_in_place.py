@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from boss_core.costs.fine_states import roll_out_states
+from boss_core.costs.fit import fit_weights
 from boss_core.costs.heun import estimate_heun_costs
 from boss_core.costs.matrix import estimate_cost_matrix
 from boss_core.errors import InputError
@@ -21,7 +22,6 @@ from boss_core.ode.timesteps import uniform
 from boss_core.ode.velocity import checked_velocity, with_labels
 from boss_core.search.choose import roll_out
 from boss_core.search.distances import sliced_wasserstein
-from boss_core.search.fit import fit_weights
 from boss_core.search.forward import oss_paths
 from boss_core.search.lpips import estimate_lpips_costs
 from boss_core.search.refine import refine

@@ -7,12 +7,12 @@ import torch
 from scipy.optimize import minimize
 
 from boss_core.costs.fine_states import roll_out_states
+from boss_core.costs.fit import RIDGES, fit_weights
 from boss_core.errors import InputError
 from boss_core.ode.noise import sample_noise
 from boss_core.ode.solver_table import weights_of_steps
 from boss_core.ode.solvers import ab2, multistep
 from boss_core.ode.timesteps import uniform
-from boss_core.search.fit import RIDGES, fit_weights
 from tests.helpers.costs import smooth
 
 NOISE = sample_noise(range(60), (4,), seed=5).double()

@@ -48,7 +48,7 @@ class Fitted:
     standard_error: of each, by the jackknife over groups of noises, the weights of the steps
         before taken as they are.
     ridge: of each step.
-    error: E||y_K - x_K||^2, of the noises that they were fitted to.
+    error: E||y_K - x_K||^2, of the noises that they were fitted to; NaN where it is not known.
     """
 
     weights: StepWeights
@@ -103,6 +103,7 @@ def fit_weights(
         raise InputError(f"states: of {len(noise)} noises; at least {FEWEST_NOISES} needed")
     lengths = [after - before for before, after in itertools.pairwise(times)]
     prior = weights_of_steps("ab2", lengths)
+    parts = [slice(at, at + batch_size) for at in range(0, len(noise), batch_size)]
     y, before = noise, list[Tensor]()
     weights, errors, chosen = [], [], []
     for k, length in enumerate(lengths):
@@ -113,11 +114,14 @@ def fit_weights(
                 velocity, y, times[k],
                 batch_size=batch_size, labels=labels, on_evaluations=on_evaluations,
             )  # fmt: skip
-        found = _fit_step(
-            _moments(y, v, before, states[k + 1], length, batch_size),
-            np.array((*prior[k][1:], *[0.0] * len(before))[: len(before)]),
-            ridges,
+        target = states[k + 1]
+        products = torch.cat(
+            [
+                step_products(y[rows], v[rows], [b[rows] for b in before], target[rows], length)
+                for rows in parts
+            ]
         )
+        found = fit_step(products, prior[k], ridges)
         y = linear_step(y, length, found.weights, [v, *before])
         if not y.isfinite().all():  # this and the sums are waited for
             raise InputError(
@@ -175,42 +179,55 @@ class _Sums:
 
 
 @dataclass(frozen=True)
-class _Step:
+class FittedStep:
+    """The weights of one step, with what `Fitted` says of each; ``left`` is the mean squared error
+    that they leave, of a sample."""
+
     weights: tuple[float, ...]
     standard_error: tuple[float, ...]
     ridge: float
+    left: float
 
 
-def _moments(
-    y: Tensor, v: Tensor, before: Sequence[Tensor], target: Tensor, length: float, batch_size: int
-) -> _Sums:
-    """The sums of a step, batch by batch."""
-    groups, m = min(GROUPS, len(y)), len(before)
-    sums = torch.zeros(groups, m + 1, m + 1, dtype=torch.float64, device=y.device)
-    for start in range(0, len(y), batch_size):
-        rows = slice(start, min(start + batch_size, len(y)))
-        now = v[rows].flatten(1).double()
-        residual = target[rows].flatten(1).double() - y[rows].flatten(1) - length * now
-        slopes = [length * (old[rows].flatten(1) - now) for old in before]
-        vectors = torch.stack([*slopes, residual], dim=1)  # (B, m + 1, elements)
-        of_sample = vectors @ vectors.transpose(1, 2)
-        group = torch.arange(rows.start, rows.stop, device=y.device) % groups
-        sums.index_add_(0, group, of_sample)
-    found = sums.cpu().numpy()
-    return _Sums(found[:, :m, :m], found[:, :m, m], found[:, m, m])
+def step_products(
+    y: Tensor, v: Tensor, before: Sequence[Tensor], target: Tensor, length: float
+) -> Tensor:
+    """(B, m, m) float64: the inner products, for each sample by itself, of D_1, ..., D_{m-1} and r,
+    of which the normal equations of a step are made.
+
+    y, v, target: (B, ...), the states that the step starts from, the velocities there and the
+    teacher's states at the next knot. before: m - 1 of (B, ...), the velocities at the knots
+    before, the latest first. length: of the step.
+    """
+    now = v.flatten(1).double()
+    left = target.flatten(1).double() - y.flatten(1) - length * now
+    vectors = torch.stack([*(length * (old.flatten(1) - now) for old in before), left], dim=1)
+    return vectors @ vectors.transpose(1, 2)
 
 
-def _fit_step(sums: _Sums, prior: NDArray[np.float64], ridges: Sequence[float]) -> _Step:
-    """The weights of a step, by the ridge that leaves least on the folds left out."""
-    groups = len(sums.square)
+def fit_step(
+    products: Tensor, prior: Sequence[float], ridges: Sequence[float] = RIDGES
+) -> FittedStep:
+    """The weights of a step, by the ridge that leaves least on the folds left out.
+
+    products: (N, m, m), of `step_products` for N samples. prior: the weights that a ridge draws to,
+    those of the latest velocity first; of missing ones 0.
+    """
+    samples, m = len(products), products.shape[1] - 1
+    groups = min(GROUPS, samples)
+    of = products.new_zeros(groups, m + 1, m + 1)
+    of.index_add_(0, torch.arange(samples, device=of.device) % groups, products)
+    found = of.cpu().numpy()
+    sums = _Sums(found[:, :m, :m], found[:, :m, m], found[:, m, m])
     every = np.ones(groups, dtype=bool)
-    if not len(prior):
-        return _Step((1.0,), (0.0,), 0.0)
-    if not np.isfinite(sums.normal).all() or not np.isfinite(sums.right).all():
-        return _Step((1.0, *prior * np.nan), (np.nan,) * (len(prior) + 1), 0.0)
+    if not m:
+        return FittedStep((1.0,), (0.0,), 0.0, float(sums.square.sum()) / samples)
+    if not np.isfinite(found).all():
+        return FittedStep((np.nan,) * (m + 1), (np.nan,) * (m + 1), 0.0, np.nan)
+    start = np.array((*prior[1:], *[0.0] * m)[:m])
 
     def fitted(of: _Sums, ridge: float) -> NDArray[np.float64]:
-        return prior + solve(of.normal, of.right - of.normal @ prior, ridge)
+        return start + solve(of.normal, of.right - of.normal @ start, ridge)
 
     fold = np.arange(groups) % FOLDS
     left = [
@@ -223,4 +240,5 @@ def _fit_step(sums: _Sums, prior: NDArray[np.float64], ridges: Sequence[float]) 
     both = np.column_stack([1.0 - parts.sum(1), parts])
     spread = np.sqrt((groups - 1) * both.var(axis=0))
     weights = (1.0 - float(free.sum()), *(float(w) for w in free))
-    return _Step(weights, tuple(float(s) for s in spread), ridge)
+    least = max(0.0, sums.of(every).residual(free)) / samples
+    return FittedStep(weights, tuple(float(s) for s in spread), ridge, least)
