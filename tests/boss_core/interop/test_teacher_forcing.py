@@ -165,6 +165,6 @@ def test_what_cannot_be_taught_is_refused(teacher: tuple[Any, KnotStates]) -> No
     two = KnotStates((*states.states, *states.states))
     with pytest.raises(InputError, match="steps its states in another order"):
         straighten_call(pipeline, times, "euler", call(1.0), two, None)
-    with pytest.raises(InputError, match="heun; euler or ab2 needed"):
+    with pytest.raises(InputError, match="heun; euler or ab2 or multistep needed"):
         straighten_call(pipeline, times, "heun", call(1.0), states, None)
     assert type(pipeline.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
