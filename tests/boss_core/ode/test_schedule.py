@@ -57,6 +57,47 @@ def test_what_is_not_a_schedule_is_refused(schedule: Schedule, change, says: str
         Schedule.from_json(text, "my.json")
 
 
+def test_fitted_weights_both_ways_and_files_of_before_them(schedule: Schedule) -> None:
+    fitted = schedule.model_copy(
+        update={
+            "solver": "multistep", "weights": ((1.0,), (1.5, -0.5)),
+            "weights_error": ((0.0,), (0.1, 0.1)),
+        }
+    )  # fmt: skip
+    assert Schedule.from_json(fitted.to_json()) == fitted
+    assert fitted.step_weights == [(1.0,), (1.5, -0.5)]
+    assert fitted.nfe == 2
+    assert "weights" not in schedule.to_json()
+    # A step of 0.7 after one of 0.3 extrapolates by 0.7 / 0.6 of the change.
+    own = schedule.model_copy(update={"solver": "ab2"}).step_weights
+    np.testing.assert_allclose(own[1], (1 + 7 / 6, -7 / 6))
+    before = json.loads(schedule.to_json())
+    assert before.pop("version") == 2
+    assert Schedule.from_json(json.dumps(before)) == schedule
+    assert Schedule.from_json(json.dumps(before | {"version": 1})) == schedule
+    with pytest.raises(InputError, match=r"my.json: version: .*3 found; 1 to 2 can be read"):
+        Schedule.from_json(json.dumps(before | {"version": 3}), "my.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"weights": None}, "weights: none found with solver multistep"),
+        ({"solver": "ab2"}, "weights: some found with solver ab2"),
+        ({"weights": [[1.0]]}, "weights: of 1 steps for 2 steps"),
+        ({"weights": [[0.5, 0.5], [1.0]]}, "weights: 2 of step 0; 1 to 1 needed"),
+        ({"weights": [[1.0], []]}, "weights: 0 of step 1"),
+        ({"weights": [[1.0], [1.5, 0.5]]}, "weights: 1.5, 0.5 of step 1; weights that add up to 1"),
+        ({"weights_error": [[0.0], [0.1]]}, "weights_error: of another form"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(schedule: Schedule, change, says: str) -> None:
+    steps = {"solver": "multistep", "weights": [[1.0], [1.5, -0.5]]}
+    text = json.dumps(json.loads(schedule.to_json()) | steps | change)
+    with pytest.raises(InputError, match=f"my.json.*{says}"):
+        Schedule.from_json(text, "my.json")
+
+
 def test_times_alone_are_a_schedule() -> None:
     steps = Schedule(timesteps=(0.4, 0.7, 1.0))
     assert (steps.indices, steps.objective, steps.nfe) == ((0, 1, 2), "given", 2)

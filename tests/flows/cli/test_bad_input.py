@@ -84,7 +84,7 @@ def test_a_run_is_refused_before_any_work(
         ({"schedule.distance": "fid"}, "schedule.distance: 'fid' found; input should be "),
         ({"schedule.gamma": 0}, "schedule.gamma: 0 found; input should be greater than 0"),
         ({"schedule.samples": 10}, "schedule.samples: 10 found; input should be greater than or"),
-        ({"schedule.budget": 4}, "schedule.budget: no such parameter; known here: solver, objec"),
+        ({"schedule.budget": 4}, "schedule.budget: no such parameter; known here: solver, order"),
         ({"cost.samples": 1}, "cost.samples: 1 found; auto, or an integer of 2 or more, needed"),
         (
             {"cost.reference": "ab2"},
@@ -95,6 +95,11 @@ def test_a_run_is_refused_before_any_work(
             {"cost.grid": 301},
             "schedule.solver: ab2 with cost.grid 301; a grid of at most 300 steps, or euler,",
         ),
+        (
+            {"schedule.solver": "multistep"},
+            "schedule.objective: auto with schedule.solver multistep; l2_squared, l2, minimax, gits",
+        ),
+        ({"schedule.order": 4}, "schedule.order: 4 found; input should be less than or equal to 3"),
         (
             {"finetune.methods": ["boss", "lora"]},
             "finetune.methods.1: 'lora' found; input should be 'straightened_uniform', 'boss',"

@@ -314,6 +314,40 @@ def test_auto_compares_samples_of_the_pipeline(boss, pipe: Path) -> None:
     assert pipeline.scheduler is own
 
 
+def test_fitted_weights_of_a_pipeline(boss, pipe: Path) -> None:
+    options = ["--samples", 12, "--budget", 3, "--budget", 1, "--solver", "multistep"]
+    code, out, _ = boss("schedule", *OPTIONS, *options, "--batch-size", 6)
+    assert code == 0
+    assert (
+        "weights fitted to 12 samples: their fine trajectories again, and 5 steps for each" in out
+    )
+    assert "schedule: weights: 60 sample steps" in out
+    found = Schedule.from_json(Path("schedules/3.json").read_text())
+    assert [len(of) for of in found.weights] == [1, 2, 3]
+    assert Schedule.from_json(Path("schedules/1.json").read_text()).weights == ((1.0,),)
+
+    # With the snippet the pipeline takes these steps with these weights, nearer to the fine ones.
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipe)
+    pipeline.set_progress_bar_config(disable=True)
+    shared = {"guidance_scale": 3.0, "height": 16, "width": 16}
+    calls = lambda: prompt_calls(PROMPTS, batch_size=2, seed=5, **shared)  # noqa: E731
+    fine, plain, fitted = (
+        sample_latents(pipeline, times, calls(), **how)
+        for times, how in (
+            (uniform(8), {}),
+            (found.timesteps, {}),
+            (found.timesteps, {"solver": "multistep", "weights": found.weights}),
+        )
+    )
+    assert (fitted - fine).square().sum() < (plain - fine).square().sum()
+    code, snippet, _ = boss("export", "schedules/3.json", "--to", "diffusers-fixed")
+    assert code == 0
+    exec(compile(snippet, "snippet", "exec"), {"pipeline": pipeline})
+    (call,) = calls()
+    taken = pipeline(**call, num_inference_steps=3, output_type="latent").images
+    torch.testing.assert_close(taken, fitted, rtol=0, atol=1e-4)
+
+
 def test_an_exported_schedule_is_what_the_pipeline_walks(boss, pipe: Path) -> None:
     boss("schedule", *OPTIONS, "--samples", 2, "--budget", 3)
     code, snippet, err = boss(

@@ -21,12 +21,14 @@ from boss_core.evaluation.sampling import sample_images
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.edm import EDM, EDMConfig
 from boss_core.networks.unet import UNet
-from boss_core.ode.noise import COSTS, SEARCH, sample_labels, sample_noise
+from boss_core.ode.noise import COSTS, SEARCH, NoiseSource, sample_labels, sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import SOLVERS, euler
 from boss_core.ode.timesteps import karras, nearest_indices, uniform
 from boss_core.search.distances import feature_frechet, sliced_wasserstein
+from boss_core.search.find import find_steps
 from boss_core.search.forward import oss_paths
+from boss_core.search.settings import SearchSettings
 from flows.records.extractor import read_extractor
 from flows.search import memory
 from tests.helpers.checkout import SHARED, needs_shared
@@ -504,9 +506,67 @@ def test_auto_on_every_kind_of_network(boss) -> None:
         assert Schedule.from_json(Path(f"{name}/3.json").read_text()).solver == "ab2"
 
 
+@pytest.mark.parametrize("reference", ["euler", "heun"])
+def test_fitted_weights_are_those_of_the_library(boss, reference: str) -> None:
+    network = teacher(Path("net"))
+    options = ["schedule", "--checkpoint", "net", "--grid", 12, "--solver", "multistep"]
+    options += ["--reference", reference, "--samples", 20]
+    code, out, err = boss(*options, "--budget", 2, "--budget", 4)
+    assert (code, err) == (0, "")
+    assert "weights: fitted, in K.json; standard errors up to" in out
+    found = {k: Schedule.from_json(Path(f"schedules/{k}.json").read_text()) for k in (2, 4)}
+    source = NoiseSource(network.config.sample_shape, 0)
+    noise, _ = source.draw(range(20), COSTS)
+    matrix = estimate_cost_matrix(network, noise, uniform(12), batch_size=20, reference=reference)
+    settings = SearchSettings(solver="multistep")
+    wanted = find_steps(
+        network, matrix, [2, 4], settings, source, sliced_wasserstein, reference=reference
+    )
+    for budget, steps in wanted:
+        schedule = found[budget]
+        assert schedule.indices == steps.indices
+        assert schedule.solver == "multistep"
+        for a, b in zip(schedule.weights, steps.fitted.weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+    # Another budget from the costs that are there, whose states were not kept.
+    code, out, _ = boss(*options, "--budget", 3, "--budget", 4, "--replace")
+    assert code == 0
+    assert "trajectories to fit weights to: 240 sample steps" in out
+    again = Schedule.from_json(Path("schedules/4.json").read_text())
+    assert again.indices == found[4].indices
+    for a, b in zip(again.weights, found[4].weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+    # Two velocities a step; and what is made of the file.
+    assert boss(*options, "--budget", 4, "--order", 2, "--out", "two")[0] == 0
+    two = Schedule.from_json(Path("two/4.json").read_text())
+    assert [len(of) for of in two.weights] == [1, 2, 2, 2]
+    code, out, _ = boss(
+        "sample", "--checkpoint", "net", "--schedule", "schedules/4.json", "-n", 3, "--out", "g.png"
+    )
+    assert (code, "4 network evaluations each" in out) == (0, True)
+    code, _, err = boss("export", "schedules/4.json", "--to", "comfyui")
+    assert code == 2
+    assert "the target comfyui-node brings one that does" in err
+    code, out, err = boss("export", "schedules/4.json", "--to", "comfyui-node", "--out", "node.py")
+    assert code == 0
+    assert "custom_nodes" in err
+    assert f"WEIGHTS = [\n    [1.0],\n    {list(again.weights[1])!r}" in Path("node.py").read_text()
+    assert json.loads(boss("export", "schedules/4.json", "--to", "json")[1])["weights"] == [
+        list(of) for of in again.weights
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ["--solver", "multistep", "--objective", "auto"],
+            "--objective: auto with --solver multistep; l2_squared, l2, minimax, gits needed",
+        ),
+        (["--solver", "multistep", "--grid", 101], "at most 100 needed with --solver multistep"),
+        (["--solver", "multistep", "--order", 4], "--order"),
         (["--solver", "heun"], "--solver: 'heun'; euler or ab2 or multistep needed"),
         (["--objective", "best"], "--objective: 'best'; l2_squared, l2, minimax, gits, oss"),
         (["--solver", "ab2", "--grid", 400], "--grid: 400; at most 300 needed with --solver ab2"),
