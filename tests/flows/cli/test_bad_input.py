@@ -75,7 +75,7 @@ def test_a_run_is_refused_before_any_work(
         ({"budgets": 4}, "budgets: 4 found; input should be a valid list"),
         (
             {"schedule.solver": "rk45"},
-            "schedule.solver: 'rk45' found; input should be 'euler' or 'ab2'",
+            "schedule.solver: 'rk45' found; input should be 'euler', 'ab2' or 'multistep'",
         ),
         (
             {"schedule.objective": "l1"},
@@ -97,7 +97,7 @@ def test_a_run_is_refused_before_any_work(
         ),
         (
             {"schedule.solver": "multistep"},
-            "schedule.objective: auto with schedule.solver multistep; l2_squared, l2, minimax, gits",
+            "schedule.objective: auto with schedule.solver multistep; l2_squared, l2, minimax",
         ),
         ({"schedule.order": 4}, "schedule.order: 4 found; input should be less than or equal to 3"),
         (
