@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LEGEND = (
     "± one standard error, of other noise. * best of its row: ahead of every other by more than"
     " chance, in pairs from the same noise (5 %, for all pairs of a row). = level: the nearest,"
-    " and what cannot be told from it."
+    " and what cannot be told from it. In brackets: not ranked by this judge."
 )
 
 

@@ -87,12 +87,12 @@ def remark(found: Sequence[Judge], variants: Mapping[str, Variant]) -> str:
     steps = f"The chosen steps were searched by the features of the {searched[0].name}"
     if searched[0] != found[0]:
         return (
-            f"{steps}, which therefore does not rank them (values in brackets);"
+            f"{steps}, which therefore does not rank them;"
             f" {found[0].name} searched nothing and decides."
         )
     return (
-        f"{steps}, the only one that measures here, and so are not ranked (values in brackets):"
-        " that they are better has to be shown by a judge that searched nothing (evaluate.judges)."
+        f"{steps}, the only one that measures here, and so are not ranked: that they are better has"
+        " to be shown by a judge that searched nothing (evaluate.judges)."
     )
 
 
