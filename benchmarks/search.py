@@ -39,9 +39,9 @@ from boss_core.ode.noise import COSTS, NoiseSource, sample_noise
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import Times, uniform
 from boss_core.ode.velocity import VelocityField
-from boss_core.search.multistep import FineStates, multistep_steps
+from boss_core.search.multistep import FineStates, with_weights
 from boss_core.search.settings import SearchSettings
-from boss_core.search.steps import cheapest
+from boss_core.search.steps import cheapest, from_costs
 
 BUDGETS = range(1, 21)
 
@@ -122,7 +122,8 @@ def measure_multistep(
         return total.result()
 
     def fit() -> None:
-        list(multistep_steps(velocity, matrix, BUDGETS[1:10], settings, source, FineStates(states)))
+        found = dict(from_costs(matrix, BUDGETS[1:10], settings))
+        list(with_weights(velocity, matrix, found, settings, source, FineStates(states)))
 
     def recursion() -> None:
         cheapest(matrix, BUDGETS[1:10], settings, settings.objective)

@@ -317,11 +317,6 @@ class Params(Settings):
                 f"schedule.solver: {self.schedule.solver} with cost.grid {self.cost.grid}; a grid"
                 f" of at most {largest} steps, or euler, needed"
             )
-        if SOLVERS[self.schedule.solver].fitted and self.schedule.objective not in OBJECTIVES:
-            raise ValueError(
-                f"schedule.objective: {self.schedule.objective} with schedule.solver"
-                f" {self.schedule.solver}; {', '.join(OBJECTIVES)} needed"
-            )
         if self.schedule.objective == "lpips" and self.schedule.solver != "euler":
             raise ValueError(
                 f"schedule.solver: {self.schedule.solver} with schedule.objective lpips; euler"

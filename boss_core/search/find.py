@@ -2,6 +2,7 @@
 `boss schedule` both call."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from boss_core.ode.solver_table import SEARCHED, SOLVERS
 from boss_core.ode.velocity import Velocity
 from boss_core.search.auto import auto_steps
 from boss_core.search.distances import Distance
-from boss_core.search.multistep import FineStates, multistep_steps
+from boss_core.search.multistep import FineStates, with_weights
 from boss_core.search.sampled import NetworkSearch
 from boss_core.search.settings import (
     FEWEST,
@@ -43,6 +44,9 @@ def find_steps(
     """The best steps of every budget by any objective, each budget as soon as it is found.
 
     velocity: the teacher that the costs were measured on, on the device of the source.
+    Steps of ``multistep`` by one of the `SAMPLED` objectives are those of ``ab2``, with weights
+    fitted to them.
+
     source: of the noise of the `SAMPLED` objectives. distance: from samples of the teacher to a
     distance to them, which ``refine`` and ``auto`` minimise (`boss_core.search.distances`).
     fine: of the trajectories of the costs, where they were kept, for the weights of ``multistep``;
@@ -51,15 +55,17 @@ def find_steps(
     """
     check_search(settings, budgets, len(matrix.timesteps) - 1)
     if SOLVERS[settings.solver].fitted:
-        return multistep_steps(
-            velocity,
-            matrix,
-            budgets,
-            settings,
-            source,
-            fine,
-            reference=reference,
-            progress=progress,
+        if settings.objective in OBJECTIVES:
+            found = dict(from_costs(matrix, budgets, settings))
+        else:  # compared by the samples of ab2, whose weights are near the fitted ones
+            of_ab2 = replace(settings, solver="ab2")
+            found = dict(
+                find_steps(
+                    velocity, matrix, budgets, of_ab2, source, distance, progress=progress, say=say
+                )
+            )
+        return with_weights(
+            velocity, matrix, found, settings, source, fine, reference=reference, progress=progress
         )
     if settings.objective in OBJECTIVES:
         return from_costs(matrix, budgets, settings)
@@ -85,11 +91,6 @@ def check_search(settings: SearchSettings, budgets: Sequence[int], grid: int) ->
         raise InputError(f"solver: {solver!r}; {' or '.join(SEARCHED)} needed for a search")
     if objective == "lpips" and solver != "euler":
         raise InputError(f"solver: {solver} with objective lpips; euler needed")
-    if SOLVERS[solver].fitted and objective in SAMPLED:
-        raise InputError(
-            f"objective: {objective} with solver {solver}; {', '.join(OBJECTIVES)} needed, as its"
-            " weights are fitted to steps that are found on the costs"
-        )
     check_order(settings.order)
     largest = SOLVERS[solver].largest_grid
     if largest is not None and grid > largest:

@@ -28,9 +28,9 @@ from boss_core.ode.timesteps import Times
 from boss_core.search.auto import candidates, chosen, verdict
 from boss_core.search.choose import Reference, choose_sampled
 from boss_core.search.distances import sliced_wasserstein
-from boss_core.search.settings import HELD_OUT, SearchSettings
+from boss_core.search.settings import HELD_OUT
 from boss_core.search.settled import Look, look
-from boss_core.search.steps import FoundSteps, cheapest, from_costs
+from boss_core.search.steps import FoundSteps, from_costs
 from flows.config import ScheduleSearch
 from flows.progress import progress
 from flows.records.searches import say, search_settings
@@ -308,7 +308,7 @@ def find_pipeline_steps(
     """As `network_steps`; ``auto`` runs the pipeline with the steps of every candidate."""
     settings = search_settings(wanted)
     if SOLVERS[settings.solver].fitted:
-        yield from fitted_pipeline_steps(pipeline, key, matrix, budgets, settings, calls)
+        yield from fitted_pipeline_steps(pipeline, key, matrix, budgets, wanted, calls)
         return
     if settings.objective != "auto":
         yield from from_costs(matrix, budgets, settings)
@@ -349,12 +349,17 @@ def fitted_pipeline_steps(
     key: CostKey,
     matrix: CostMatrix,
     budgets: Sequence[int],
-    settings: SearchSettings,
+    wanted: ScheduleSearch,
     calls: SampleCalls,
 ) -> Iterator[tuple[int, FoundSteps]]:
-    """The steps of ``multistep`` by the costs, and their weights, fitted in calls of the pipeline
-    with the first samples of the costs."""
-    paths = cheapest(matrix, budgets, settings, settings.objective)
+    """The steps of ``multistep``, as `boss_core.search.find.find_steps` has them, and their
+    weights, fitted in calls of the pipeline with the first samples of the costs."""
+    settings = search_settings(wanted)
+    if settings.objective == "auto":
+        of_ab2 = wanted.model_copy(update={"solver": "ab2"})
+        paths = dict(find_pipeline_steps(pipeline, key, matrix, budgets, of_ab2, calls))
+    else:
+        paths = dict(from_costs(matrix, budgets, settings))
     knots = sorted({i for path in paths.values() for i in path.indices})
     parts = list(
         calls.parts(range(min(FITTED, max(matrix.samples, FEWEST_NOISES))), settings.batch_size)
@@ -388,4 +393,4 @@ def fitted_pipeline_steps(
                     order=settings.order,
                     on_call=advance,
                 )
-            yield budget, FoundSteps(settings.objective, path.indices, fitted=fitted)
+            yield budget, replace(path, fitted=fitted)

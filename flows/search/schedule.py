@@ -69,10 +69,6 @@ def check_request(
     largest = SOLVERS[solver].largest_grid
     if largest is not None and grid > largest:
         raise InputError(f"--grid: {grid}; at most {largest} needed with --solver {solver}")
-    if SOLVERS[solver].fitted and objective not in OBJECTIVES:
-        raise InputError(
-            f"--objective: {objective} with --solver {solver}; {', '.join(OBJECTIVES)} needed"
-        )
     if objective == "lpips" and solver != "euler":
         raise InputError(f"--solver: {solver}; euler needed with --objective lpips")
     if reference not in REFERENCES:

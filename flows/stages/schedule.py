@@ -17,9 +17,9 @@ from boss_core.ode import timesteps
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solver_table import SOLVERS
 from boss_core.search.find import find_steps
-from boss_core.search.multistep import multistep_steps
+from boss_core.search.multistep import with_weights
 from boss_core.search.settings import SAMPLED, SearchSettings
-from boss_core.search.steps import FoundSteps, build_schedule, hash_settings
+from boss_core.search.steps import FoundSteps, build_schedule, from_costs, hash_settings
 from flows import paths
 from flows.config import Params
 from flows.measure.energy import Usage, measured
@@ -142,10 +142,10 @@ def add_multistep(
     network = network.to(on)
     build = builder(matrix, key, settings, params.seed)
     source = noise_source(network, params.seed, on)
-    for budget, steps in multistep_steps(
-        network, matrix, params.budgets, settings, source,
-        reference=key.reference, progress=progress,
-    ):  # fmt: skip
+    steps_of = dict(from_costs(matrix, params.budgets, settings))
+    for budget, steps in with_weights(
+        network, matrix, steps_of, settings, source, reference=key.reference, progress=progress
+    ):
         found[budget]["multistep"] = build(steps)
 
 

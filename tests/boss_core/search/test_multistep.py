@@ -1,5 +1,7 @@
 """Steps and weights of ``multistep`` together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from boss_core.bellman.objectives import optimal_steps
 from boss_core.bellman.predicted import PredictedErrors
 from boss_core.costs.cost_file import CostKey
 from boss_core.costs.fine_states import empty_states
+from boss_core.costs.fit import fit_weights
 from boss_core.costs.matrix import CostSum
 from boss_core.costs.measure import measure_costs
 from boss_core.errors import InputError
@@ -125,10 +128,20 @@ def test_the_order_is_part_of_what_a_schedule_depends_on() -> None:
     )
 
 
-def test_objectives_that_sample_are_refused() -> None:
-    with pytest.raises(InputError, match="objective: auto with solver multistep; l2_squared, l2"):
-        found(SearchSettings(solver="multistep", objective="auto"))
+def test_steps_by_samples_are_those_of_ab2_with_weights_of_their_own() -> None:
+    for objective in ("refine", "oss", "auto"):
+        settings = SearchSettings(solver="multistep", objective=objective, samples=40)
+        of_ab2 = found(replace(settings, solver="ab2"), budgets=[4])[4]
+        steps = found(settings, budgets=[4])[4]
+        assert (steps.indices, steps.objective) == (of_ab2.indices, of_ab2.objective)
+        assert steps.held_out == of_ab2.held_out
+        states = [STATES[i] for i in steps.indices]
+        wanted = fit_weights(gaussian, states, GRID[list(steps.indices)], batch_size=60)
+        for a, b in zip(steps.fitted.weights, wanted.weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     for objective in ("l2", "minimax", "gits"):
         steps = found(SearchSettings(solver="multistep", objective=objective), budgets=[4])[4]
         assert steps.objective == objective
         assert len(steps.fitted.weights) == 4
+    with pytest.raises(InputError, match="solver: multistep with objective lpips; euler needed"):
+        found(SearchSettings(solver="multistep", objective="lpips"))

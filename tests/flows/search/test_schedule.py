@@ -561,10 +561,6 @@ def test_fitted_weights_are_those_of_the_library(boss, reference: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["--solver", "multistep", "--objective", "auto"],
-            "--objective: auto with --solver multistep; l2_squared, l2, minimax, gits needed",
-        ),
         (["--solver", "multistep", "--grid", 101], "at most 100 needed with --solver multistep"),
         (["--solver", "multistep", "--order", 4], "--order"),
         (["--solver", "heun"], "--solver: 'heun'; euler or ab2 or multistep needed"),
