@@ -302,7 +302,7 @@ def test_latents_of_many_steps_do_not_add_up_their_roundings(solver: str) -> Non
 
 def test_a_scheduler_of_other_solvers_is_refused() -> None:
     own = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(InputError, match="solver: 'heun'; euler or ab2 needed"):
+    with pytest.raises(InputError, match="solver: 'heun'; euler or ab2 or multistep needed"):
         fixed_scheduler(own, UNEQUAL, solver="heun")
     scheduler = fixed_scheduler(own, UNEQUAL, solver="ab2")
     scheduler.set_timesteps(4)
