@@ -13,14 +13,15 @@ On the digits, in the folder of a project that has run:
     python -m studies.peers --name peers-digits --teacher models/teacher --data data \
         --judges models/judges/second_classifier models/features
 
-On CIFAR-10, on a card, 75 million evaluations:
+On CIFAR-10, on a card, some 40 million evaluations, and 5.8 million images for each judge:
 
     python -m studies.peers --name peers --teacher ../shared/data/cifar10-teacher \
         --data ../shared/data/cifar10 --judges imagenet ../shared/data/cifar10-classifier \
         --samples 10000 --seeds 3 --budgets 4 6 8 3 5 7 9 10 --batch-size 1000 --device cuda
 
-Budgets are run in the order given, all of them for a seed before the next one, so that the first
-are there where time is short.
+Budgets are run in the order given, all of a seed before the next one; where time is short the
+page has for each budget the seeds that are there. For a try without a card: ``--samples 8 --seeds 1
+--budgets 3 --grid 6 --costs 10 --real 16``.
 """
 
 import argparse
