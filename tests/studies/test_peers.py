@@ -21,6 +21,7 @@ from boss_core.ode.noise import EVALUATION, sample_noise
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
 from studies.peers import main
+from studies.peers_bench import read_images
 from studies.peers_methods import METHODS, OURS
 from studies.peers_page import together
 
@@ -171,6 +172,16 @@ def test_what_cannot_be_measured_is_refused(folder: Path, more: list[str], said:
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
     assert (folder / "out/rows.csv").read_bytes() == before
+
+
+def test_images_of_another_shape_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Strips as CIFAR-10 comes in, which are read, for a network of digits."""
+    strip = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    Image.fromarray(strip.reshape(96, 32, 3)).save(tmp_path / "train_000.webp", lossless=True)
+    np.save(tmp_path / "train_labels.npy", np.zeros(3, np.uint8))
+    assert np.array_equal(read_images(tmp_path, 2), strip[:2].transpose(0, 3, 1, 2))
+    with pytest.raises(SystemExit, match=r"images of shape \(3, 32, 32\); \(1, 8, 8\)"):
+        main(arguments(folder, "--data", str(tmp_path)))
 
 
 def test_the_mean_over_seeds_has_the_error_of_independent_means() -> None:
