@@ -203,19 +203,24 @@ def percent(first: Estimate, second: Estimate) -> str:
 
 def losses(found: Found, ours: Sequence[str], against: Mapping[int, str]) -> str:
     """Where ours is behind, and where it cannot be told, in words."""
-    behind, open_ = [], []
+    behind: dict[str, list[int]] = {}
+    level: dict[str, list[int]] = {}
     for method, k in itertools.product(ours, against):
         low, high = paired_difference(found[method, k], found[against[k], k]).interval()
-        if low > 0:
-            behind.append(f"`{method}` at K = {k}")
-        elif high >= 0:
-            open_.append(f"`{method}` at K = {k}")
+        if high >= 0:
+            (behind if low > 0 else level).setdefault(method, []).append(k)
     return (
-        f"Behind it by more than chance: {', '.join(behind) or 'nowhere'}. Not to be told from it:"
-        f" {', '.join(open_) or 'nowhere'}. What we would tell a user to take are"
+        f"Behind it by more than chance: {at_budgets(behind)}. Not to be told from it:"
+        f" {at_budgets(level)}. What we would tell a user to take are"
         f" {' and '.join(f'`{name}`' for name in OURS)}; the others of ours are there to see which"
         " steps go with fitted weights."
     )
+
+
+def at_budgets(of: Mapping[str, Sequence[int]]) -> str:
+    """Methods, each with its budgets."""
+    said = [f"`{method}` (K = {', '.join(map(str, budgets))})" for method, budgets in of.items()]
+    return "; ".join(said) or "nothing"
 
 
 def steps_of_fitted(found: Found, fitted: Sequence[str], budgets: Sequence[int]) -> list[str]:
