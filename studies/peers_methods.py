@@ -171,7 +171,7 @@ def _fitted(steps: str, order: int, of: str) -> Method:
 
 STEPS = {
     "own": "their own steps",
-    "uniform": "uniform steps",
+    "uniform": "uniform steps, to the nearest of the grid",
     "euler": "Euler's Bellman steps",
     "ab2": "ab2's Bellman steps",
 }
