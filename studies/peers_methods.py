@@ -16,8 +16,9 @@ from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.solvers import ab2, euler, linear_step, multistep
 from boss_core.ode.timesteps import Times, nearest_indices, uniform
 from boss_core.ode.velocity import VelocityField, evaluate
-from boss_core.search.multistep import FineStates, fitted_to
+from boss_core.search.multistep import FineStates, with_weights
 from boss_core.search.settings import SearchSettings
+from boss_core.search.steps import FoundSteps
 from studies.peers_schedulers import (
     Make,
     deis,
@@ -110,7 +111,7 @@ class Searches:
         key = (steps, order)
         if key not in self._fitted:
             matrix, fine = self.measured
-            paths = {k: self._steps(k, steps, order) for k in self.budgets}
+            paths = {k: FoundSteps(steps, self._steps(k, steps, order)) for k in self.budgets}
             settings = SearchSettings(solver="multistep", order=order, batch_size=self.batch_size)
             self._fitted[key] = {
                 k: partial(
@@ -118,8 +119,8 @@ class Searches:
                     self.times(found.indices),
                     found.fitted.weights if found.fitted else (),
                 )
-                for k, found in fitted_to(
-                    self.teacher.velocity, matrix, paths, settings, self.source, fine, steps
+                for k, found in with_weights(
+                    self.teacher.velocity, matrix, paths, settings, self.source, fine
                 )
             }
         return self._fitted[key][budget]
