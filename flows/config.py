@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from boss_core.bellman.names import OBJECTIVES
 from boss_core.errors import InputError
 from boss_core.ode.solver_table import LARGEST_ORDER, SEARCHED, SOLVERS
-from boss_core.search.settings import FEWEST, SAMPLED
+from boss_core.search.settings import FEWEST, SAMPLED, UNIFORM
 from boss_core.training.settings import ComputeSettings, Settings, TrainingSettings, training_share
 from flows.strict_yaml import read_mapping, shown
 
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     SearchedObjective: TypeAlias = str
 else:
     SearchedSolver = Literal[SEARCHED]
-    SearchedObjective = Literal["auto", *OBJECTIVES, *(name for name in SAMPLED if name != "auto")]
+    SearchedObjective = Literal[
+        "auto", *OBJECTIVES, *(name for name in SAMPLED if name != "auto"), UNIFORM
+    ]
 
 Budget = Annotated[int, Field(ge=1)]
 Multiplier = Annotated[int, Field(ge=1, le=64)]
@@ -316,6 +318,11 @@ class Params(Settings):
             raise ValueError(
                 f"schedule.solver: {self.schedule.solver} with cost.grid {self.cost.grid}; a grid"
                 f" of at most {largest} steps, or euler, needed"
+            )
+        if self.schedule.objective == UNIFORM and not SOLVERS[self.schedule.solver].fitted:
+            raise ValueError(
+                f"schedule.objective: uniform with schedule.solver {self.schedule.solver};"
+                " multistep needed, as uniform steps of others are compared anyway"
             )
         if self.schedule.objective == "lpips" and self.schedule.solver != "euler":
             raise ValueError(

@@ -21,6 +21,7 @@ from boss_core.search.settings import (
     FEWEST,
     HELD_OUT,
     SAMPLED,
+    UNIFORM,
     Progress,
     SearchSettings,
     no_progress,
@@ -55,7 +56,7 @@ def find_steps(
     """
     check_search(settings, budgets, len(matrix.timesteps) - 1)
     if SOLVERS[settings.solver].fitted:
-        if settings.objective in OBJECTIVES:
+        if settings.objective in (*OBJECTIVES, UNIFORM):
             found = dict(from_costs(matrix, budgets, settings))
         else:  # compared by the samples of ab2, whose weights are near the fitted ones
             of_ab2 = replace(settings, solver="ab2")
@@ -85,12 +86,15 @@ def find_steps(
 def check_search(settings: SearchSettings, budgets: Sequence[int], grid: int) -> None:
     """InputError, before any work, for what cannot be searched on so many grid steps."""
     solver, objective = settings.solver, settings.objective
-    if objective not in (*OBJECTIVES, *SAMPLED):
-        raise InputError(f"objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
+    known = (*OBJECTIVES, *SAMPLED, UNIFORM)
+    if objective not in known:
+        raise InputError(f"objective: {objective!r}; {', '.join(known)} known")
     if solver not in SEARCHED:
         raise InputError(f"solver: {solver!r}; {' or '.join(SEARCHED)} needed for a search")
     if objective == "lpips" and solver != "euler":
         raise InputError(f"solver: {solver} with objective lpips; euler needed")
+    if objective == UNIFORM and not SOLVERS[solver].fitted:
+        raise InputError(f"solver: {solver} with objective uniform; multistep needed")
     check_order(settings.order)
     largest = SOLVERS[solver].largest_grid
     if largest is not None and grid > largest:

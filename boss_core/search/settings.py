@@ -10,6 +10,8 @@ from boss_core.ode.solver_table import LARGEST_ORDER
 
 # Objectives that evaluate the network again.
 SAMPLED = ("oss", "refine", "auto", "lpips")
+# Of solver ``multistep`` alone: weights fitted on equal steps.
+UNIFORM = "uniform"
 # Noises that those need: enough for `auto`, which compares ten blocks of them.
 FEWEST = 20
 # `auto` compares on so many times as many noises as it searches on.
@@ -32,7 +34,8 @@ class SearchSettings:
 
     solver: that the steps are for, a linear multistep method.
     order: velocities of a step of ``multistep``, 2 or 3; of no other solver.
-    objective: one of `boss_core.bellman.names.OBJECTIVES` or of `SAMPLED`.
+    objective: one of `boss_core.bellman.names.OBJECTIVES` or of `SAMPLED`; for ``multistep`` also
+        ``uniform``, equal steps.
     gamma: of ``gits``, which ``auto`` tries too.
     distance: the name of what ``refine`` and ``auto`` compare samples by, for the record.
     samples: noises of the `SAMPLED` objectives; ``auto`` holds out `HELD_OUT` times as many.

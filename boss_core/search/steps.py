@@ -17,7 +17,7 @@ from boss_core.errors import InputError
 from boss_core.ode.schedule import HeldOut, Schedule
 from boss_core.ode.solver_table import SOLVERS
 from boss_core.ode.timesteps import nearest_indices, uniform
-from boss_core.search.settings import SearchSettings
+from boss_core.search.settings import UNIFORM, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ class FoundSteps:
 def from_costs(
     matrix: CostMatrix, budgets: Sequence[int], settings: SearchSettings
 ) -> Iterator[tuple[int, FoundSteps]]:
-    """The best steps of every budget by the cost matrix alone."""
+    """The best steps of every budget by the cost matrix alone; or equal ones, for the objective
+    ``uniform``. InputError where the grid is too coarse for these."""
+    if settings.objective == UNIFORM:
+        return ((budget, FoundSteps(UNIFORM, _even(matrix, budget))) for budget in budgets)
     return named(settings.objective, cheapest(matrix, budgets, settings, settings.objective))
 
 
@@ -60,6 +63,16 @@ def uniform_indices(matrix: CostMatrix, budget: int) -> tuple[int, ...] | None:
         return nearest_indices(matrix.timesteps, uniform(budget))
     except InputError:
         return None
+
+
+def _even(matrix: CostMatrix, budget: int) -> tuple[int, ...]:
+    found = uniform_indices(matrix, budget)
+    if found is None:
+        raise InputError(
+            f"budget: {budget}, whose equal steps share points of a grid of"
+            f" {len(matrix.timesteps) - 1} steps; fewer, or a finer grid, needed"
+        )
+    return found
 
 
 def build_schedule(

@@ -76,7 +76,8 @@ def schedule(
     objective: str = typer.Option(
         "l2_squared",
         help="What the steps are best for: l2_squared (the paper), l2, minimax, gits, oss, refine,"
-        " auto, which compares samples of all these, or lpips, which needs weights files.",
+        " auto, which compares samples of all these, or lpips, which needs weights files; with"
+        " --solver multistep also uniform, equal steps.",
     ),
     gamma: float = typer.Option(GITS_GAMMA, min=0.01, max=10, help="Of --objective gits."),
     lpips_weights: Path = typer.Option(

@@ -35,7 +35,7 @@ from boss_core.ode.solver_table import SEARCHED, SOLVERS
 from boss_core.ode.velocity import check_repeats
 from boss_core.search.find import find_steps
 from boss_core.search.multistep import FineStates
-from boss_core.search.settings import SAMPLED
+from boss_core.search.settings import SAMPLED, UNIFORM
 from boss_core.search.steps import FoundSteps, build_schedule, hash_settings, uniform_indices
 from flows.config import ScheduleSearch
 from flows.progress import progress
@@ -64,8 +64,11 @@ def check_request(
     """InputError before any work for what cannot be searched."""
     if solver not in SEARCHED:
         raise InputError(f"--solver: {solver!r}; {' or '.join(SEARCHED)} needed")
-    if objective not in (*OBJECTIVES, *SAMPLED):
-        raise InputError(f"--objective: {objective!r}; {', '.join((*OBJECTIVES, *SAMPLED))} known")
+    known = (*OBJECTIVES, *SAMPLED, UNIFORM)
+    if objective not in known:
+        raise InputError(f"--objective: {objective!r}; {', '.join(known)} known")
+    if objective == UNIFORM and not SOLVERS[solver].fitted:
+        raise InputError(f"--solver: {solver}; multistep needed with --objective uniform")
     largest = SOLVERS[solver].largest_grid
     if largest is not None and grid > largest:
         raise InputError(f"--grid: {grid}; at most {largest} needed with --solver {solver}")

@@ -143,5 +143,10 @@ def test_steps_by_samples_are_those_of_ab2_with_weights_of_their_own() -> None:
         steps = found(SearchSettings(solver="multistep", objective=objective), budgets=[4])[4]
         assert steps.objective == objective
         assert len(steps.fitted.weights) == 4
+    steps = found(SearchSettings(solver="multistep", objective="uniform"), budgets=[5])[5]
+    assert (steps.objective, steps.indices) == ("uniform", (0, 8, 16, 24, 32, 40))
+    assert [len(of) for of in steps.fitted.weights] == [1, 2, 3, 3, 3]
+    with pytest.raises(InputError, match="solver: ab2 with objective uniform; multistep needed"):
+        found(SearchSettings(solver="ab2", objective="uniform"))
     with pytest.raises(InputError, match="solver: multistep with objective lpips; euler needed"):
         found(SearchSettings(solver="multistep", objective="lpips"))

@@ -95,6 +95,10 @@ def test_a_run_is_refused_before_any_work(
             {"cost.grid": 301},
             "schedule.solver: ab2 with cost.grid 301; a grid of at most 300 steps, or euler,",
         ),
+        (
+            {"schedule.objective": "uniform"},
+            "schedule.objective: uniform with schedule.solver ab2; multistep needed",
+        ),
         ({"schedule.order": 4}, "schedule.order: 4 found; input should be less than or equal to 3"),
         (
             {"finetune.methods": ["boss", "lora"]},

@@ -542,6 +542,10 @@ def test_fitted_weights_are_those_of_the_library(boss, reference: str) -> None:
     assert boss(*options, "--budget", 4, "--order", 2, "--out", "two")[0] == 0
     two = Schedule.from_json(Path("two/4.json").read_text())
     assert [len(of) for of in two.weights] == [1, 2, 2, 2]
+    assert boss(*options, "--budget", 4, "--objective", "uniform", "--out", "even")[0] == 0
+    even = Schedule.from_json(Path("even/4.json").read_text())
+    assert (even.indices, even.objective) == ((0, 3, 6, 9, 12), "uniform")
+    assert [len(of) for of in even.weights] == [1, 2, 3, 3]
     code, out, _ = boss(
         "sample", "--checkpoint", "net", "--schedule", "schedules/4.json", "-n", 3, "--out", "g.png"
     )
@@ -561,6 +565,7 @@ def test_fitted_weights_are_those_of_the_library(boss, reference: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--objective", "uniform"], "--solver: euler; multistep needed with --objective uniform"),
         (["--solver", "multistep", "--grid", 101], "at most 100 needed with --solver multistep"),
         (["--solver", "multistep", "--order", 4], "--order"),
         (["--solver", "heun"], "--solver: 'heun'; euler or ab2 or multistep needed"),
