@@ -18,7 +18,7 @@ from tests.helpers.records import STUDENTS, VARIANTS
 
 # Of `tests.helpers.project.TINY`: parts of each stage, and the images of each.
 EXPECTED = {
-    "features": (["training"], 40 * 128),
+    "features": (["training", "second_classifier"], 40 * 128),
     "teacher": (["training"], 30 * 128),
     "cost": (["search"], 24),
     "schedule": (["search"], None),

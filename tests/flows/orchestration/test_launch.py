@@ -72,18 +72,22 @@ def test_a_server_that_freezes_holds_no_run(flowed, tmp_path: Path) -> None:
     with own_server(served) as server:
         why = f"({server['PREFECT_API_URL']}: no answer for 5 s)"
         for when, code, says in (("Beginning flow run", 2, lost), ("Completed('", 0, over)):
-            process = project.start(sys.executable, "-c", command, env=server)
-            wait_for_line(process, when)
-            frozen = running_in(served)
-            for pid in frozen:
-                os.kill(pid, signal.SIGSTOP)
-            try:
-                shown, _ = process.communicate(timeout=60)
-            finally:
+            for _ in range(5):
+                process = project.start(sys.executable, "-c", command, env=server)
+                wait_for_line(process, when)
+                frozen = running_in(served)
                 for pid in frozen:
-                    os.kill(pid, signal.SIGCONT)
-            assert process.returncode == code, shown
-            found = [line for line in shown.splitlines() if line.startswith(("error", "warning"))]
+                    os.kill(pid, signal.SIGSTOP)
+                try:
+                    shown, _ = process.communicate(timeout=60)
+                finally:
+                    for pid in frozen:
+                        os.kill(pid, signal.SIGCONT)
+                assert process.returncode == code, shown
+                lines = shown.splitlines()
+                found = [line for line in lines if line.startswith(("error", "warning"))]
+                if found or code:
+                    break  # else the end had reached the server before it froze
             assert found == [f"{says} {why}"]
 
 
