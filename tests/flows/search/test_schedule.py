@@ -481,7 +481,7 @@ def test_steps_refined_by_features_are_nearer_in_those_of_the_folder(boss) -> No
     assert "--features: features, but samples are 5; images of 1 or 3 channels needed" in err
 
 
-def test_auto_on_every_kind_of_network(boss) -> None:
+def test_auto_and_fitted_weights_on_every_kind_of_network(boss) -> None:
     torch.manual_seed(0)
     conditional = UNet(CONFIG.model_copy(update={"classes": 3}))
     torch.nn.init.normal_(conditional.last.weight, std=0.3)
@@ -504,6 +504,13 @@ def test_auto_on_every_kind_of_network(boss) -> None:
         assert (code, err) == (0, ""), name
         assert "schedule: K = 3, ab2: " in out
         assert Schedule.from_json(Path(f"{name}/3.json").read_text()).solver == "ab2"
+        code, out, err = boss(
+            "schedule", *network, "--budget", 3, "--grid", 5, "--samples", 16,
+            "--solver", "multistep", "--out", f"{name}-fitted",
+        )  # fmt: skip
+        assert (code, err) == (0, ""), name
+        fitted = Schedule.from_json(Path(f"{name}-fitted/3.json").read_text())
+        assert [len(of) for of in fitted.weights] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("reference", ["euler", "heun"])
