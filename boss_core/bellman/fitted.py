@@ -50,9 +50,12 @@ def fitted_paths(
     # Of the triple (h, i, j) with so many steps to go: entry [j][i (i-1) / 2 + h]. None yet.
     values = [np.full(len(block), np.inf) for block in costs.three]
     choices: list[list[NDArray[np.intp]]] = []  # choices[m - 1]: where the first of m leads
-    for m in range(max(budgets, default=0) - 1):
+    most = max(budgets, default=0)
+    for m in range(most - 1):
         ahead = [_ahead(values, j) for j in range(n)]
         found[m + 2] = _begun(costs, ahead, choices, join, gamma)
+        if m + 2 == most:  # none goes on from here
+            break
         least = [_least(costs.three[j], ahead[j], join, gamma, last=m == 0) for j in range(n)]
         values = [value for value, _ in least]
         choices.append([choice for _, choice in least])

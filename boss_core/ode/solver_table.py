@@ -102,7 +102,7 @@ SOLVERS = {solver.name: solver for solver in _TABLE}
 # Linear multistep methods, and those of them whose weights follow from the lengths of the steps.
 LINEAR = tuple(name for name, solver in SOLVERS.items() if solver.linear)
 MULTISTEP = tuple(name for name in LINEAR if not SOLVERS[name].fitted)
-# Velocities of a step with fitted weights, at most; more bring nothing (docs/method.md).
+# Velocities of a step with fitted weights, at most: on CIFAR-10 more were no better than three.
 LARGEST_ORDER = SOLVERS["multistep"].looks_back + 1
 # Those that steps are searched for.
 SEARCHED = tuple(name for name in LINEAR if SOLVERS[name].fitted or SOLVERS[name].looks_back <= 1)

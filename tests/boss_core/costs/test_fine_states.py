@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from boss_core.costs.fine_states import (
-    FEWEST_NOISES,
     NOISES,
     empty_states,
     fitting_noises,
     roll_out_states,
 )
+from boss_core.costs.fit import FEWEST_NOISES
 from boss_core.costs.matrix import CostSum
 from boss_core.costs.measure import measure_costs
 from boss_core.ode.noise import COSTS, NoiseSource

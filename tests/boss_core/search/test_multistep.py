@@ -72,7 +72,8 @@ def test_every_further_budget_costs_its_steps_in_evaluations() -> None:
     assert sum(calls) == 60 * (1 + sum(budget - 1 for budget in BUDGETS))
 
 
-# Two fitted velocities may lose to ab2 on its own steps: errors that add up are not foreseen.
+# Of this flow. Errors that add up are not foreseen: two velocities lose to ab2 here at K = 6, and
+# three lose on other flows (docs/log.md).
 @pytest.mark.parametrize(("order", "others"), [(2, ["euler"]), (3, ["euler", "ab2"])])
 def test_samples_are_nearer_to_the_teacher_than_other_solvers(
     order: int, others: list[str]
