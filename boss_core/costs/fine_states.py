@@ -14,7 +14,7 @@ from boss_core.ode.solvers import euler
 from boss_core.ode.velocity import Velocity
 
 # Noises that weights are fitted to, two numbers a step from all elements of each: for K = 2 to 10 a
-# seventh of the evaluations of 300 trajectories. Fewer where their states would take more than this.
+# seventh of the evaluations of 300 trajectories. Fewer where their states would take more.
 NOISES = 96
 LARGEST_BYTES = 1 << 30
 
