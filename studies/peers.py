@@ -27,7 +27,9 @@ page has for each budget the seeds that are there. For a try without a card: ``-
 import argparse
 import csv
 import sys
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +40,7 @@ from studies.peers_methods import METHODS, TEACHER
 from studies.samplers import hold_to
 
 Row = dict[str, str]
+BESIDE = 3  # sets of samples whose distances are computed beside the next one's sampling
 
 
 class Cell(NamedTuple):
@@ -113,11 +116,21 @@ def measure(chosen: argparse.Namespace) -> None:
         flush=True,
     )
     at: Seed | None = None
-    with progress("peers", len(missing), "sets") as advance:
+    with (
+        ThreadPoolExecutor(BESIDE) as pool,
+        progress("peers", len(missing), "sets") as advance,
+    ):
+        pending: deque[tuple[Cell, Future[Row]]] = deque()
         for cell in missing:
             if at is None or at.seed != cell.seed:
                 at = Seed(bench, cell.seed)
-            rows.append(cell, at.measure(cell.method, cell.budget))
+            pending.append((cell, at.measure(cell.method, cell.budget, pool)))
+            while pending and (len(pending) > BESIDE or pending[0][1].done()):
+                first, row = pending.popleft()
+                rows.append(first, row.result())
+                advance(1)
+        for last, row in pending:
+            rows.append(last, row.result())
             advance(1)
 
 

@@ -1,6 +1,9 @@
 """Samples of `studies/peers.py` and their distances: the network, judges and real images."""
 
 import argparse
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +28,11 @@ from flows.records.extractor import read_extractor
 from studies.peers_methods import METHODS, TEACHER, Sampler, Searches
 from studies.text_to_image.captions import read_cifar10
 
+Row = dict[str, str]
+
 SHOWN = 16  # images of each method that are kept, for the page
+# Rows of a kernel at a time: with 50,000 columns, of float64, 0.8 GB.
+ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,41 @@ class Judge:
     """An extractor with the features of the real images.
 
     name: its distance's, without ``frechet_``. features: from states (B, C, H, W) in [-1, 1].
+    real: (M, F). within_real: the mean kernel of two different real images, for the KID.
     """
 
     name: str
     extractor: Extractor
     features: Any
     real: Tensor
+    within_real: float
+
+    def distances(self, features: Tensor) -> dict[str, str]:
+        """A row's columns of this judge."""
+        found = frechet_with_error(features, self.real, blocks_of(len(features)))
+        kid = self.within_real + within(features)
+        kid -= 2 * kernel_sum(features, self.real) / (len(features) * len(self.real))
+        name = f"frechet_{self.name}"
+        return {
+            name: f"{found.value:.8g}",
+            f"{name}_se": f"{found.standard_error:.4g}",
+            f"{name}_without": " ".join(f"{value:.8g}" for value in found.replicates),
+            f"kid_{self.name}": f"{kid:.6g}",
+        }
+
+
+def within(features: Tensor) -> float:
+    """The mean kernel of two different rows, (N, F)."""
+    count, width = features.shape
+    own = float(((features.double().square().sum(dim=1) / width + 1) ** 3).sum())
+    return (kernel_sum(features, features) - own) / (count * (count - 1))
+
+
+def kernel_sum(x: Tensor, y: Tensor) -> float:
+    """The sum over all pairs of (x'y / F + 1)^3 (Binkowski et al. 2018), in float64. The KID of all
+    samples needs no subsets then, nor their chance."""
+    columns = y.double().T / y.shape[1]
+    return float(sum(((part.double() @ columns + 1) ** 3).sum() for part in x.split(ROWS)))
 
 
 @dataclass(frozen=True)
@@ -56,6 +92,7 @@ class Bench:
         found = ["seed", "method", "budget", "evaluations"]
         for judge in self.judges:
             found += [f"frechet_{judge.name}{end}" for end in ("", "_se", "_without")]
+            found.append(f"kid_{judge.name}")
         return found
 
 
@@ -84,7 +121,7 @@ def load_bench(chosen: argparse.Namespace) -> Bench:
         features = feature_function(extractor, chosen.batch_size, device)
         parts = torch.from_numpy(real).split(chosen.batch_size)
         found = torch.cat([features(from_uint8(part.to(device))) for part in parts])
-        judges.append(Judge(extractor.name, extractor, features, found))
+        judges.append(Judge(extractor.name, extractor, features, found, within(found)))
     setting = {
         "teacher": teacher.hash,
         "judges": {judge.name: judge.extractor.hash for judge in judges},
@@ -126,28 +163,25 @@ class Seed:
     def noise(self) -> tuple[Tensor, Tensor | None]:
         return self.source.draw(range(self.bench.chosen.samples), EVALUATION)
 
-    def measure(self, method: str, budget: int) -> dict[str, str]:
-        """The row of a method, without its names; its first images of the first seed are kept."""
+    def measure(self, method: str, budget: int, pool: ThreadPoolExecutor) -> "Future[Row]":
+        """The row of a method, without its names, once its distances are there: these are many
+        small eigenproblems, which leave a card to the next method's samples meanwhile. The first
+        images of the first seed are kept."""
         if method == TEACHER:
             times = uniform(budget)
             ends = self.ends(lambda velocity, x: euler(velocity, x, times), method, budget)
         else:
             ends = self.ends(METHODS[method].sampler(self.searches, budget), method, budget)
-        row = {"evaluations": str(budget)}
-        size = self.bench.chosen.batch_size
-        blocks = blocks_of(len(ends))
-        for judge in self.bench.judges:
-            features = torch.cat([judge.features(part) for part in ends.split(size)])
-            found = frechet_with_error(features, judge.real, blocks)
-            name = f"frechet_{judge.name}"
-            row[name] = f"{found.value:.8g}"
-            row[f"{name}_se"] = f"{found.standard_error:.4g}"
-            row[f"{name}_without"] = " ".join(f"{value:.8g}" for value in found.replicates)
+        parts = ends.split(self.bench.chosen.batch_size)
+        features = [
+            torch.cat([judge.features(part) for part in parts]) for judge in self.bench.judges
+        ]
         if self.seed == 0:
             folder = self.bench.chosen.out / "images"
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / f"{method}-{budget}.npy", to_uint8(ends[:SHOWN]).cpu().numpy())
-        return row
+        ready = torch.cuda.current_stream().record_event() if ends.is_cuda else None
+        return pool.submit(row_of, self.bench.judges, features, budget, ready)
 
     def ends(self, sample: Sampler, method: str, budget: int) -> Tensor:
         """The final states from all noises. RuntimeError where a sampler took other evaluations
@@ -166,3 +200,23 @@ class Seed:
         if not ends.isfinite().all():  # once for all samples
             raise InputError(f"{method} at K = {budget}: samples that are not finite")
         return ends
+
+
+def row_of(judges: list[Judge], features: list[Tensor], budget: int, ready: Any) -> Row:
+    """Of a thread of its own: all distances of one set of samples, on a stream of its own."""
+    row = {"evaluations": str(budget)}
+    with beside(ready):
+        for judge, of_judge in zip(judges, features, strict=True):
+            row |= judge.distances(of_judge)
+    return row
+
+
+@contextmanager
+def beside(ready: Any) -> Iterator[None]:
+    """On a GPU a stream that waits for an event; elsewhere nothing."""
+    if ready is None:
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_event(ready)
+        yield

@@ -115,7 +115,7 @@ class Searches:
             settings = SearchSettings(solver="multistep", order=order, batch_size=self.batch_size)
             self._fitted[key] = {
                 k: partial(
-                    _weighted,
+                    weighted,
                     self.times(found.indices),
                     found.fitted.weights if found.fitted else (),
                 )
@@ -133,9 +133,10 @@ class Searches:
         return self.best(budget, steps)
 
 
-def _weighted(
+def weighted(
     times: Times, weights: Sequence[Sequence[float]], velocity: VelocityField, x: Tensor
 ) -> Tensor:
+    """The final states with fitted weights."""
     return multistep("multistep", velocity, x, times, weights=weights)
 
 

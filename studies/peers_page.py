@@ -35,6 +35,9 @@ def write_page(rows: "Rows", setting: Mapping[str, Any], out: Path, docs: Path, 
     parts = ["## What was measured", introduction(setting, seeds, name)]
     for judge in judges:
         parts += of_judge(judge, estimates(found, judge, methods, seeds, teacher), methods, seeds)
+        kid = judge.replace("frechet_", "kid_", 1)
+        if kid in rows.columns:
+            parts += kids(found, kid, (TEACHER, *methods), seeds, teacher)
     images = {m: path for m in (TEACHER, *methods) if (path := shown(out / "images", m, teacher))}
     if images:
         picture(docs / f"images/{name}-samples.png", images)
@@ -144,6 +147,30 @@ def of_judge(
             compared(found, ours, budgets, dict.fromkeys(budgets, TEACHER)),
         ]
     return parts + steps_of_fitted(found, [m for m in ours if METHODS[m].fitted], budgets)
+
+
+def kids(
+    found: Mapping["Cell", "Row"],
+    kid: str,
+    methods: Sequence[str],
+    seeds: Mapping[int, Sequence[int]],
+    teacher: int | None,
+) -> list[str]:
+    """Method by K: the KID of all samples, with its spread over seeds."""
+    of_cell = {tuple(cell): float(row[kid]) for cell, row in found.items()}
+    lines = []
+    for method in methods:
+        line = [f"`{method}`"]
+        for k, of in seeds.items():
+            each = [1000 * of_cell[s, method, teacher if method == TEACHER else k] for s in of]
+            spread = f" ({digits(float(np.std(each, ddof=1)), each[0])})" if len(each) > 1 else ""
+            line.append(digits(float(np.mean(each))) + spread)
+        lines.append(line)
+    return [
+        f"`{kid}` in thousandths, unbiased, of all samples and real images at once; in brackets"
+        " its standard deviation over seeds:",
+        markdown(["method", *(f"K = {k}" for k in seeds)], lines),
+    ]
 
 
 def peers_said(best: Best) -> str:

@@ -103,6 +103,20 @@ def test_a_row_is_the_distance_of_its_samples(folder: Path) -> None:
     assert float(row["frechet_second_classifier_se"]) == pytest.approx(
         expected.standard_error, rel=1e-2
     )
+    kid = mean_kernel(real, real) + mean_kernel(features(ends), features(ends))
+    kid -= 2 * kernel(features(ends), real).mean()
+    assert float(row["kid_second_classifier"]) == pytest.approx(kid, rel=1e-2)
+
+
+def kernel(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+    """Of KID: (x'y / F + 1)^3."""
+    return (x.double().numpy() @ y.double().numpy().T / x.shape[1] + 1) ** 3
+
+
+def mean_kernel(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Over pairs of two different rows."""
+    of_pairs = kernel(x, y)
+    return of_pairs[~np.eye(len(x), dtype=bool)].mean()
 
 
 def test_the_page_says_what_the_rows_say(folder: Path) -> None:
@@ -118,6 +132,11 @@ def test_the_page_says_what_the_rows_say(folder: Path) -> None:
         ])
         for method in METHODS
     }  # fmt: skip
+    kids = [1000 * float(row["kid_classifier"]) for row in rows(folder) if row["method"] == "ab2"]
+    (line,) = [
+        line for line in page.split("`kid_classifier` in")[1].splitlines() if "`ab2`" in line
+    ][:1]
+    assert float(line.split("|")[2].split("(")[0]) == pytest.approx(np.mean(kids), rel=1e-2)
     best = min((m for m in METHODS if not METHODS[m].ours), key=means.__getitem__)
     of_judge = page.split("### `frechet_classifier`")[1]
     assert f"The best peer: K = 3: `{best}`" in of_judge
