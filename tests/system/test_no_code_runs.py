@@ -86,9 +86,9 @@ def test_the_attacks_are_real(tmp_path: Path) -> None:
 
 # Runs stages in one process, each of whose files is first what runs code where that kind of file is
 # read without care, then a pickle of torch. How they end is of no matter; where the first did not
-# disturb a stage, it does not read the file. Those that Python does not open for it (it opens none of
-# .safetensors) are replaced together: a stage that ends well has read none of them, and else each is
-# replaced alone.
+# disturb a stage, it does not read the file. What Python does not open for the stage is replaced
+# all at once (but .safetensors, which others open): a stage that ends well has read none of it, and
+# else each file is replaced alone.
 WALK = """
 import contextlib, importlib, io, json, os, sys
 from pathlib import Path

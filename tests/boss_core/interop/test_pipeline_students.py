@@ -152,9 +152,7 @@ def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "checkpointing"), [("sd3", (False,)), ("wan 2.2", (False, True))]
-)
+@pytest.mark.parametrize(("name", "checkpointing"), [("sd3", (False,)), ("wan 2.2", (False, True))])
 def test_compiled_blocks_train_the_same_student(
     name: str, checkpointing: tuple[bool, ...], tmp_path: Path
 ) -> None:
