@@ -23,7 +23,7 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     abandoned = project.folder / ".dvc" / "tmp" / "boss-copies" / "killed" / "models"
     abandoned.mkdir(parents=True)  # by a run that was killed
     first = project.start(
-        "boss", "run", "--set", "budgets=[2]", "--name", "two", env=prefect_server
+        "boss", "run", "--set", "budgets=[3,2]", "--name", "two", env=prefect_server
     )
     run(project, prefect_server, "--set", "finetune.training.iterations=14", "--name", "longer")
     output, _ = first.communicate(timeout=300)
@@ -38,7 +38,7 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
         pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
     ).set_index("Experiment")
     assert listed.loc["longer", "finetune.training.iterations"] == 14
-    assert yaml.safe_load(listed.loc["two", "budgets"]) == [2]
+    assert yaml.safe_load(listed.loc["two", "budgets"]) == [3, 2]
     assert listed.loc["two", "metrics/2.json:nfe"] == 2
     # What did not change came from the shared cache.
     assert "> python -m flows.stages.teacher" not in output
