@@ -17,6 +17,8 @@ from tests.helpers.project import Project
 from tests.helpers.servers import prefect_server as start_prefect_server
 
 os.environ.update(TELEMETRY_OFF)
+# Where there is no network, as here, the Hub would be asked again and again for what is not there.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A thread that waits for the others of its process by spinning would keep other tests from their
 # core, and take ten times as long itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -28,7 +30,8 @@ WHOLE_RUNS = {"finished", "flow_folder"}
 # Files whose slow tests take two minutes and more together.
 LONG = {
     "test_deployments.py", "test_experiments.py", "test_gpus.py", "test_launch.py",
-    "test_pipelines.py",
+    "test_methods.py", "test_pipeline.py", "test_pipeline_students.py", "test_pipelines.py",
+    "test_runs.py",
 }  # fmt: skip
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 

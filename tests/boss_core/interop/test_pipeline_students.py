@@ -152,21 +152,25 @@ def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd3", "wan 2.2"])
-def test_compiled_blocks_train_the_same_student(name: str, tmp_path: Path) -> None:
-    """The same losses and the same files, with the activations kept or computed again."""
+@pytest.mark.parametrize(("name", "checkpointing"), [("sd3", (False,)), ("wan 2.2", (False, True))])
+def test_compiled_blocks_train_the_same_student(
+    name: str, checkpointing: tuple[bool, ...], tmp_path: Path
+) -> None:
+    """The same losses and the same files, with the activations kept or computed again; those of
+    SD3 are computed again in the test of ``boss straighten --compile``."""
     family = FAMILIES[name]
     losses, weights = taught(family, tmp_path / "plain")
     evaluated = []
-    for checkpointing in (False, True):
+    for again in checkpointing:
         torch.compiler.reset()
         backend = Compiler("aot_eager")
-        folder = tmp_path / f"{checkpointing}"
-        found, kept = taught(family, folder, backend, checkpointing=checkpointing)
+        folder = tmp_path / f"{again}"
+        found, kept = taught(family, folder, backend, checkpointing=again)
         assert found == pytest.approx(losses, rel=1e-4)
         alike(weights, kept)
         evaluated.append(backend.evaluated)
-    assert 0 < evaluated[0] < evaluated[1]  # those of the backward passes come on top
+    assert evaluated[0] > 0
+    assert evaluated == sorted(set(evaluated))  # those of the backward passes come on top
 
 
 @pytest.mark.slow
@@ -175,13 +179,15 @@ def test_compiled_blocks_train_the_same_student(name: str, tmp_path: Path) -> No
     reason="no compiler of C++, which inductor needs",
 )
 def test_the_compiler_that_is_the_default_does_too() -> None:
-    """One graph of it, which takes long enough: the losses and gradients of a call."""
-    pipeline, rows = FAMILIES["sd3"].make(), range(2)
+    """One graph of it, which takes long enough: the losses and gradients of a call. Wan's block,
+    which is compiled in a third of the time of SD3's."""
+    pipeline, rows, times = FAMILIES["wan"].make(), range(2), uniform(1)
 
-    def call(guidance: float) -> dict[str, Any]:
-        return tiny.sd3_prompts(rows, guidance) | {"generator": sample_generators(rows, 3)}
+    def call(**changes: Any) -> dict[str, Any]:
+        return tiny.wan_prompts(rows) | {"generator": sample_generators(rows, 3)} | changes
 
-    states, _ = teacher_states(pipeline, uniform(2), (0, 1, 2), call(4.0))
+    off, _ = without_guidance(pipeline, call(), times)
+    states, _ = teacher_states(pipeline, uniform(2), (0, 2), call())
     weights = add_lora(pipeline, 2, seed=0)
     found = []
     for compiled in (False, True):
@@ -189,7 +195,7 @@ def test_the_compiler_that_is_the_default_does_too() -> None:
             torch.compiler.reset()
             compile_blocks(pipeline)
         losses = straighten_call(
-            pipeline, uniform(2), "euler", call(1.0), states, lambda k: weights.collect()
+            pipeline, times, "euler", call(**off), states, lambda k: weights.collect()
         )
         found.append((losses, [w.grad for w in weights.weights if w.grad is not None]))
         for weight in weights.weights:
