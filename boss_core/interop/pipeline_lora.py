@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from boss_core.errors import InputError
 from boss_core.interop.recording import DENOISERS
 
+GRAPHS = 64  # of one function of a network's, compiled for whatever it meets
 ADAPTER = "boss"  # its name among the adapters of a pipeline that is trained
 WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers gives it, and looks for
 
@@ -233,7 +234,17 @@ def compile_blocks(pipeline: Any, backend: str | Callable[..., Any] = "inductor"
     """Compile the blocks that the denoisers repeat, each kind once, which takes less time than
     whole networks. In place, before or after an adapter is added; names of weights stay.
 
-    backend: as of `torch.compile`."""
+    backend: as of `torch.compile`.
+
+    Raises the process's ``torch._dynamo.config.recompile_limit`` to `GRAPHS`. The blocks of a
+    network share a function, and a graph of it is made for each kind of block (SD3.5-medium has
+    three), with and without guidance, gradients and an adapter: past torch's limit of 8 the rest
+    runs uncompiled, which would be the training.
+    """
+    from torch._dynamo import config  # a second to import
+
+    dynamo: Any = config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
     for network in denoisers(pipeline).values():
         for part in network.children():
             if isinstance(part, nn.ModuleList):

@@ -12,6 +12,8 @@ from torch._dynamo.backends.registry import lookup_backend
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
 
+from diffusers import SD3Transformer2DModel
+
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
 from boss_core.interop.guidance import without_guidance
@@ -171,6 +173,41 @@ def test_compiled_blocks_train_the_same_student(
         evaluated.append(backend.evaluated)
     assert evaluated[0] > 0
     assert evaluated == sorted(set(evaluated))  # those of the backward passes come on top
+
+
+@pytest.mark.slow
+def test_a_network_of_many_kinds_of_blocks_trains_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three kinds as SD3.5-medium has, with guidance and without, and then with an adapter and with
+    gradients: more graphs of one function than torch makes unasked, after which blocks run as they
+    are."""
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)  # torch's own, and put back
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    network = SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, num_layers=4, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32,
+        pooled_projection_dim=64, out_channels=4, dual_attention_layers=(0, 1), qk_norm="rms_norm",
+    )  # fmt: skip
+    pipeline = tiny.sd3()
+    pipeline.transformer = network
+    freeze(pipeline)
+    backend = Compiler("eager")
+    compile_blocks(pipeline, backend)
+
+    def blocks_run(batch: int) -> int:
+        before = backend.evaluated
+        network(
+            hidden_states=torch.randn(batch, 4, 8, 8), timestep=torch.ones(batch),
+            encoder_hidden_states=torch.randn(batch, 5, 32),
+            pooled_projections=torch.randn(batch, 64),
+        )  # fmt: skip
+        return backend.evaluated - before
+
+    with torch.no_grad():
+        assert [blocks_run(4), blocks_run(2)] == [4, 4]  # the teacher's guided calls, and others
+        add_lora(pipeline, 2, seed=0)
+        assert blocks_run(2) == 4
+    assert [blocks_run(2), blocks_run(2)] == [4, 4]
 
 
 @pytest.mark.slow
