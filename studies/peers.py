@@ -164,6 +164,9 @@ class Rows:
             Cell(int(row["seed"]), row["method"], int(row["budget"])): row for row in reader
         }
         self.columns = list(reader.fieldnames or columns or [])
+        if columns is not None and self.columns != columns:
+            other = ", ".join(sorted(set(columns) ^ set(self.columns))) or "their order"
+            raise InputError(f"{path}: columns of another run ({other}); another --out needed")
 
     def append(self, cell: Cell, values: Row) -> None:
         """Add one row, on the disk before the next is measured."""

@@ -158,6 +158,15 @@ def test_a_run_goes_on_where_it_stopped(folder: Path, capsys: pytest.CaptureFixt
     assert path.read_text() == whole
 
 
+def test_rows_of_other_columns_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_bytes((folder / "out/settings.json").read_bytes())
+    before = "seed,method,budget,evaluations\n0,ab2,3,3\n"
+    (tmp_path / "rows.csv").write_text(before)
+    with pytest.raises(SystemExit, match=r"columns of another run \(frechet_classifier, "):
+        main(arguments(folder, "--out", str(tmp_path)))
+    assert (tmp_path / "rows.csv").read_text() == before
+
+
 def test_seeds_that_lack_a_method_are_left_out(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for name in ("rows.csv", "settings.json"):
