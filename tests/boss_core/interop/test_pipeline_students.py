@@ -176,11 +176,11 @@ def test_compiled_blocks_train_the_same_student(
 
 
 @pytest.mark.slow
-def test_a_network_of_many_kinds_of_blocks_trains_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(recompile_limit=8)  # torch's own, which this raises; put back
+def test_a_network_of_many_kinds_of_blocks_trains_compiled() -> None:
     """Three kinds as SD3.5-medium has, with guidance and without, and then with an adapter and with
     gradients: more graphs of one function than torch makes unasked, after which blocks run as they
     are."""
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)  # torch's own, and put back
     torch.compiler.reset()
     torch.manual_seed(0)
     network = SD3Transformer2DModel(
