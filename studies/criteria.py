@@ -29,11 +29,10 @@ from torch import Tensor
 from boss_core.errors import InputError
 from boss_core.evaluation.uncertainty import frechet_with_error
 from boss_core.io.files import write_bytes
-from boss_core.io.pixels import from_uint8, to_uint8
 from boss_core.ode.noise import SEARCH
 from boss_core.ode.solvers import ab2, euler
 from boss_core.ode.timesteps import nearest_indices, uniform
-from boss_core.ode.velocity import VelocityField, with_labels
+from boss_core.ode.velocity import VelocityField
 from boss_core.search.distances import (
     Distance,
     endpoint_error,
@@ -45,7 +44,7 @@ from boss_core.search.refine import refine
 from boss_core.search.settings import SearchSettings
 from boss_core.search.steps import FoundSteps
 from studies.markdown import markdown, write_between
-from studies.peers_bench import Bench, Seed, load_bench
+from studies.peers_bench import Bench, Seed, load_bench, sampled
 from studies.peers_methods import Indices, weighted
 
 SOLVERS = ("euler", "ab2", "multistep")
@@ -55,6 +54,7 @@ OFFSETS = ((8,), (3,), (1,))  # of the searches for the pool, coarse for the sak
 SEARCHED = 300  # noises of these searches
 
 Pool = dict[str, Indices]
+Criteria = dict[str, Callable[[Tensor], Tensor]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,19 +155,26 @@ def of_seed(
     """A row for each solver and schedule."""
     noise, labels = seed.noise
     reference = teacher_ends(bench, noise, labels)
-    criteria = of_criteria(bench, reference)
+    of_images = image_criteria(reference)
+    of_features = {
+        judge.name: feature_criteria(judge.name, judge.features(reference))
+        for judge in bench.judges
+    }
     for solver, schedules in pools.items():
         for name, sampler in samplers(bench, seed, solver, schedules):
-            ends = batched(bench, sampler, noise, labels)
+            ends, _ = sampled(bench, sampler, noise, labels)
+            features = {judge.name: judge.features(ends) for judge in bench.judges}
             row = {
                 "seed": str(seed.seed), "solver": solver, "budget": str(budget), "steps": name,
                 "indices": " ".join(map(str, schedules[name])),
             }  # fmt: skip
             for judge in bench.judges:
-                features = of_images(bench, judge.features)(ends)
-                value = frechet_with_error(features, judge.real, blocks=2).value
+                value = frechet_with_error(features[judge.name], judge.real, blocks=2).value
                 row[f"frechet_{judge.name}"] = f"{value:.7g}"
-            row |= {key: f"{float(by(ends)):.7g}" for key, by in criteria.items()}
+            found = [(key, by(ends)) for key, by in of_images.items()]
+            for judge, criteria in of_features.items():
+                found += [(key, by(features[judge])) for key, by in criteria.items()]
+            row |= {key: f"{float(value):.7g}" for key, value in found}
             last = float(seed.searches.grid[-1] - seed.searches.grid[schedules[name][-2]])
             yield row | {"last step": f"{last:.4g}"}
 
@@ -191,13 +198,12 @@ def samplers(
         yield name, partial(weighted, times, found.fitted.weights if found.fitted else ())
 
 
-def of_criteria(bench: Bench, reference: Tensor) -> dict[str, Callable[[Tensor], Tensor | float]]:
-    """Criteria of final states, (N, C, H, W), against the teacher's from the same noise; less is
-    better by each."""
+def image_criteria(reference: Tensor) -> Criteria:
+    """Of final states, (N, C, H, W), against the teacher's from the same noise; less is better."""
     spectrum = power_spectrum(reference)
     squares = endpoint_error(reference)
     sliced = sliced_wasserstein(reference)
-    found: dict[str, Callable[[Tensor], Tensor | float]] = {
+    return {
         "endpoint": lambda x: squares(x[None]),
         "endpoint, high frequencies": lambda x: rough(x - reference),
         "noise left": lambda x: (rough(x) / rough(reference)).log().abs(),
@@ -208,21 +214,15 @@ def of_criteria(bench: Bench, reference: Tensor) -> dict[str, Callable[[Tensor],
         ),
         "sliced Wasserstein": lambda x: sliced(x[None]),
     }
-    for judge in bench.judges:
-        features = of_images(bench, judge.features)
-        of_reference = features(reference)
-        frechet = feature_frechet(reference, features)
-        found[f"frechet_{judge.name} to the teacher"] = lambda x, by=frechet: by(x[None])
-        found[f"paired features, {judge.name}"] = lambda x, f=features, y=of_reference: (
-            (f(x) - y).square().sum(dim=1).mean()
-        )
-    return found
 
 
-def of_images(bench: Bench, features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Features of states as of the images that they are rounded to, batch by batch."""
-    size = bench.chosen.batch_size
-    return lambda x: torch.cat([features(from_uint8(to_uint8(part))) for part in x.split(size)])
+def feature_criteria(judge: str, reference: Tensor) -> Criteria:
+    """Of a judge's features of samples, (N, F), against those of the teacher's."""
+    frechet = feature_frechet(reference, lambda features: features)
+    return {
+        f"frechet_{judge} to the teacher": lambda x: frechet(x[None]),
+        f"paired features, {judge}": lambda x: (x - reference).square().sum(dim=1).mean(),
+    }
 
 
 def rough(x: Tensor) -> Tensor:
@@ -238,25 +238,7 @@ def power_spectrum(x: Tensor) -> Tensor:
 
 def teacher_ends(bench: Bench, noise: Tensor, labels: Tensor | None) -> Tensor:
     """Where the teacher's own steps end."""
-    return batched(bench, partial(euler, timesteps=uniform(bench.chosen.grid)), noise, labels)
-
-
-@torch.no_grad()
-def batched(
-    bench: Bench,
-    sample: Callable[[VelocityField, Tensor], Tensor],
-    noise: Tensor,
-    labels: Tensor | None,
-) -> Tensor:
-    """The final states from all noise, (N, ...)."""
-    size = bench.chosen.batch_size
-    parts = []
-    for first in range(0, len(noise), size):
-        of_batch = None if labels is None else labels[first : first + size]
-        parts.append(
-            sample(with_labels(bench.teacher.velocity, of_batch), noise[first : first + size])
-        )
-    return torch.cat(parts)
+    return sampled(bench, partial(euler, timesteps=uniform(bench.chosen.grid)), noise, labels)[0]
 
 
 NAMES = ("seed", "solver", "budget", "steps", "indices")

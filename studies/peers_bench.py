@@ -145,6 +145,21 @@ def read_images(folder: Path, most: int | None) -> NDArray[np.uint8]:
     return real[:most]
 
 
+@torch.no_grad()
+def sampled(
+    bench: Bench, sample: Sampler, noise: Tensor, labels: Tensor | None
+) -> tuple[Tensor, set[int]]:
+    """The final states from all noise, (N, ...), batch by batch, and how many evaluations of the
+    network a batch took."""
+    size, parts, evaluations = bench.chosen.batch_size, [], set()
+    for first in range(0, len(noise), size):
+        of_batch = None if labels is None else labels[first : first + size]
+        counted = CountedVelocity(with_labels(bench.teacher.velocity, of_batch))
+        parts.append(sample(counted, noise[first : first + size]))
+        evaluations.add(counted.nfe)
+    return torch.cat(parts), evaluations
+
+
 class Seed:
     """The samples of one seed, all from the same noises."""
 
@@ -172,10 +187,7 @@ class Seed:
             ends = self.ends(lambda velocity, x: euler(velocity, x, times), method, budget)
         else:
             ends = self.ends(METHODS[method].sampler(self.searches, budget), method, budget)
-        parts = ends.split(self.bench.chosen.batch_size)
-        features = [
-            torch.cat([judge.features(part) for part in parts]) for judge in self.bench.judges
-        ]
+        features = [judge.features(ends) for judge in self.bench.judges]
         if self.seed == 0:
             folder = self.bench.chosen.out / "images"
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,17 +198,9 @@ class Seed:
     def ends(self, sample: Sampler, method: str, budget: int) -> Tensor:
         """The final states from all noises. RuntimeError where a sampler took other evaluations
         than its budget: it would not be the method's number."""
-        noise, labels = self.noise
-        size = self.bench.chosen.batch_size
-        parts = []
-        for first in range(0, len(noise), size):
-            of_batch = None if labels is None else labels[first : first + size]
-            counted = CountedVelocity(with_labels(self.bench.teacher.velocity, of_batch))
-            with torch.no_grad():
-                parts.append(sample(counted, noise[first : first + size]))
-            if counted.nfe != budget:
-                raise RuntimeError(f"{method}: {counted.nfe} evaluations for {budget}")
-        ends = torch.cat(parts)
+        ends, evaluations = sampled(self.bench, sample, *self.noise)
+        if evaluations != {budget}:
+            raise RuntimeError(f"{method}: {sorted(evaluations)} evaluations for {budget}")
         if not ends.isfinite().all():  # once for all samples
             raise InputError(f"{method} at K = {budget}: samples that are not finite")
         return ends

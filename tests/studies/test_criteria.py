@@ -1,39 +1,18 @@
 """The study of criteria: a tiny run of the real script, and its parts by hand."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
-from boss_core.checkpoints.folder import save_checkpoint
-from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
-from boss_core.networks.unet import UNet, UNetConfig
 from studies.criteria import SOLVERS, main, of_group, power_spectrum, rough
+from tests.helpers.studies import digits_and_networks
 
 
 def test_a_tiny_run_has_every_schedule_in_every_seed(tmp_path: Path) -> None:
-    real = np.rint(load_digits().images[:60, None] * (255 / 16)).astype(np.uint8)
-    np.save(tmp_path / "train.npy", real)
-    torch.manual_seed(0)
-    network = UNet(UNetConfig(
-        image_size=8, channels=1, base_channels=8, channel_multipliers=(1,), blocks=1,
-        attention_sizes=(),
-    ))  # fmt: skip
-    for weight in network.parameters():  # its last layer is zero when new
-        torch.nn.init.normal_(weight, std=0.1)
-    save_checkpoint(tmp_path / "teacher", network)
-    for name, width in (("classifier", 8), ("second_classifier", 16)):
-        (tmp_path / name).mkdir()
-        save_classifier(
-            tmp_path / name / "classifier.safetensors",
-            Classifier(ClassifierConfig(channels=1, classes=3, width=width, features=4)),
-        )
-        card = {"extractor": name, "weights": "classifier.safetensors"}
-        (tmp_path / name / "card.json").write_text(json.dumps(card))
+    digits_and_networks(tmp_path)
     judges = [str(tmp_path / name) for name in ("second_classifier", "classifier")]
     asked = [
         "--teacher", str(tmp_path / "teacher"), "--data", str(tmp_path), "--budgets", "3",

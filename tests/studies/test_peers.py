@@ -1,22 +1,17 @@
 """The study of peers: a tiny run of the real script, its rows, and its statistics by hand."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from boss_core.checkpoints.folder import save_checkpoint
 from boss_core.evaluation.comparison import Estimate, paired_difference
 from boss_core.evaluation.frechet import Extractor, feature_function
 from boss_core.evaluation.uncertainty import frechet_with_error
 from boss_core.io.pixels import from_uint8
-from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
-from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.ode.noise import EVALUATION, sample_noise
 from boss_core.ode.solvers import euler
 from boss_core.ode.timesteps import uniform
@@ -24,6 +19,7 @@ from studies.peers import main
 from studies.peers_bench import read_images
 from studies.peers_methods import METHODS, OURS
 from studies.peers_page import together
+from tests.helpers.studies import digits_and_networks
 
 SAMPLES, GRID = 24, 8
 
@@ -32,24 +28,7 @@ SAMPLES, GRID = 24, 8
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits, an untrained network with a velocity, two untrained judges, and a run on them."""
     folder = tmp_path_factory.mktemp("peers")
-    real = np.rint(load_digits().images[:60, None] * (255 / 16)).astype(np.uint8)
-    np.save(folder / "train.npy", real)
-    torch.manual_seed(0)
-    network = UNet(UNetConfig(
-        image_size=8, channels=1, base_channels=8, channel_multipliers=(1,), blocks=1,
-        attention_sizes=(),
-    ))  # fmt: skip
-    for weight in network.parameters():  # its last layer is zero when new
-        torch.nn.init.normal_(weight, std=0.1)
-    save_checkpoint(folder / "teacher", network)
-    for name, width in (("classifier", 8), ("second_classifier", 16)):
-        (folder / name).mkdir()
-        save_classifier(
-            folder / name / "classifier.safetensors",
-            Classifier(ClassifierConfig(channels=1, classes=3, width=width, features=4)),
-        )
-        card = {"extractor": name, "weights": "classifier.safetensors"}
-        (folder / name / "card.json").write_text(json.dumps(card))
+    digits_and_networks(folder)
     main(arguments(folder))
     return folder
 
