@@ -5,8 +5,8 @@
         --samples 2000 --seeds 5 --budgets 4 6 --batch-size 1000 --device cuda
 
 For each solver and budget a pool of schedules: equal steps, powers of them, Bellman's by several
-costs, steps that a search moved by endpoint error and by the second judge's features, and random
-ones. Each is sampled from the noise of every seed. A criterion compares the samples with the
+costs, steps that a search moved by endpoint error, by that of high frequencies and by the second judge's
+features, and random ones. Each is sampled from the noise of every seed. A criterion compares the samples with the
 teacher's from the same noise; a judge, their features with the real images'. The page has
 Spearman's rank correlation of a criterion on one seed with the mean of a judge over the other
 seeds, so that no chance of one noise is in both, and what the criterion's first choice loses.
@@ -27,7 +27,6 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.evaluation.uncertainty import frechet_with_error
 from boss_core.io.files import write_bytes
 from boss_core.ode.noise import SEARCH
 from boss_core.ode.solvers import ab2, euler
@@ -35,6 +34,7 @@ from boss_core.ode.timesteps import nearest_indices, uniform
 from boss_core.ode.velocity import VelocityField
 from boss_core.search.distances import (
     Distance,
+    detail_error,
     endpoint_error,
     feature_frechet,
     sliced_wasserstein,
@@ -99,6 +99,8 @@ def measure(chosen: argparse.Namespace) -> None:
     if len(bench.judges) != 2:
         raise InputError(f"--judges: {len(bench.judges)}; two needed")
     seeds = [Seed(bench, seed) for seed in range(chosen.seeds)]
+    # The sums over the real images once, not for every schedule.
+    to_real = {j.name: feature_frechet(j.real, lambda features: features) for j in bench.judges}
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_bytes(chosen.out / "settings.json", json.dumps(bench.setting).encode())
     path, writer = chosen.out / "rows.csv", None
@@ -106,7 +108,7 @@ def measure(chosen: argparse.Namespace) -> None:
         for budget in chosen.budgets:
             pools = {solver: pool(bench, seeds[0], solver, budget) for solver in SOLVERS}
             for seed in seeds:
-                for row in of_seed(bench, seed, pools, budget):
+                for row in of_seed(bench, seed, pools, budget, to_real):
                     if writer is None:
                         writer = csv.DictWriter(file, list(row), lineterminator="\n")
                         writer.writeheader()
@@ -132,6 +134,7 @@ def pool(bench: Bench, seed: Seed, solver: str, budget: int) -> Pool:
     by = bench.judges[1]
     distances: dict[str, Distance] = {
         "searched by endpoint": endpoint_error(reference),
+        "searched by detail": detail_error(reference),
         f"searched by {by.name}": feature_frechet(reference, by.features),
     }
     for name, distance in distances.items():
@@ -150,9 +153,9 @@ def pool(bench: Bench, seed: Seed, solver: str, budget: int) -> Pool:
 
 
 def of_seed(
-    bench: Bench, seed: Seed, pools: dict[str, Pool], budget: int
+    bench: Bench, seed: Seed, pools: dict[str, Pool], budget: int, to_real: dict[str, Distance]
 ) -> Iterator[dict[str, str]]:
-    """A row for each solver and schedule."""
+    """A row for each solver and schedule. to_real: of features, by the name of the judge."""
     noise, labels = seed.noise
     reference = teacher_ends(bench, noise, labels)
     of_images = image_criteria(reference)
@@ -169,7 +172,7 @@ def of_seed(
                 "indices": " ".join(map(str, schedules[name])),
             }  # fmt: skip
             for judge in bench.judges:
-                value = frechet_with_error(features[judge.name], judge.real, blocks=2).value
+                value = float(to_real[judge.name](features[judge.name][None]))
                 row[f"frechet_{judge.name}"] = f"{value:.7g}"
             found = [(key, by(ends)) for key, by in of_images.items()]
             for judge, criteria in of_features.items():
@@ -201,11 +204,11 @@ def samplers(
 def image_criteria(reference: Tensor) -> Criteria:
     """Of final states, (N, C, H, W), against the teacher's from the same noise; less is better."""
     spectrum = power_spectrum(reference)
-    squares = endpoint_error(reference)
+    squares, detail = endpoint_error(reference), detail_error(reference)
     sliced = sliced_wasserstein(reference)
     return {
         "endpoint": lambda x: squares(x[None]),
-        "endpoint, high frequencies": lambda x: rough(x - reference),
+        "endpoint, high frequencies": lambda x: detail(x[None]),
         "noise left": lambda x: (rough(x) / rough(reference)).log().abs(),
         "spectrum": lambda x: (power_spectrum(x) / spectrum).log().square().mean().sqrt(),
         "endpoint and spectrum": lambda x: (
@@ -227,8 +230,7 @@ def feature_criteria(judge: str, reference: Tensor) -> Criteria:
 
 def rough(x: Tensor) -> Tensor:
     """The mean square of what a pixel differs from the mean of its four neighbours."""
-    around = sum(x.roll(by, dims) for by in (-1, 1) for dims in (-2, -1)) / 4
-    return (x - around)[..., 1:-1, 1:-1].double().square().mean()
+    return detail_error(torch.zeros_like(x))(x[None])[0]
 
 
 def power_spectrum(x: Tensor) -> Tensor:

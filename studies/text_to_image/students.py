@@ -30,6 +30,7 @@ from boss_core.interop.pipeline_lora import (
     TrainedWeights,
     add_lora,
     all_weights,
+    compile_blocks,
     freeze,
     remove_lora,
     save_lora,
@@ -133,9 +134,7 @@ def run(chosen: argparse.Namespace) -> None:
         return
     rollout = _roll_out(study, union([schedules[chosen.student_steps, k].indices for _, k in left]))
     if not chosen.no_compile:
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
-        for block in study.pipeline.transformer.transformer_blocks:
-            block.compile(dynamic=False)
+        compile_blocks(study.pipeline)
     for kind, budget in left:
         _student(study, kind, schedules[chosen.student_steps, budget], rollout)
 

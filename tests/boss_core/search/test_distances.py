@@ -10,7 +10,13 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from boss_core.errors import InputError
 from boss_core.ode.noise import sample_noise
-from boss_core.search.distances import endpoint_error, energy, feature_frechet, sliced_wasserstein
+from boss_core.search.distances import (
+    detail_error,
+    endpoint_error,
+    energy,
+    feature_frechet,
+    sliced_wasserstein,
+)
 
 
 def features(x: Tensor) -> Tensor:
@@ -106,6 +112,30 @@ def test_endpoint_error_by_hand() -> None:
     reference = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     samples = torch.tensor([[[3.0, 4.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]])
     assert endpoint_error(reference)(samples).tolist() == [12.5, 2.0]
+
+
+def test_detail_error_is_the_power_of_high_frequencies() -> None:
+    """Of a wave of frequency w along a row and none down it, a pixel differs from the mean of its
+    neighbours by (1 - cos w) / 2 of itself; of independent errors, by 1 + 4/16 of their variance;
+    of a slope, by nothing."""
+    reference = sample_noise(range(400), (3, 18, 18), seed=0)
+    distance = detail_error(reference)
+    across = 2 * torch.pi * torch.arange(18) / 4  # 16 inner pixels: four whole waves
+    wave = torch.sqrt(torch.tensor(2.0)) * torch.cos(across).expand(18, 18)
+    slope = torch.linspace(-1, 1, 18).expand(18, 18)
+    error = sample_noise(range(400), (3, 18, 18), seed=1)
+    found = distance(torch.stack([reference + by for by in (wave, slope, error)])).tolist()
+    assert found[0] == pytest.approx(0.25, rel=1e-5)
+    assert found[1] == pytest.approx(0, abs=1e-10)
+    assert found[2] == pytest.approx(1.25, rel=0.01)
+
+
+def test_detail_of_what_is_no_image_is_refused() -> None:
+    for shape in ((5, 3), (5, 3, 2, 8)):
+        with pytest.raises(InputError, match=r"reference: shape .*; images \(N, ..., H, W\)"):
+            detail_error(torch.zeros(shape))
+    with pytest.raises(InputError, match="samples: 6 for a reference of 5; as many"):
+        detail_error(torch.zeros(5, 3, 4, 4))(torch.zeros(2, 6, 3, 4, 4))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
