@@ -167,7 +167,7 @@ class ScheduleSearch(Settings):
         description="what the chosen steps minimise; auto: the best on held-out noise, lpips apart"
     )
     gamma: float = Field(gt=0, le=10, description="gits: weight of the errors carried forward")
-    distance: Literal["sliced_wasserstein", "energy", "features"] = Field(
+    distance: Literal["sliced_wasserstein", "energy", "detail", "features"] = Field(
         description="refine, auto: of samples to the fine grid's; features: a Frechet distance"
     )
     lpips: str = Field(description="folder of the two weights files, used for lpips")

@@ -5,11 +5,12 @@
         --samples 2000 --seeds 5 --budgets 4 6 --batch-size 1000 --device cuda
 
 For each solver and budget a pool of schedules: equal steps, powers of them, Bellman's by several
-costs, steps that a search moved by endpoint error, by that of high frequencies and by the second judge's
-features, and random ones. Each is sampled from the noise of every seed. A criterion compares the samples with the
-teacher's from the same noise; a judge, their features with the real images'. The page has
-Spearman's rank correlation of a criterion on one seed with the mean of a judge over the other
-seeds, so that no chance of one noise is in both, and what the criterion's first choice loses.
+costs, steps that a search moved by endpoint error, by that of high frequencies and by the second
+judge's features, and random ones. Each is sampled from the noise of every seed. A criterion
+compares the samples with the teacher's from the same noise; a judge, their features with the real
+images'. The page has Spearman's rank correlation of a criterion on one seed with the mean of a
+judge over the other seeds, so that no chance of one noise is in both, and what the criterion's
+first choice loses.
 """
 
 import argparse

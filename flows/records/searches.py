@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.search.distances import Distance, energy, feature_frechet, sliced_wasserstein
+from boss_core.search.distances import (
+    Distance,
+    detail_error,
+    energy,
+    feature_frechet,
+    sliced_wasserstein,
+)
 from boss_core.search.settings import SearchSettings
 from flows.config import ScheduleSearch
 
@@ -39,6 +45,8 @@ def distance_named(
             return sliced_wasserstein
         case "energy":
             return energy
+        case "detail":
+            return detail_error
         case "features":
             # torch-fidelity takes a second to import.
             from boss_core.evaluation.frechet import feature_function
@@ -47,7 +55,9 @@ def distance_named(
             features = feature_function(read_extractor(extractor), batch_size, on)
             return partial(feature_frechet, features=features)
         case _:
-            raise InputError(f"distance: {name!r}; sliced_wasserstein, energy or features needed")
+            raise InputError(
+                f"distance: {name!r}; sliced_wasserstein, energy, detail or features needed"
+            )
 
 
 def say(line: str) -> None:

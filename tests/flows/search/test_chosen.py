@@ -68,12 +68,12 @@ def test_oss_on_the_noise_of_the_search(setting: Setting) -> None:
     assert found == {k: FoundSteps("oss", path.indices) for k, path in expected.items()}
 
 
-@pytest.mark.parametrize("name", ["sliced_wasserstein", "energy", "features"])
+@pytest.mark.parametrize("name", ["sliced_wasserstein", "energy", "detail", "features"])
 def test_refined_steps_have_no_better_neighbour(setting: Setting, name: str) -> None:
     found = setting.choose(objective="refine", distance=name)[4]
     grid = setting.matrix.timesteps
     ends = euler(setting.network, setting.noise, grid)
-    make = getattr(distances, name, None)
+    make = getattr(distances, {"detail": "detail_error"}.get(name, name), None)
     if make is None:  # the features that evaluate the images too
         from boss_core.evaluation.frechet import Extractor
         from boss_core.io.pixels import to_uint8
