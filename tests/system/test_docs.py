@@ -4,6 +4,7 @@ import ast
 import importlib
 import pickle
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from boss_core.networks.edm import EDM, EDMConfig
 from flows.cli.app import app
 from tests.helpers.checkout import ROOT
 from tests.helpers.edm import NCSNPP
+from tests.helpers.project import Project
 
 PAGES = [
     "README.md",
@@ -140,6 +142,41 @@ class Published(torch.nn.Module):
         return self.network.denoise(x, sigma, class_labels.argmax(dim=1))
 
 
+CONSOLE = re.compile(
+    r"^```console\n(?:# params.yaml: (.+): (.+)\n)?\$ (.+)\n(error: .+)\n```$", flags=re.MULTILINE
+)
+ERRORS = "docs/troubleshooting.md"
+
+
+@pytest.mark.parametrize("shown", CONSOLE.findall(read(ERRORS)), ids=lambda shown: shown[3][7:50])
+def test_errors_are_printed_as_they_are_shown(
+    shown: tuple[str, ...], boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, value, command, line = shown
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_code", raising=False)
+    (tmp_path / "my_code.py").write_text(blocks(ERRORS)[0])
+    if key:
+        project = Project.bare(tmp_path)
+        project.set({key: value})
+    code, _, errors = boss(*shlex.split(command)[1:])
+    assert (code, errors.strip().splitlines()[-1]) == (2, line)
+
+
+def test_errors_of_machines_are_in_the_code() -> None:
+    """Of those that cannot be had here, the words between the numbers."""
+    source = "".join(
+        path.read_text() for package in ("boss_core", "flows") for path in
+        sorted((ROOT / package).rglob("*.py"))
+    )  # fmt: skip
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    rows = re.findall(r"^\| `([^`]+)` \|", read(ERRORS), flags=re.MULTILINE)
+    assert len(rows) + len(CONSOLE.findall(read(ERRORS))) >= 20
+    for words in rows:
+        assert words in joined, words
+
+
 def test_edm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
@@ -169,7 +206,7 @@ def test_edm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_page_with_python_is_run() -> None:
     here = {
         "README.md", "docs/data.md", "docs/teachers/edm.md", "docs/teachers/other.md",
-        "docs/tutorials/your-network.md",
+        "docs/troubleshooting.md", "docs/tutorials/your-network.md",
     }  # fmt: skip
     assert set(WITH_PYTHON) == here | set(RUN_ELSEWHERE) | set(NOT_RUN)
     for page, test in RUN_ELSEWHERE.items():
