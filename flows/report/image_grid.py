@@ -1,5 +1,6 @@
 """Many images as one picture."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,27 @@ from PIL import Image
 from boss_core.io.files import replacing
 
 COLUMNS, ROWS = 10, 4  # of the grids in the report
+DARKEST = 64  # a difference that is black
 
 
 def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
     """The first images as one PNG, small ones enlarged to be seen."""
     with replacing(path) as temporary:
         image_grid(images[: COLUMNS * ROWS], COLUMNS).save(temporary, format="PNG")
+
+
+def difference(picture: Path, reference: Path) -> tuple[bytes, float] | None:
+    """How a picture of images differs from another of as many, pixel by pixel: a PNG that is white
+    where they are equal and black from `DARKEST` levels of 256 on, and the mean of all pixels, in
+    levels. None where the pictures are not of one size."""
+    with Image.open(picture) as one, Image.open(reference) as other:
+        if (one.size, one.mode) != (other.size, other.mode):
+            return None
+        apart = np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16))
+    shown = 255 - np.minimum(apart * (255 / DARKEST), 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(shown).save(file, format="PNG")
+    return file.getvalue(), float(apart.mean())
 
 
 def image_grid(images: NDArray[np.uint8], columns: int) -> Image.Image:

@@ -128,10 +128,14 @@ def schedules(path: Path, found: Mapping[int, Mapping[str, Schedule]]) -> None:
 
 
 def cost(
-    path: Path, matrix: NDArray[np.float64], grid: NDArray[np.float64], best: Schedule
+    path: Path,
+    matrix: NDArray[np.float64],
+    grid: NDArray[np.float64],
+    found: Mapping[int, Schedule],
 ) -> None:
-    """The cost of every step as a heat map, with the steps of one schedule on it."""
-    with figure(path, 4.9, 4.0) as ax:
+    """The cost of every step as a heat map, with the steps of each budget on it, those of the
+    largest as points: a path goes right along a step, and down to where the next one starts."""
+    with figure(path, 4.9, 4.3) as ax:
         positive = np.where(matrix > 0, matrix, np.nan)
         # A network whose paths are straight costs nothing anywhere: then any scale will do.
         top = float(matrix.max())
@@ -139,9 +143,15 @@ def cost(
         norm = LogNorm(top * 1e-8, top, clip=True)
         mesh = ax.pcolormesh(grid, grid, positive, norm=norm, cmap="viridis", shading="nearest")
         ax.figure.colorbar(mesh, label="squared error of one step (log scale)")
-        ax.plot(best.timesteps[1:], best.timesteps[:-1], "o", ms=5, mfc="white", mec=BELLMAN,
-                label=f"the {best.steps} steps found")  # fmt: skip
+        shades = plt.get_cmap("autumn")(np.linspace(0, 0.9, len(found)))
+        for shade, (budget, schedule) in zip(shades, sorted(found.items()), strict=True):
+            times = np.array(schedule.timesteps)
+            ax.step(np.repeat(times, 2)[1:], np.repeat(times, 2)[:-1], color=shade, lw=0.9)
+            ax.plot(times[1:], times[:-1], "o", ms=4.5, mfc="white", mec=shade, mew=1.3,
+                    label=f"K = {budget}")  # fmt: skip
+        solver = next(iter(found.values())).solver
         ax.set(xlabel="to time t_j", ylabel="from time t_i", aspect="equal")
+        ax.set_title(f"the cost of one Euler step, and the steps found for {solver}", fontsize=9)
         ax.invert_yaxis()
         ax.legend(frameon=False, fontsize=8, loc="lower left")
 

@@ -48,7 +48,11 @@ def export_notes(path: Path, to: str) -> Iterator[str]:
 
 
 def read_schedule(path: Path) -> Schedule:
-    """A schedule from its JSON file, or from the card of a student, adapter or not."""
+    """A schedule from its JSON file, from the card of a student, adapter or not, or one of all that
+    a run of the pipeline has: ``results/schedules.json#4/chosen``."""
+    file, mark, name = str(path).rpartition("#")
+    if mark and not path.exists():
+        return _one_of_many(Path(file), name)
     if path.is_dir() and (path / OF_STUDENT).is_file():  # of a pipeline
         path = path / OF_STUDENT
     if path.is_dir():
@@ -70,7 +74,35 @@ def read_schedule(path: Path) -> Schedule:
         return schedule
     if not path.is_file():
         raise InputError(f"{path}: no such file; a schedule as `boss schedule` writes it needed")
-    return Schedule.from_json(path.read_bytes(), path)
+    content = path.read_bytes()
+    if many := _named(content):
+        raise InputError(f"{path}: schedules of several budgets; one, as {path}#{many[0]}, needed")
+    return Schedule.from_json(content, path)
+
+
+def _one_of_many(path: Path, name: str) -> Schedule:
+    """The one of that name, K/steps, in a file of the pipeline."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the schedules of a run (`boss run`) needed")
+    content = path.read_bytes()
+    known = _named(content)
+    if not known:
+        raise InputError(f"{path}#{name}: one schedule, without names; {path} needed")
+    if name not in known:
+        raise InputError(f"{path}#{name}: no such schedule; {', '.join(known)} known")
+    budget, _, steps = name.partition("/")
+    return Schedule.from_json(json.dumps(json.loads(content)[budget][steps]), path)
+
+
+def _named(content: bytes) -> list[str]:
+    """What the schedules in such a file are called; nothing for any other file."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return []
+    if not isinstance(found, dict) or not found or not all(map(str.isdecimal, found)):
+        return []
+    return [f"{k}/{name}" for k, of in found.items() if isinstance(of, dict) for name in of]
 
 
 def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]:

@@ -292,7 +292,7 @@ def write_schedules(
 
     from flows.report import plots  # matplotlib takes a second
 
-    plots.cost(folder / HEAT_MAP, matrix.cost, matrix.timesteps, schedules[max(schedules)])
+    plots.cost(folder / HEAT_MAP, matrix.cost, matrix.timesteps, schedules)
     return schedules
 
 

@@ -4,7 +4,7 @@ import base64
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,10 @@ from flows.records.judges import ABOUT, Judge, judges, marks, read_estimates, re
 from flows.records.teachers import CARD
 from flows.records.variants import Variant, read_schedules, recorded
 from flows.report import plots
-from flows.report.image_grid import write_grid
+from flows.report.conclusion import conclude
+from flows.report.image_grid import difference, write_grid
 from flows.stages.pipelines.pictures import thumbnails
 from flows.stages.runner import run_stage
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def main(params: Params) -> None:
@@ -67,6 +65,15 @@ def main(params: Params) -> None:
         metrics=list(floor["fine"]),
         plot=lambda name: embedded(paths.PLOTS / f"{name}.png"),
         sample=lambda name, variant: embedded(paths.samples(name) / f"{variant}.png"),
+        difference=difference_of,
+        conclusions=conclude(
+            found[0],
+            variants,
+            tables[0].estimates,
+            tables[0].floor,
+            of_pipeline="reference" in floor,
+        ),
+        parameters=Path("params.yaml").read_text(),
     )
     write_bytes(paths.REPORT, html.encode())
     print(f"report: {paths.REPORT}")
@@ -208,7 +215,8 @@ def write_plots(
         **along,
     )
     plots.schedules(paths.PLOTS / "schedules.png", {k: schedules[k] for k in budgets})
-    plots.cost(paths.PLOTS / "cost.png", cost, grid, schedules[budgets[-1]]["bellman"])
+    bellman = {k: schedules[k]["bellman"] for k in budgets}
+    plots.cost(paths.PLOTS / "cost.png", cost, grid, bellman)
     plots.predicted_error(
         paths.PLOTS / "predicted_error.png", pd.read_csv(paths.PREDICTED_ERROR), budgets
     )
@@ -217,9 +225,21 @@ def write_plots(
     plots.training(paths.PLOTS / "training.png", curves, variants)
 
 
-def embedded(path: "Path") -> str:
+def embedded(path: Path) -> str:
     """A PNG as a data URI, so that the page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return as_uri(path.read_bytes())
+
+
+def as_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def difference_of(budget: int, variant: str) -> tuple[str, float] | None:
+    """What a variant's samples differ by from the teacher's, as a data URI, and in the mean."""
+    found = difference(
+        paths.samples(budget) / f"{variant}.png", paths.samples("teacher") / "fine.png"
+    )
+    return None if found is None else (as_uri(found[0]), found[1])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from markupsafe import escape
 
 from boss_core.bellman.bootstrap import settled
 from boss_core.checkpoints.folder import load_checkpoint
@@ -168,7 +170,15 @@ def test_costs_are_measured_until_the_steps_stay(
 
 def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     html = (finished.folder / "results" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * len(VARIANTS)
+    # Plots; real images and the teacher's; of each budget the samples, and what they differ by.
+    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * 2 * len(VARIANTS)
+    section = html.partition("<h2>What came out</h2>")[2].partition("<h2>")[0]
+    commands = re.findall("<code>(boss sample .*?)</code>", section)
+    assert len(commands) == 2
+    for budget, command in zip((1, 3), commands, strict=True):
+        said = finished.run(*shlex.split(command), "-n", "4", "--out", "build/said.png").stdout
+        assert f"build/said.png: 4 images, {budget} network evaluation" in said
+    assert html.count(str(escape((finished.folder / "params.yaml").read_text()))) == 1
     assert "searched by the features of the classifier, which therefore does not rank" in html
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     section = html.partition("<h2>Predicted against measured</h2>")[2].partition("</table>")[0]
