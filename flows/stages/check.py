@@ -12,7 +12,9 @@ from boss_core.errors import InputError
 from boss_core.io.files import write_bytes
 from flows import paths
 from flows.config import NEAREST, SECOND, Params, Teacher
+from flows.records.json_files import write_json
 from flows.stages.inception import inception_weights
+from flows.stages.pipelines.revision import revision_now
 from flows.stages.runner import check_device, run_stage
 
 # Images that are opened for their size and colour; `prepare`, which is next, opens the others.
@@ -258,6 +260,7 @@ def _output_at(path: Path) -> str | None:
 
 def main(params: Params) -> None:
     check(params)
+    write_json(paths.HUB, revision_now(params))
     # The same bytes whatever the parameters: stages after this run only for what they use.
     write_bytes(paths.CHECKED, b"params.yaml is valid\n")
 

@@ -1,6 +1,7 @@
 """A diffusers pipeline becomes the teacher: what it is called with is copied, what it is, written
 down, and what it cannot do, refused, before any work."""
 
+import hashlib
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from boss_core.errors import InputError
 from boss_core.interop.pipeline_sampling import sample_pipeline
-from boss_core.io.files import replacing_folder
+from boss_core.io.files import replacing_folder, sha256
 from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import Params
@@ -21,6 +22,7 @@ from flows.search.refusals import pipeline_refusals
 from flows.stages.pipelines.files import adapters, prompts_file
 from flows.stages.pipelines.opened import LORA, PROMPTS, as_parameters, call_texts, load, request
 from flows.stages.pipelines.pictures import pictures
+from flows.stages.pipelines.revision import read_revision
 from flows.straighten.request import Teacher
 from flows.straighten.teacher import PipelineTeacher
 
@@ -28,7 +30,7 @@ from flows.straighten.teacher import PipelineTeacher
 def write_teacher(params: Params) -> None:
     """models/teacher of the pipeline that the parameters name."""
     of = params.teacher
-    asked = asked_for(of)
+    asked = replace(asked_for(of), revision=read_revision(params))
     teacher = load(
         params,
         request(
@@ -55,6 +57,8 @@ def write_teacher(params: Params) -> None:
                 "asked": asdict(there) | {"prompts": str(there.prompts)},
                 "gradient_checkpointing": of.pipeline.gradient_checkpointing,
                 "weights_sha256": teacher.hash,
+                # The encoders, the autoencoder and all settings, which that is not of.
+                "files_sha256": _files_hash(Path(asked.source)) if asked.revision is None else None,
                 "conditions": teacher.conditions,
                 "training_prompts": len(teacher.training.rows),
                 "held_out_prompts": len(teacher.held_out.rows),
@@ -79,6 +83,16 @@ def asked_for(of: Parameters) -> Teacher:
         dtype=pipeline.dtype,
         lora=tuple(map(str, adapters(Path(pipeline.lora)))),
     )
+
+
+def _files_hash(folder: Path) -> str:
+    """Of names and contents of a pipeline's files, but for texts about it and what is hidden."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder)
+        if path.suffix != ".md" and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def copied(source: Path, folder: Path, asked: Teacher) -> Path:
