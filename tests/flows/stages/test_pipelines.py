@@ -51,6 +51,7 @@ from flows.stages.pipelines.opened import as_parameters, open_teacher
 from flows.stages.pipelines.pictures import pictures, thumbnails
 from flows.stages.pipelines.variants import as_student
 from flows.straighten import rollouts
+from tests.helpers.hub_server import hub_server
 from tests.helpers.pipeline_project import PIPELINE, PROMPTS, write_adapter, write_pipeline
 from tests.helpers.project import Project
 from tests.helpers.tiny_pipelines import quiet
@@ -389,6 +390,62 @@ def test_other_weights_than_the_teachers_stage_saw_are_refused(
     with pytest.raises(InputError, match="inputs/teacher: other weights than those that the"):
         cost.main(load_params())
     assert Path("results/cost.npz").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_dvc_sees_a_new_revision_on_the_hub(inputs: Path, tmp_path: Path) -> None:
+    """The name in params.yaml stays. What is there goes on with the revision that it was begun
+    with; a run of all takes the new one, or the old one where it is asked for."""
+    one, two = "1" * 40, "2" * 40
+    changed = shutil.copytree(inputs / "teacher", tmp_path / "changed")
+    path = next((changed / "transformer").glob("*.safetensors"))
+    save_file({name: 1.01 * tensor for name, tensor in load_file(path).items()}, path)
+    hub_name = {"teacher.pipeline.hub": "someone/tiny"}
+    project = Project.create(tmp_path / "project", PIPELINE | SMALL | hub_name)
+    shutil.copytree(inputs / "prompts", project.folder / "inputs/prompts", dirs_exist_ok=True)
+    project.commit("prompts")
+
+    def ran(*command: str, offline: str = "") -> str:
+        env = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": offline}
+        return project.run(*command, env=env).stdout
+
+    def card() -> Any:
+        return read_json(project.folder / "models/teacher/card.json")
+
+    dvc = ("dvc", "repro", "teacher")
+    with hub_server() as hub:
+        hub.publish("someone/tiny", inputs / "teacher", one)
+        ran(*dvc)
+        first = card()
+        assert first["asked"]["revision"] == one
+        hub.publish("someone/tiny", changed, two)
+        assert ran("dvc", "repro", "cost").count("Running stage") == 1  # with the first revision
+        said = ran("boss", "run", "--target", "teacher")
+        assert f"hub: someone/tiny is at {two} now, the results here are of {one}: all that" in said
+        assert card()["asked"]["revision"] == two
+        assert card()["weights_sha256"] != first["weights_sha256"]
+        assert "Running stage" not in ran(*dvc)
+        project.set({"teacher.pipeline.hub": f"someone/tiny@{one}"})
+        ran(*dvc, offline="1")
+    assert card()["weights_sha256"] == first["weights_sha256"]
+
+
+def test_the_teachers_card_knows_all_files_of_its_pipeline(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or DVC would make nothing again after another autoencoder or scheduler, whose weights are
+    none of the networks that are evaluated."""
+    shutil.copytree(run, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    before = read_json(Path("models/teacher/card.json"))
+    Path("inputs/teacher/NOTES.md").write_text("nothing of the network\n")
+    teacher.main(load_params())
+    assert read_json(Path("models/teacher/card.json")) == before
+    path = Path("inputs/teacher/vae/diffusion_pytorch_model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in load_file(path).items()}, path)
+    teacher.main(load_params())
+    after = read_json(Path("models/teacher/card.json"))
+    assert {name for name in after if after[name] != before[name]} == {"files_sha256"}
 
 
 def interrupt(*_: Any, **__: Any) -> None:
