@@ -11,10 +11,10 @@ from boss_core.io.files import replacing
 COLUMNS, ROWS = 10, 4  # of the grids in the report
 
 
-def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
+def write_grid(path: Path, images: NDArray[np.uint8], *, columns: int = COLUMNS) -> None:
     """The first images as one PNG, small ones enlarged to be seen."""
     with replacing(path) as temporary:
-        image_grid(images[: COLUMNS * ROWS], COLUMNS).save(temporary, format="PNG")
+        image_grid(images[: COLUMNS * ROWS], columns).save(temporary, format="PNG")
 
 
 def image_grid(images: NDArray[np.uint8], columns: int) -> Image.Image:

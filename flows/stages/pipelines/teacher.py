@@ -21,7 +21,7 @@ from flows.records.teachers import CARD
 from flows.search.refusals import pipeline_refusals
 from flows.stages.pipelines.files import adapters, prompts_file
 from flows.stages.pipelines.opened import LORA, PROMPTS, as_parameters, call_texts, load, request
-from flows.stages.pipelines.pictures import pictures
+from flows.stages.pipelines.pictures import length, pictures
 from flows.stages.pipelines.revision import read_revision
 from flows.straighten.request import Teacher
 from flows.straighten.teacher import PipelineTeacher
@@ -38,7 +38,7 @@ def write_teacher(params: Params) -> None:
             checkpointing=of.pipeline.gradient_checkpointing,
         ),
     )  # fmt: skip
-    shape = first_picture(teacher, params.seed).shape
+    picture, frames = first_picture(teacher, params.seed)
     kind = type(teacher.pipeline).__name__
     with replacing_folder(paths.TEACHER) as folder:
         # As the stages after this one will find them.
@@ -64,7 +64,8 @@ def write_teacher(params: Params) -> None:
                 "held_out_prompts": len(teacher.held_out.rows),
                 "without_guidance": dict(teacher.without),
                 "student_nfe": teacher.student_nfe,
-                "image_shape": list(shape),
+                "image_shape": list(picture.shape),
+                "frames": frames,
             },
         )
     said = ", ".join(f"{name}={value}" for name, value in teacher.without.items())
@@ -107,8 +108,9 @@ def copied(source: Path, folder: Path, asked: Teacher) -> Path:
     return Path(folder.name) / asked.prompts.name
 
 
-def first_picture(teacher: PipelineTeacher, seed: int) -> NDArray[np.uint8]:
-    """One sample of a step, as the judge will see it; InputError for a pipeline without any."""
+def first_picture(teacher: PipelineTeacher, seed: int) -> tuple[NDArray[np.uint8], int]:
+    """One sample of a step, as the judge will see it, and the frames of a film, 1 of an image.
+    InputError for a pipeline without any."""
     pipeline = teacher.pipeline
     if getattr(pipeline, "vae", True) is None:
         raise InputError(
@@ -117,4 +119,5 @@ def first_picture(teacher: PipelineTeacher, seed: int) -> NDArray[np.uint8]:
         )
     call = teacher.held_out.call(range(1), seed=seed)
     with as_parameters(), pipeline_refusals(pipeline):
-        return pictures(sample_pipeline(pipeline, uniform(1), call).output)[0]
+        output = sample_pipeline(pipeline, uniform(1), call).output
+    return pictures(output)[0], length(output)

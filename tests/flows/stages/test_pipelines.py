@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, WanPipeline
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -48,11 +48,17 @@ from flows.stages import (
 )
 from flows.stages.pipelines.evaluation import PipelineEvaluation
 from flows.stages.pipelines.opened import as_parameters, open_teacher
-from flows.stages.pipelines.pictures import pictures, thumbnails
+from flows.stages.pipelines.pictures import frames, pictures, thumbnails
 from flows.stages.pipelines.variants import as_student
 from flows.straighten import rollouts
 from tests.helpers.hub_server import hub_server
-from tests.helpers.pipeline_project import PIPELINE, PROMPTS, write_adapter, write_pipeline
+from tests.helpers.pipeline_project import (
+    PIPELINE,
+    PROMPTS,
+    write_adapter,
+    write_film_pipeline,
+    write_pipeline,
+)
 from tests.helpers.project import Project
 from tests.helpers.tiny_pipelines import quiet
 
@@ -547,6 +553,11 @@ def test_pictures_of_every_kind_of_output() -> None:
     expected = np.zeros((2, 3, 4, 6), np.uint8)
     expected[:, 0] = 255
     film = np.stack([0 * red[0], red[0], 0 * red[0]])  # its middle frame is red
+    assert np.array_equal(frames(SimpleNamespace(images=red)), expected[:, None])
+    shown = frames(SimpleNamespace(frames=np.stack([film, film])))
+    assert np.array_equal(shown, np.stack([0 * expected, expected, 0 * expected], 1))
+    ramp = np.broadcast_to(np.arange(15).reshape(15, 1, 1, 1) / 255, (1, 15, 4, 6, 3))
+    assert frames(SimpleNamespace(frames=ramp))[0, :, 0, 0, 0].tolist() == [*range(0, 15, 2)]
     for output in (
         SimpleNamespace(images=[image, image]), SimpleNamespace(images=red),
         SimpleNamespace(frames=np.stack([film, film])),
@@ -556,6 +567,47 @@ def test_pictures_of_every_kind_of_output() -> None:
     with pytest.raises(InputError, match="in which there are no images to compare"):
         pictures(SimpleNamespace(audios=np.zeros((2, 2, 100))))
     assert thumbnails(np.zeros((50, 3, 384, 96), np.uint8)).shape == (40, 3, 192, 48)
+
+
+@pytest.mark.slow
+def test_films_are_shown_by_their_frames_and_compared_by_the_middle_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grid's first row is what a plain call of the pipeline gives, and what is measured says
+    which frames it is of."""
+    project = Project.bare(tmp_path)
+    write_film_pipeline(tmp_path / "inputs")
+    call = {"num_frames": 13, "max_sequence_length": 16}
+    film = {"teacher.pipeline.size": "32x32", "teacher.pipeline.call": call}
+    project.set(PIPELINE | SMALL | film)
+    monkeypatch.chdir(tmp_path)
+    params = load_params()
+    for stage in (check, prepare, features, teacher, cost, schedule, trajectories):
+        stage.main(params)
+    finetune.main(params, 2)
+    floor.main(params)
+    with mock.patch.object(evaluate, "track_budget"):
+        evaluate.main(params, 2)
+    report.main(params)
+    pipeline = quiet(WanPipeline.from_pretrained("inputs/teacher"))
+    pipeline.scheduler = fixed_scheduler(pipeline.scheduler, uniform(8))
+    first = pipeline(
+        HELD_OUT[:1], generator=sample_generators(range(1), seed_for(EVALUATION, 0)),
+        num_inference_steps=8, guidance_scale=GUIDANCE, height=32, width=32, **call,
+    ).frames[0]  # fmt: skip
+    assert len(first) == 13
+    with Image.open("samples/teacher/fine.png") as grid:
+        assert grid.size == (8 * 33 - 1, 5 * 33 - 1)  # five films
+        row = np.asarray(grid, np.int64)[:32].reshape(32, -1, 3)
+    for place, frame in enumerate((0, 2, 3, 5, 7, 9, 10, 12)):
+        found = row[:, 33 * place : 33 * place + 32]
+        assert np.abs(found - (255 * first[frame]).round()).max() <= 1, frame
+    said = "frame 7 of 13, the middle one of each film"
+    assert read_json(Path("metrics/teacher.json"))["compared"] == said
+    assert read_json(Path("metrics/2.json"))["compared"] == said
+    page = Path("results/report.html").read_text()
+    assert f"by one image each: {said}" in page
+    assert "Each row is a film" in page
 
 
 @pytest.mark.slow
