@@ -36,10 +36,10 @@ class Found:
     shape: Shape
 
 
-def check(params: Params) -> None:
-    """InputError when the inputs that the parameters name cannot serve."""
-    # DVC has all of these for dependencies, used or not.
-    watched = {
+def named_inputs(params: Params) -> dict[str, Path]:
+    """What the parameters name of files and folders: DVC has all of these for dependencies, used or
+    not."""
+    return {
         "data.path": Path(params.data.path),
         "features.path": Path(params.features.path),
         "teacher.path": Path(params.teacher.path),
@@ -47,6 +47,11 @@ def check(params: Params) -> None:
         "teacher.pipeline.lora": Path(params.teacher.pipeline.lora),
         "schedule.lpips": Path(params.schedule.lpips),
     }
+
+
+def check(params: Params) -> None:
+    """InputError when the inputs that the parameters name cannot serve."""
+    watched = named_inputs(params)
     _check_no_outputs(watched)
     of_pipeline = params.teacher.source == "diffusers"
     found = None if params.data.source == "none" else _look_at_images(params)
