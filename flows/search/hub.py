@@ -7,6 +7,7 @@ from pathlib import Path
 from boss_core.errors import InputError
 
 INDEX = "model_index.json"
+OPTION = "--pipeline"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class OnHub:
     kind: str
 
 
-def on_hub(source: str, where: str = "--pipeline") -> OnHub:
+def on_hub(source: str, where: str = OPTION) -> OnHub:
     """What ``owner/name`` stands for, or ``owner/name@revision``: of its newest commit; without a
     network, or with HF_HUB_OFFLINE, the one that the cache had last. Fetches one small file.
 
@@ -34,17 +35,19 @@ def on_hub(source: str, where: str = "--pipeline") -> OnHub:
     )
 
     name, _, revision = source.partition("@")
+    # An option may have named a folder, too.
+    either = "no such folder, and " if where == OPTION else ""
     log_in = "a login that may (`hf auth login`, or HF_TOKEN)"
     try:
         path = Path(hf_hub_download(name, INDEX, revision=revision or None))
     except HFValidationError as error:
-        why = "no such folder, and no name on the hub; a folder that save_pretrained wrote, or"
+        why = f"{either}no name on the hub; a folder that save_pretrained wrote, or"
         raise InputError(f"{where}: {source}: {why} owner/name, needed") from error
     except GatedRepoError as error:
         why = f"for those who agreed to its terms; that, on {constants.ENDPOINT}/{name}, and"
         raise InputError(f"{where}: {source}: {why} {log_in}, needed") from error
     except RepositoryNotFoundError as error:
-        why = "no such folder, and not on the hub, or private there; its name as the hub has it, or"
+        why = f"{either}not on the hub, or private there; its name as the hub has it, or"
         raise InputError(f"{where}: {source}: {why} {log_in}, needed") from error
     except RevisionNotFoundError as error:
         why = f"{name} has no revision {revision} on the hub; a commit, branch or tag of it needed"
@@ -53,7 +56,7 @@ def on_hub(source: str, where: str = "--pipeline") -> OnHub:
         offline = constants.HF_HUB_OFFLINE
         why = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
         raise InputError(
-            f"{where}: {source}: no such folder, and not in the cache, {constants.HF_HUB_CACHE},"
+            f"{where}: {source}: {either}not in the cache, {constants.HF_HUB_CACHE},"
             f" while {why}; `hf download {name}` where there is a network, or a folder, needed"
         ) from error
     except EntryNotFoundError as error:
@@ -64,7 +67,7 @@ def on_hub(source: str, where: str = "--pipeline") -> OnHub:
     return OnHub(name, path.parent.name, _kind(path, where))
 
 
-def revision_of(source: str, where: str = "--pipeline") -> str | None:
+def revision_of(source: str, where: str = OPTION) -> str | None:
     """The commit of a pipeline by its name on the hub; None of a folder."""
     return None if Path(source).exists() else on_hub(source, where).revision
 

@@ -128,6 +128,10 @@ def refusal(project: Project, change: dict[str, Any]) -> str:
          " here: hub, prompts, lora, guidance, size, call, dtype, gradient_checkpointing"),
         ({"teacher.path": "inputs/lora"}, "teacher.path: inputs/lora: no model_index.json that"
          " names a pipeline; a folder as a pipeline's save_pretrained writes it needed"),
+        ({"teacher.pipeline.hub": "someone/none"}, "params.yaml: teacher.pipeline.hub:"
+         " someone/none: not in the cache, "),
+        ({"teacher.pipeline.hub": "some where"}, "teacher.pipeline.hub: some where: no name on the"
+         " hub; a folder that save_pretrained wrote, or owner/name, needed"),
         ({"teacher.pipeline.call": {"true_cfg_scale": 4.0}}, "teacher.pipeline.call:"
          " StableDiffusion3Pipeline takes no true_cfg_scale"),
         ({"teacher.pipeline.call": {"num_inference_steps": 4}}, "teacher.pipeline.call:"
