@@ -9,6 +9,7 @@ OUTPUTS = tuple(
     for name in ("data", "models", "trajectories", "results", "metrics", "samples", "build")
 )
 CHECKED = Path("results/params.ok")
+HUB = Path("results/hub.json")
 DATA = Path("data")
 FEATURES = Path("models/features")
 JUDGES = Path("models/judges")

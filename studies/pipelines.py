@@ -30,6 +30,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import estimate_pipeline_cost, sample_generators
 from boss_core.interop.guidance import without_guidance
+from boss_core.interop.pipeline_checks import check_told_steps
 from boss_core.interop.pipeline_encodings import remember_encodings
 from boss_core.interop.pipeline_lora import (
     add_lora,
@@ -143,12 +144,13 @@ def _serves_both(scheduler: type) -> bool:
 
 
 def by_class(kind: type) -> Row:
-    """Of a pipeline without small components: whether its class and those of its networks, as its
-    constructor names them, refuse a LoRA."""
+    """Of a pipeline without small components: whether its class is not told its steps, or it and
+    those of its networks, as its constructor names them, refuse a LoRA."""
     given = inspect.signature(kind.__init__).parameters
     named = {name: given[name].annotation for name in DENOISERS if name in given}
     networks = {name: part for name, part in named.items() if isinstance(part, type)}
     try:
+        check_told_steps(kind)
         check_adaptable_class(kind, networks)
     except InputError as error:
         return Row(kind.__name__, reason=_reason(error))

@@ -72,6 +72,20 @@ def silent() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def check_told_steps(kind: Any) -> None:
+    """InputError for a class of pipelines whose call is not told the number of its steps: they are
+    a list of its own (Helios' pyramid, a number for each resolution; LTX-2's distilled sigmas)."""
+    known = inspect.signature(kind.__call__).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    if "num_inference_steps" not in known and not anything:
+        own = sorted(name for name in known if "inference_steps" in name or name == "sigmas")
+        raise InputError(
+            f"pipeline: {kind.__name__} takes no num_inference_steps"
+            f"{f', but {own[0]}, steps of its own' if own else ''}; one that takes as many steps as"
+            " it is told needed"
+        )
+
+
 def run_walk(
     pipeline: Any, walk: Walk, call: Mapping[str, Any]
 ) -> tuple[Tensor, NDArray[np.float64]]:
@@ -84,6 +98,7 @@ def run_walk(
 def take_walk(pipeline: Any, walk: Walk, call: Mapping[str, Any]) -> None:
     """As `run_walk`, up to `Walk.end`."""
     own = pipeline.scheduler
+    check_told_steps(type(pipeline))
     if within := _inner(pipeline):
         raise InputError(
             f"pipeline: {type(pipeline).__name__} leaves its steps to a pipeline within it; that"

@@ -35,15 +35,15 @@ def table() -> None:
     records = {k: read_json(paths.metrics(k)) for k in sorted(params.budgets)}
     variants = {name: found for r in records.values() for name, found in recorded(r).items()}
     own = "reference" in floor  # of a pipeline, whose budgets are steps
-    against = f"{floor['samples']:,} samples against {floor['reference_samples']:,}"
+    whose = "of the teacher" if own else "real images"
+    against = f"{floor['samples']:,} samples against {floor['reference_samples']:,} {whose}"
+    if "compared" in floor:  # of films
+        against += f", by {floor['compared']}"
     found = judges(floor, params.schedule)
     # In a log there is no terminal to fit into: a row must not be folded.
     console = Console(width=None if sys.stdout.isatty() else 150)
     for judge in found:
-        print(
-            f"{judge.metric} (lower is better): {against}"
-            f" {'of the teacher' if own else 'real images'}; {judge.name}: {ABOUT[judge.name]}"
-        )
+        print(f"{judge.metric} (lower is better): {against}; {judge.name}: {ABOUT[judge.name]}")
         console.print(_table(judge, records, floor, variants))
     for line in (LEGEND, remark(found, variants)):
         if line:

@@ -24,6 +24,7 @@ from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_g
 from flows.orchestration.order import run_all
 from flows.orchestration.prefect_artifacts import publish_results
 from flows.orchestration.request import check_folder, check_request
+from flows.orchestration.revision import take_revision
 from flows.stages.runner import TURNS
 from flows.tracking.connection import PROJECT
 from flows.workspace.dvc_lock import arrange
@@ -111,6 +112,7 @@ def _run(
     # They take turns with those of other copies, too.
     turns = str((root / TURNS_FILE).resolve())
     environment = {PROJECT: str(root), TURNS: turns, **extra}
+    take_revision(folder, params)
     runner = Runner(folder)
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
     stages = read_stages(folder, targets)

@@ -14,6 +14,7 @@ from flows.config import load_params
 from flows.orchestration.gpus import visible_gpus
 from flows.orchestration.order import run_all
 from flows.orchestration.request import check_folder
+from flows.orchestration.revision import take_revision
 from flows.stages.check import check
 from flows.stages.runner import TURNS
 from flows.workspace.dvc_lock import arrange
@@ -45,6 +46,7 @@ def repro() -> int:
     check(params)
     set_aside_cut_short(Path())
     settle_git(Path())
+    take_revision(Path(), params)
     cores = len(os.sched_getaffinity(0))
     # A stage has all GPUs, and a single core is for one stage: DVC's own order is as good then.
     side_by_side = cores > 1 and not visible_gpus(params)

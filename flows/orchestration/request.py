@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from boss_core.errors import InputError
-from flows.config import PARAMS, load_params
-from flows.stages.check import check
+from flows.config import PARAMS, Params, load_params
+from flows.stages.check import check, named_inputs
 from flows.workspace.experiment import check_experiment, override
 from flows.workspace.graph import read_stages
+from flows.workspace.process import git
 
 
 def check_request(
@@ -56,6 +57,33 @@ def check_overrides(root: Path, overrides: Sequence[str]) -> None:
         try:
             params = load_params(changed)
             check(params)
+            _check_seen_from_a_copy(root, params)
         except InputError as error:
             text = str(error).replace(f"{changed}: ", "--set: ").replace(f"{PARAMS}: ", "--set: ")
             raise InputError(text) from error
+
+
+def _check_seen_from_a_copy(root: Path, params: Params) -> None:
+    """InputError for inputs that a copy of the folder would not have: those that a relative path
+    finds outside of it, and those in it that neither git nor DVC brings there."""
+    for name, path in named_inputs(params).items():
+        if path.is_absolute():
+            continue
+        inside = Path(os.path.normpath(path))
+        why = ""
+        if inside.parts[:1] == ("..",):
+            why = "leads out of the project"
+        elif not _comes_along(root, inside):
+            why = "is ignored by git"
+        if why:
+            raise InputError(
+                f"{PARAMS}: {name}: {path}: {why}, and a run with --set works in a copy elsewhere;"
+                f" the absolute path, {(root / path).absolute().resolve()}, needed"
+            )
+
+
+def _comes_along(root: Path, path: Path) -> bool:
+    """Whether git has a file or folder of the project, or a link to it, or DVC (``dvc add``)."""
+    if any((root / f"{each}.dvc").is_file() for each in (path, *path.parents)):
+        return True
+    return bool(git(root, "check-ignore", "--quiet", str(path), check=False).returncode)

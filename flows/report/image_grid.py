@@ -13,10 +13,10 @@ COLUMNS, ROWS = 10, 4  # of the grids in the report
 DARKEST = 64  # a difference that is black
 
 
-def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
+def write_grid(path: Path, images: NDArray[np.uint8], *, columns: int = COLUMNS) -> None:
     """The first images as one PNG, small ones enlarged to be seen."""
     with replacing(path) as temporary:
-        image_grid(images[: COLUMNS * ROWS], COLUMNS).save(temporary, format="PNG")
+        image_grid(images[: COLUMNS * ROWS], columns).save(temporary, format="PNG")
 
 
 def difference(picture: Path, reference: Path) -> tuple[bytes, float] | None:

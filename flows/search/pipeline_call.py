@@ -224,10 +224,17 @@ def _with_digests(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(pipeline: Any, calls: SampleCalls) -> None:
-    """InputError for an argument that the pipeline's call does not take, saying where it is."""
+    """InputError for an argument that the pipeline's call does not take, saying where it is, and
+    for a pipeline that takes no prompt, which every row has."""
     known = inspect.signature(type(pipeline).__call__).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         return
+    if "prompt" not in known:
+        own = ", ".join(name for name in known if name.endswith("_prompt") and "_per_" not in name)
+        raise InputError(
+            f"--pipeline: {type(pipeline).__name__} takes no prompt{f', but {own}' if own else ''};"
+            " one that does needed"
+        )
     for sample in range(len(calls.rows)):
         for name, where in calls.where(sample).items():
             if name in known:

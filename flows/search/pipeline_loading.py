@@ -1,5 +1,6 @@
 """A diffusers pipeline, from where a user has it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import pipeline_hash
 from boss_core.interop.few_steps import refuse_distilled
+from flows.search.hub import on_hub
 from flows.search.pipeline_call import one_line
 from flows.search.repeats import say_once
 
@@ -14,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, str]:
-    """A pipeline from a folder, or from the hub by its name, and the hash of its weights.
+    """A pipeline from a folder, or by its name on the hub (`on_hub`), and the hash of its weights.
 
     InputError where diffusers is not installed, or the pipeline cannot be loaded.
     """
@@ -26,11 +28,15 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
         raise InputError(
             "--pipeline: diffusers is not installed; pip install 'boss-flow[diffusers]' needed"
         ) from error
+    name, revision = source, None
+    if not Path(source).exists():
+        found = on_hub(source)
+        name, revision = found.name, found.revision  # all its files of one commit
     try:
-        _check_index(source)
+        _check_index(name, revision)
         # Weights come as safetensors or not at all: a pickle could run code.
         pipeline = DiffusionPipeline.from_pretrained(
-            source, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
+            name, revision=revision, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
         )
     except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
         unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
@@ -42,12 +48,12 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
     return pipeline.to(device), weights
 
 
-def _check_index(source: str) -> None:
+def _check_index(source: str, revision: str | None) -> None:
     """InputError for a pipeline whose ``model_index.json``, which is a few lines, tells that it
     will be refused."""
     import diffusers
 
-    index = diffusers.DiffusionPipeline.load_config(source)
+    index = diffusers.DiffusionPipeline.load_config(source, revision=revision)
     kind = getattr(diffusers, str(index.get("_class_name")), None)
     scheduler = index.get("scheduler")
     if isinstance(kind, type) and isinstance(scheduler, list | tuple):

@@ -12,7 +12,9 @@ from boss_core.errors import InputError
 from boss_core.io.files import write_bytes
 from flows import paths
 from flows.config import NEAREST, SECOND, Params, Teacher
+from flows.records.json_files import write_json
 from flows.stages.inception import inception_weights
+from flows.stages.pipelines.revision import revision_now
 from flows.stages.runner import check_device, run_stage
 
 # Images that are opened for their size and colour; `prepare`, which is next, opens the others.
@@ -34,10 +36,10 @@ class Found:
     shape: Shape
 
 
-def check(params: Params) -> None:
-    """InputError when the inputs that the parameters name cannot serve."""
-    # DVC has all of these for dependencies, used or not.
-    watched = {
+def named_inputs(params: Params) -> dict[str, Path]:
+    """What the parameters name of files and folders: DVC has all of these for dependencies, used or
+    not."""
+    return {
         "data.path": Path(params.data.path),
         "features.path": Path(params.features.path),
         "teacher.path": Path(params.teacher.path),
@@ -45,6 +47,11 @@ def check(params: Params) -> None:
         "teacher.pipeline.lora": Path(params.teacher.pipeline.lora),
         "schedule.lpips": Path(params.schedule.lpips),
     }
+
+
+def check(params: Params) -> None:
+    """InputError when the inputs that the parameters name cannot serve."""
+    watched = named_inputs(params)
     _check_no_outputs(watched)
     of_pipeline = params.teacher.source == "diffusers"
     found = None if params.data.source == "none" else _look_at_images(params)
@@ -258,6 +265,7 @@ def _output_at(path: Path) -> str | None:
 
 def main(params: Params) -> None:
     check(params)
+    write_json(paths.HUB, revision_now(params))
     # The same bytes whatever the parameters: stages after this run only for what they use.
     write_bytes(paths.CHECKED, b"params.yaml is valid\n")
 

@@ -37,7 +37,9 @@ def how_to_load(
     loads = _loads(where, named=bool(asked.teacher.lora)) if own else _loads_all(where)
     adapters = _adapters([seen_from(folder, path) for path in asked.teacher.lora])
     together = _together(len(asked.teacher.lora), own=own)
-    source = seen_from(folder, asked.teacher.source)
+    source = repr(seen_from(folder, asked.teacher.source))
+    if teacher.revision is not None:
+        source = f"{asked.teacher.source.partition('@')[0]!r}, revision={teacher.revision!r}"
     return f"""# {kind} in {schedule.steps} steps
 
 Straightened from `{asked.teacher.source}`, with its guidance{of} baked in: {schedule.steps} steps,
@@ -53,7 +55,7 @@ import sys
 sys.path.insert(0, "scheduler")
 from fixed_flow_scheduler import FixedFlowScheduler
 
-pipeline = {kind}.from_pretrained({source!r}, {dtype_argument()}=torch.{asked.teacher.dtype})
+pipeline = {kind}.from_pretrained({source}, {dtype_argument()}=torch.{asked.teacher.dtype})
 {adapters}{loads}{together}pipeline.scheduler = FixedFlowScheduler.from_pretrained("scheduler")
 images = pipeline(
     "a prompt",

@@ -11,7 +11,9 @@ from flows.search.options import check_place
 
 @dataclass(frozen=True)
 class Teacher:
-    """The pipeline that is taught from, and what its calls have: see the command's help."""
+    """The pipeline that is taught from, and what its calls have: see the command's help.
+
+    revision: the commit of a name on the hub; None for the newest one, and for a folder."""
 
     source: str
     prompts: Path | None
@@ -21,6 +23,7 @@ class Teacher:
     dtype: str
     lora: tuple[str, ...] = ()
     compile: bool = False
+    revision: str | None = None
 
 
 @dataclass(frozen=True)

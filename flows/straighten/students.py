@@ -121,6 +121,7 @@ def card(
     """Everything that the student came from, and what it came to."""
     libraries = ("torch", "diffusers", "peft", "transformers", "safetensors", "boss-flow")
     of = asdict(asked.teacher) | {"prompts": str(asked.teacher.prompts)}
+    of |= {"revision": teacher.revision}
     return {
         "teacher": of | {"hash": teacher.hash, "kind": type(teacher.pipeline).__name__},
         "prompts": {

@@ -16,6 +16,7 @@ from boss_core.interop.pipeline_encodings import free_encoders, remember_encodin
 from boss_core.interop.pipeline_lora import check_adaptable, compile_blocks, denoisers, freeze
 from boss_core.interop.pipeline_networks import own_processors, pipeline_networks
 from boss_core.ode.timesteps import uniform
+from flows.search.hub import at_revision, revision_of
 from flows.search.options import parse_shape
 from flows.search.pipeline_arguments import prepare_calls
 from flows.search.pipeline_call import (
@@ -42,6 +43,7 @@ class PipelineTeacher:
     training, held_out: the calls of samples to learn from and to measure on.
     without: what turns guidance off in a call. student_nfe: network evaluations of a sample in a
     step then; more than 1 with control networks. compiled: blocks are, when first evaluated.
+    revision: its commit, of a pipeline from the hub.
     """
 
     pipeline: Any
@@ -53,6 +55,7 @@ class PipelineTeacher:
     without: Mapping[str, Any] = field(default_factory=dict)
     student_nfe: float = 1.0
     compiled: bool = False
+    revision: str | None = None
 
     def student_call(self, calls: SampleCalls, part: range, *, seed: int) -> dict[str, Any]:
         """The call of the samples without guidance."""
@@ -67,7 +70,9 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
     size = None if of.size is None else parse_shape(of.size, 2)
     rows = read_prompts(of.prompts)
     calls = SampleCalls(rows, call_arguments(of.guidance, size, of.call))
-    pipeline, weights = load_pipeline(of.source, of.dtype, torch.device("cpu"))
+    revision = of.revision or revision_of(of.source)
+    source = at_revision(of.source, revision)
+    pipeline, weights = load_pipeline(source, of.dtype, torch.device("cpu"))
     if asked.training.rank is not None:
         check_adaptable(pipeline)
     for number, path in enumerate(of.lora):
@@ -90,7 +95,7 @@ def load_teacher(asked: PipelineRequest) -> PipelineTeacher:
     remember_encodings(pipeline)
     return PipelineTeacher(
         pipeline, weights, conditions(calls, of.dtype), on, training, held_out, changes,
-        evaluations, of.compile,
+        evaluations, of.compile, revision,
     )  # fmt: skip
 
 

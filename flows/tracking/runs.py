@@ -289,6 +289,8 @@ def _tags(record: Json) -> dict[str, str]:
     """What ties a run to its data, networks, code and experiment."""
     tags = {k: str(v) for k, v in record.items() if k.endswith("_hash") and isinstance(v, str)}
     tags["extractor"] = str(record["extractor"])
+    if "compared" in record:  # of films one frame
+        tags["compared"] = str(record["compared"])
     commit, experiment = _git_commit(), os.environ.get("DVC_EXP_NAME")
     if commit:
         tags["git_commit"] = commit

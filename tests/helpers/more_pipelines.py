@@ -5,6 +5,7 @@ from tests.helpers import tiny_pipelines as tiny
 from tests.helpers.families import FAMILIES, Family
 from tests.helpers.further_pipelines import FURTHER
 from tests.helpers.image_pipelines import IMAGES
+from tests.helpers.last_pipelines import LAST
 from tests.helpers.single_pipelines import SINGLE
 from tests.helpers.text_pipelines import TEXTS
 from tests.helpers.video_pipelines import VIDEOS
@@ -44,4 +45,5 @@ SMALL = (
     | SINGLE
     | TEXTS
     | FURTHER
+    | LAST
 )

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline, WanPipeline
+from transformers import UMT5Config, UMT5EncoderModel
 
 from boss_core.interop.pipeline_lora import WEIGHTS, add_lora, save_lora
+from tests.helpers.image_pipelines import pipeline
+from tests.helpers.text_pipelines import t5
 from tests.helpers.tiny_pipelines import sd3_with_text
+from tests.helpers.video_pipelines import of_wan
 
 PROMPTS = [f"{colour} {thing}" for colour in ("red", "blue", "old") for thing in
            ("fox", "house", "tree", "boat")]  # fmt: skip
@@ -46,6 +50,16 @@ def write_pipeline(folder: Path) -> None:
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "prompts" / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "lora").mkdir(exist_ok=True)
+
+
+def write_film_pipeline(folder: Path) -> None:
+    """A Wan that reads letters, and makes films, as the teacher of a project."""
+    made = of_wan(WanPipeline)()
+    own = {name: part for name, part in made.components.items() if part is not None}
+    pipeline(WanPipeline, **own | t5(UMT5EncoderModel, UMT5Config)).save_pretrained(
+        folder / "teacher"
+    )
+    (folder / "prompts" / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
 
 
 def write_adapter(pipeline: Path, path: Path) -> None:

@@ -171,10 +171,16 @@ def ace_step_prompts(samples: range) -> Parts:
     return {"prompt": words, "lyrics": words, "audio_duration": 1.0, "guidance_scale": 3.0}
 
 
-class _Fibo(d.BriaFiboPipeline):
+class FiboTexts:
+    """In the place of its encoder."""
+
     def get_prompt_embeds(self, prompt: Any, *args: Any, **more: Any) -> Any:
         layers = [told([f"{text} {k}" for text in prompt], WORDS, 16) for k in range(2)]
         return told(prompt, WORDS, WIDTH), layers, torch.ones(len(prompt), WORDS)
+
+
+class _Fibo(FiboTexts, d.BriaFiboPipeline):
+    pass
 
 
 def bria_fibo() -> Any:

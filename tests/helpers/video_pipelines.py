@@ -68,13 +68,13 @@ def _video(frames: int = 5) -> list[Any]:
     return photos(frames)
 
 
-_seen = {"image_dim": 16, "added_kv_proj_dim": 24}
+SEEN = {"image_dim": 16, "added_kv_proj_dim": 24}
 _skyreels = partial(of_wan, of=d.SkyReelsV2Transformer3DModel)
 _plain = adding(odd.skyreels_prompts, prompt=None, num_frames=5, guidance_scale=5.0)
 
 OF_WAN = {
     "WanImageToVideoPipeline (2.1)": Family(
-        of_wan(d.WanImageToVideoPipeline, channels=36, **_seen),
+        of_wan(d.WanImageToVideoPipeline, channels=36, **SEEN),
         adding(tiny.wan_prompts, image=photos()[0]),
     ),
     "WanImageToVideoPipeline (2.2 14B, two networks)": Family(
@@ -98,12 +98,12 @@ OF_WAN = {
         samples=1,
     ),
     "ChronoEditPipeline": Family(
-        of_wan(d.ChronoEditPipeline, d.ChronoEditTransformer3DModel, channels=36, **_seen),
+        of_wan(d.ChronoEditPipeline, d.ChronoEditTransformer3DModel, channels=36, **SEEN),
         adding(tiny.wan_prompts, image=photos()[0]),
     ),
     "SkyReelsV2Pipeline": Family(_skyreels(d.SkyReelsV2Pipeline), _plain),
     "SkyReelsV2ImageToVideoPipeline": Family(
-        _skyreels(d.SkyReelsV2ImageToVideoPipeline, channels=36, **_seen),
+        _skyreels(d.SkyReelsV2ImageToVideoPipeline, channels=36, **SEEN),
         adding(_plain, image=photos()[0]),
     ),
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": Family(

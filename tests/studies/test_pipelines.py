@@ -46,10 +46,10 @@ def test_a_table_of_a_few(known: dict[str, Any]) -> None:
     """One that trains, one that is refused, one that was not tried."""
     small = {name: SMALL[name] for name in ("WanPipeline", "BriaPipeline")}
     seen: list[Row] = []
-    only = ["WanPipeline", "BriaPipeline", "WanAnimatePipeline", "PRXPipeline"]
+    only = ["WanPipeline", "BriaPipeline", "WanAnimatePipeline", "PRXPipeline", "LTX2DFRPipeline"]
     found = rows(small, only, seen.append)
     assert seen == found
-    wan, bria, animate, prx = found
+    wan, bria, animate, prx, dfr = found
     assert wan.trains
     assert (wan.guided, wan.student, wan.off) == (2.0, 1.0, "guidance_scale=1.0")
     assert (wan.states, wan.files) == (1, 1)
@@ -58,8 +58,9 @@ def test_a_table_of_a_few(known: dict[str, Any]) -> None:
     assert bria.reason.startswith("BriaPipeline has no load_lora_weights")
     assert animate.reason == NOT_TRIED
     assert "PRXTransformer2DModel, takes no LoRA" in prx.reason  # by its class alone
+    assert dfr.reason.startswith("LTX2DFRPipeline takes no num_inference_steps, but sigmas, steps")
     text = table(found)
-    assert "1 classes are straightened, 2 refused, 1 not tried" in text
+    assert "1 classes are straightened, 3 refused, 1 not tried" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count(" | ") for line in lines[:3]} == {6}
     assert {line.count(" | ") for line in lines[3:]} == {1}
@@ -76,6 +77,8 @@ PARTICULAR = {
     "an image encoder of its own": "WanImageToVideoPipeline (2.1)",
     "keys and values are not kept, as is asked": "QwenImage21Pipeline (use_kv_cache=False)",
     "attention processors of its own": "StableDiffusion3PAGPipeline",
+    "a network within its network, and videos to go by": "WanAnimatePipeline",
+    "texts and pictures make one of both": "VisualClozeGenerationPipeline",
 }
 
 
@@ -111,6 +114,10 @@ REFUSED = {
     "distilled, by its class": (
         "Flux2KleinKVPipeline",
         "the model_index.json of this Flux2KleinKVPipeline says is_distilled: its network is",
+    ),
+    "steps that it leaves out": (
+        "LTXI2VLongMultiPromptPipeline",
+        "took 1 of the 2 steps of the grid",
     ),
     "a cache from step to step": (
         "QwenImage21Pipeline",

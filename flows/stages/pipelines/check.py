@@ -9,6 +9,7 @@ from typing import Any
 from boss_core.errors import InputError
 from flows.config import Params
 from flows.stages.pipelines.files import adapters, prompts_file
+from flows.stages.pipelines.revision import HUB
 
 INDEX = "model_index.json"
 
@@ -23,6 +24,7 @@ def check_pipeline(params: Params) -> None:
                 " 'boss-flow[diffusers]' needed"
             )
     # They import torch, which nobody waits for who has no pipeline.
+    from flows.search.hub import on_hub
     from flows.search.images import image_files
     from flows.search.options import parse_shape
     from flows.search.pipeline_call import SampleCalls, call_arguments, check_names, read_prompts
@@ -50,7 +52,10 @@ def check_pipeline(params: Params) -> None:
             for images in image_files(row.arguments).values():
                 _check_watched(images, Path(of.prompts), row.where)
         if of.hub is None:
-            check_names(_class_of(Path(params.teacher.path)), calls)
+            kind = _class_of(Path(params.teacher.path))
+        else:
+            kind = _known(on_hub(of.hub, HUB).kind, f"{HUB}: {of.hub}")
+        check_names(kind, calls)
     if params.cost.samples == "auto":
         print(
             "check: cost.max_samples: not used, as the costs of a pipeline are measured until its"
@@ -69,9 +74,7 @@ def _check_watched(images: list[Path], prompts: Path, where: str) -> None:
 
 
 def _class_of(folder: Path) -> object:
-    """An object of the class of the pipeline in a folder, for what looks at its class alone."""
-    import diffusers
-
+    """That of the pipeline in a folder."""
     needed = "a folder as a pipeline's save_pretrained writes it needed"
     try:
         name = json.loads((folder / INDEX).read_text())["_class_name"]
@@ -79,10 +82,17 @@ def _class_of(folder: Path) -> object:
         raise InputError(
             f"params.yaml: teacher.path: {folder}: no {INDEX} that names a pipeline; {needed}"
         ) from error
-    kind: Any = getattr(diffusers, str(name), None)
+    return _known(str(name), f"params.yaml: teacher.path: {folder}")
+
+
+def _known(name: str, where: str) -> object:
+    """An object of the class of a pipeline, for what looks at its class alone."""
+    import diffusers
+
+    kind: Any = getattr(diffusers, name, None)
     if kind is None:
         raise InputError(
-            f"params.yaml: teacher.path: {folder}: a {name}, which the installed diffusers"
+            f"{where}: a {name}, which the installed diffusers"
             f" {diffusers.__version__} does not have; a newer one, or another pipeline, needed"
         )
     found: object = object.__new__(kind)

@@ -25,11 +25,11 @@ from flows.measure.energy import measured
 from flows.progress import progress
 from flows.records.extractor import read_instruments
 from flows.records.json_files import read_images, read_json
-from flows.report.image_grid import write_grid
+from flows.report.image_grid import COLUMNS, write_grid
 from flows.search.refusals import pipeline_refusals
 from flows.stages.evaluation import Found, compared, hashes
 from flows.stages.pipelines.opened import as_parameters, open_teacher, read_card
-from flows.stages.pipelines.pictures import pictures, thumbnails
+from flows.stages.pipelines.pictures import SHOWN, frames, pictures, thumbnails
 from flows.straighten.teacher import PipelineTeacher
 
 # In samples/teacher: the teacher's images, their features, and the latents of its first samples.
@@ -39,10 +39,12 @@ COMPARED = 256  # samples whose latents are compared with the teacher's
 
 @dataclass(frozen=True)
 class Made:
-    """Samples. images: uint8 (N, 3, H, W). latents: float32 on the CPU, of the first `COMPARED`.
-    evaluations: of all networks for a sample."""
+    """Samples. images: uint8 (N, 3, H, W), of films the middle frames. shown: uint8
+    (M, F, 3, H, W), frames of the first ones. latents: float32 on the CPU, of the first
+    `COMPARED`. evaluations: of all networks for a sample."""
 
     images: NDArray[np.uint8]
+    shown: NDArray[np.uint8]
     latents: Tensor
     evaluations: float
 
@@ -55,7 +57,7 @@ class PipelineEvaluation:
     def __init__(self, params: Params, teacher: PipelineTeacher, folder: Path) -> None:
         self.params, self.teacher, self.folder = params, teacher, folder
         self.instruments = read_instruments(params.evaluate.judges)
-        self.real = _real_images(params)
+        self.real, self.frames = _real_images(params), read_card().frames
         if not (folder / REFERENCE).is_file():
             raise InputError(f"{folder / REFERENCE}: no such file; `dvc repro` makes it")
         self.reference = np.load(folder / REFERENCE, mmap_mode="r")
@@ -67,6 +69,15 @@ class PipelineEvaluation:
             "samples": self.params.evaluate.samples,
             "reference": "teacher",
             "reference_samples": len(self.reference),
+            # Of images all of them is compared, of which nothing need be said.
+            **(
+                {}
+                if self.frames == 1
+                else {
+                    "compared": f"frame {self.frames // 2 + 1} of"
+                    f" {self.frames}, the middle one of each film"
+                }
+            ),
             **hashes(self.instruments),
             "reference_hash": image_hash(self.reference),
         }
@@ -95,7 +106,11 @@ class PipelineEvaluation:
             measured(self.teacher.device, count) as usage,
         ):
             made = _sample(self.teacher, params, steps, range(count), advance, guided=guided)
-        write_grid(grid, thumbnails(made.images))
+        columns = made.shown.shape[1]  # a row for each film
+        write_grid(
+            grid, thumbnails(made.shown.reshape(-1, *made.images.shape[1:])),
+            columns=COLUMNS if columns == 1 else columns,
+        )  # fmt: skip
         metrics, estimates = self._compared(made.images, self.reference, self.folder / FEATURES)
         if keep:
             save_file({"latents": made.latents.contiguous()}, self.folder / LATENTS)
@@ -175,6 +190,7 @@ def _sample(
     weights = steps.weights if isinstance(steps, Schedule) else None
     offset = seed_for(EVALUATION, params.seed)
     images: list[NDArray[np.uint8]] = []
+    shown: list[NDArray[np.uint8]] = []
     latents: list[Tensor] = []
     evaluations = 0.0
     for part in teacher.held_out.parts(samples, params.evaluate.batch_size):
@@ -189,13 +205,19 @@ def _sample(
         ):
             found = sample_pipeline(teacher.pipeline, times, call, solver=solver, weights=weights)
         images.append(pictures(found.output))
+        if sum(films.shape[0] * films.shape[1] for films in shown) < SHOWN:
+            films = frames(found.output)
+            if not shown or films.shape[1:] == shown[0].shape[1:]:  # rows may differ in length
+                shown.append(films)
         if sum(map(len, latents)) < COMPARED:
             latents.append(found.latents.cpu())
         evaluations += found.evaluations * len(part)
         advance(len(part))
     _check_sizes(images)
     first = torch.cat(latents)[:COMPARED]
-    return Made(np.concatenate(images), first, evaluations / len(samples))
+    films = np.concatenate(shown)
+    films = films[: max(1, SHOWN // films.shape[1])]
+    return Made(np.concatenate(images), films, first, evaluations / len(samples))
 
 
 def _check_sizes(images: list[NDArray[np.uint8]]) -> None:

@@ -48,12 +48,14 @@ class PipelineCard:
 
     asked: the pipeline, and how it is called. gradient_checkpointing: in training. weights_sha256:
     of all its networks, the user's adapters included. image_shape: of a sample, (3, H, W).
+    frames: of a film; 1 of an image.
     """
 
     asked: Teacher
     gradient_checkpointing: bool
     weights_sha256: str
     image_shape: tuple[int, ...]
+    frames: int
 
 
 def read_card() -> PipelineCard:
@@ -68,6 +70,7 @@ def read_card() -> PipelineCard:
             bool(found["gradient_checkpointing"]),
             str(found["weights_sha256"]),
             tuple(found["image_shape"]),
+            int(found["frames"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a pipeline returns, as the images that a judge compares."""
+"""What a pipeline returns, as the images that a judge compares and a grid shows."""
 
 from typing import Any
 
@@ -9,21 +9,42 @@ from PIL import Image
 from boss_core.errors import InputError
 
 SHOWN = 40  # of a grid: as many as it has places
+FRAMES = 8  # of a film in a grid, at most: a row for each film
 THUMBNAIL = 192  # pixels, of the longer side in a grid of larger images
 
 
 def pictures(output: Any) -> NDArray[np.uint8]:
     """uint8 (B, 3, H, W): the images of a pipeline's output, or the middle frame of each film.
     InputError for another kind of output, as sound."""
+    films = _films(output)
+    return np.stack([_pixels(film[len(film) // 2]) for film in films])
+
+
+def frames(output: Any) -> NDArray[np.uint8]:
+    """uint8 (B, F, 3, H, W): of each film up to `FRAMES`, from its first to its last; of an image
+    the one that it is."""
+    films = _films(output)
+    numbers = np.unique(np.linspace(0, len(films[0]) - 1, FRAMES).round().astype(int))
+    return np.stack([[_pixels(film[k]) for k in numbers] for film in films])
+
+
+def length(output: Any) -> int:
+    """Frames of each film; 1 of an image."""
+    return len(_films(output)[0])
+
+
+def _films(output: Any) -> list[Any]:
+    """The frames of each sample, of an image the one that it is."""
     found = getattr(output, "images", None)
-    if found is None and (films := getattr(output, "frames", None)) is not None:
-        found = [film[len(film) // 2] for film in films]
-    if found is None:
+    if found is not None:
+        return [[image] for image in found]
+    films = getattr(output, "frames", None)
+    if films is None:
         raise InputError(
             f"params.yaml: teacher.path: its pipeline returns {type(output).__name__}, in which"
             " there are no images to compare; images or films needed"
         )
-    return np.stack([_pixels(one) for one in found])
+    return list(films)
 
 
 def _pixels(one: Any) -> NDArray[np.uint8]:

@@ -43,7 +43,8 @@ def write_student(
         (part / README).write_text(text)
         content = {
             "pipeline": type(teacher.pipeline).__name__,
-            "teacher": asdict(asked.teacher) | {"prompts": str(asked.teacher.prompts)},
+            "teacher": asdict(asked.teacher)
+            | {"prompts": str(asked.teacher.prompts), "revision": teacher.revision},
             "teacher_hash": teacher.hash,
             "conditions": teacher.conditions,
             "call_the_student_with": dict(teacher.without),

@@ -1,6 +1,7 @@
 """A diffusers pipeline becomes the teacher: what it is called with is copied, what it is, written
 down, and what it cannot do, refused, before any work."""
 
+import hashlib
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from boss_core.errors import InputError
 from boss_core.interop.pipeline_sampling import sample_pipeline
-from boss_core.io.files import replacing_folder
+from boss_core.io.files import replacing_folder, sha256
 from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import Params
@@ -20,7 +21,8 @@ from flows.records.teachers import CARD
 from flows.search.refusals import pipeline_refusals
 from flows.stages.pipelines.files import adapters, prompts_file
 from flows.stages.pipelines.opened import LORA, PROMPTS, as_parameters, call_texts, load, request
-from flows.stages.pipelines.pictures import pictures
+from flows.stages.pipelines.pictures import length, pictures
+from flows.stages.pipelines.revision import read_revision
 from flows.straighten.request import Teacher
 from flows.straighten.teacher import PipelineTeacher
 
@@ -28,7 +30,7 @@ from flows.straighten.teacher import PipelineTeacher
 def write_teacher(params: Params) -> None:
     """models/teacher of the pipeline that the parameters name."""
     of = params.teacher
-    asked = asked_for(of)
+    asked = replace(asked_for(of), revision=read_revision(params))
     teacher = load(
         params,
         request(
@@ -36,7 +38,7 @@ def write_teacher(params: Params) -> None:
             checkpointing=of.pipeline.gradient_checkpointing,
         ),
     )  # fmt: skip
-    shape = first_picture(teacher, params.seed).shape
+    picture, frames = first_picture(teacher, params.seed)
     kind = type(teacher.pipeline).__name__
     with replacing_folder(paths.TEACHER) as folder:
         # As the stages after this one will find them.
@@ -55,12 +57,15 @@ def write_teacher(params: Params) -> None:
                 "asked": asdict(there) | {"prompts": str(there.prompts)},
                 "gradient_checkpointing": of.pipeline.gradient_checkpointing,
                 "weights_sha256": teacher.hash,
+                # The encoders, the autoencoder and all settings, which that is not of.
+                "files_sha256": _files_hash(Path(asked.source)) if asked.revision is None else None,
                 "conditions": teacher.conditions,
                 "training_prompts": len(teacher.training.rows),
                 "held_out_prompts": len(teacher.held_out.rows),
                 "without_guidance": dict(teacher.without),
                 "student_nfe": teacher.student_nfe,
-                "image_shape": list(shape),
+                "image_shape": list(picture.shape),
+                "frames": frames,
             },
         )
     said = ", ".join(f"{name}={value}" for name, value in teacher.without.items())
@@ -81,6 +86,16 @@ def asked_for(of: Parameters) -> Teacher:
     )
 
 
+def _files_hash(folder: Path) -> str:
+    """Of names and contents of a pipeline's files, but for texts about it and what is hidden."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder)
+        if path.suffix != ".md" and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def copied(source: Path, folder: Path, asked: Teacher) -> Path:
     """Copy a file of prompts, or a folder of one and its images; the place of the file, relative
     to the teacher's folder."""
@@ -93,8 +108,9 @@ def copied(source: Path, folder: Path, asked: Teacher) -> Path:
     return Path(folder.name) / asked.prompts.name
 
 
-def first_picture(teacher: PipelineTeacher, seed: int) -> NDArray[np.uint8]:
-    """One sample of a step, as the judge will see it; InputError for a pipeline without any."""
+def first_picture(teacher: PipelineTeacher, seed: int) -> tuple[NDArray[np.uint8], int]:
+    """One sample of a step, as the judge will see it, and the frames of a film, 1 of an image.
+    InputError for a pipeline without any."""
     pipeline = teacher.pipeline
     if getattr(pipeline, "vae", True) is None:
         raise InputError(
@@ -103,4 +119,5 @@ def first_picture(teacher: PipelineTeacher, seed: int) -> NDArray[np.uint8]:
         )
     call = teacher.held_out.call(range(1), seed=seed)
     with as_parameters(), pipeline_refusals(pipeline):
-        return pictures(sample_pipeline(pipeline, uniform(1), call).output)[0]
+        output = sample_pipeline(pipeline, uniform(1), call).output
+    return pictures(output)[0], length(output)

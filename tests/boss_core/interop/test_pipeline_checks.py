@@ -11,7 +11,13 @@ from torch import Tensor
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
 
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    HeliosPyramidPipeline,
+    LTX2DFRPipeline,
+    StableDiffusion3Pipeline,
+)
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 
 from boss_core.costs.matrix import estimate_cost_matrix
@@ -22,7 +28,7 @@ from boss_core.interop.diffusers_pipelines import (
     sample_latents,
 )
 from boss_core.interop.diffusers_schedulers import fixed_scheduler
-from boss_core.interop.pipeline_checks import probe_steps
+from boss_core.interop.pipeline_checks import check_told_steps, probe_steps
 from boss_core.ode.timesteps import uniform
 from tests.helpers import odd_pipelines as odd
 from tests.helpers import tiny_pipelines as tiny
@@ -370,3 +376,16 @@ def test_no_guidance_may_be_asked_for(scale: float) -> None:
     prompts = {k: v for k, v in tiny.qwen_image_prompts(range(2)).items() if "negative" not in k}
     prompts["true_cfg_scale"] = scale
     assert search(tiny.qwen_image(), prompts).nfe_per_step == 1.0
+
+
+def test_a_pipeline_that_is_not_told_its_steps_is_refused() -> None:
+    check_told_steps(FluxPipeline)
+    for kind, own in (
+        (LTX2DFRPipeline, "sigmas"), (HeliosPyramidPipeline, "pyramid_num_inference_steps_list")
+    ):  # fmt: skip
+        with pytest.raises(InputError) as refused:
+            check_told_steps(kind)
+        assert str(refused.value) == (
+            f"pipeline: {kind.__name__} takes no num_inference_steps, but {own}, steps of its own;"
+            " one that takes as many steps as it is told needed"
+        )

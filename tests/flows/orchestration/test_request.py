@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from boss_core.errors import InputError
-from flows.orchestration.request import check_request
+from flows.orchestration.request import check_overrides, check_request
 from tests.helpers.project import Project
 
 
@@ -53,3 +53,27 @@ def test_boss_run_says_it_before_anything_starts(finished: Project, tmp_path: Pa
     assert line.startswith("error: --set: budgets.0: 0 found; input should be greater")
     assert done.stdout == ""
     assert project.outputs() == finished.outputs()
+
+
+def test_inputs_that_a_copy_would_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline of gigabytes lies beside the project, or in it where git ignores it."""
+    (tmp_path / "project").mkdir()
+    project = Project.bare(tmp_path / "project")
+    project.run("git", "init", "-q")
+    monkeypatch.chdir(project.folder)
+    for place in ("../lora", "weights/lora"):
+        Path(place).mkdir(parents=True)
+    Path("linked").symlink_to("../lora")
+    Path(".gitignore").write_text("/weights/\n")
+    set_to = "teacher.pipeline.lora={}".format
+    for path, why in (("../lora", "leads out of the project"), ("weights/lora", "is ignored")):
+        with pytest.raises(InputError) as refused:
+            check_overrides(project.folder, [set_to(path)])
+        said = str(refused.value)
+        assert said.startswith(f"--set: teacher.pipeline.lora: {path}: {why}")
+        there = (project.folder / path).resolve()
+        assert said.endswith(f"in a copy elsewhere; the absolute path, {there}, needed")
+        check_overrides(project.folder, [set_to(there)])
+    check_overrides(project.folder, [set_to("linked")])
+    Path("weights/lora.dvc").write_text("")
+    check_overrides(project.folder, [set_to("weights/lora")])

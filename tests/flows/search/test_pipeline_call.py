@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import VisualClozeGenerationPipeline
 from PIL import Image
 
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
-from flows.search.pipeline_call import PromptRow, SampleCalls, conditions, read_prompts
+from flows.search.pipeline_call import (
+    PromptRow,
+    SampleCalls,
+    check_names,
+    conditions,
+    read_prompts,
+)
 
 
 def write(folder: Path, name: str, *lines: object) -> Path:
@@ -159,3 +166,12 @@ def test_conditions_are_those_of_before_and_cover_what_rows_have(tmp_path: Path)
     picture(tmp_path / "a.png", "blue")
     found = {before, red, hashed(image=str(tmp_path / "a.png")), hashed(height=8), hashed(height=9)}
     assert len(found) == 5
+
+
+def test_a_pipeline_that_takes_no_prompt_is_refused_by_what_it_takes() -> None:
+    with pytest.raises(InputError) as refused:
+        check_names(object.__new__(VisualClozeGenerationPipeline), SampleCalls([PromptRow("a")]))
+    assert str(refused.value) == (
+        "--pipeline: VisualClozeGenerationPipeline takes no prompt, but task_prompt,"
+        " content_prompt; one that does needed"
+    )

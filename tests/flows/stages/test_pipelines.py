@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, WanPipeline
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -48,10 +48,17 @@ from flows.stages import (
 )
 from flows.stages.pipelines.evaluation import PipelineEvaluation
 from flows.stages.pipelines.opened import as_parameters, open_teacher
-from flows.stages.pipelines.pictures import pictures, thumbnails
+from flows.stages.pipelines.pictures import frames, pictures, thumbnails
 from flows.stages.pipelines.variants import as_student
 from flows.straighten import rollouts
-from tests.helpers.pipeline_project import PIPELINE, PROMPTS, write_adapter, write_pipeline
+from tests.helpers.hub_server import hub_server
+from tests.helpers.pipeline_project import (
+    PIPELINE,
+    PROMPTS,
+    write_adapter,
+    write_film_pipeline,
+    write_pipeline,
+)
 from tests.helpers.project import Project
 from tests.helpers.tiny_pipelines import quiet
 
@@ -121,6 +128,10 @@ def refusal(project: Project, change: dict[str, Any]) -> str:
          " here: hub, prompts, lora, guidance, size, call, dtype, gradient_checkpointing"),
         ({"teacher.path": "inputs/lora"}, "teacher.path: inputs/lora: no model_index.json that"
          " names a pipeline; a folder as a pipeline's save_pretrained writes it needed"),
+        ({"teacher.pipeline.hub": "someone/none"}, "params.yaml: teacher.pipeline.hub:"
+         " someone/none: not in the cache, "),
+        ({"teacher.pipeline.hub": "some where"}, "teacher.pipeline.hub: some where: no name on the"
+         " hub; a folder that save_pretrained wrote, or owner/name, needed"),
         ({"teacher.pipeline.call": {"true_cfg_scale": 4.0}}, "teacher.pipeline.call:"
          " StableDiffusion3Pipeline takes no true_cfg_scale"),
         ({"teacher.pipeline.call": {"num_inference_steps": 4}}, "teacher.pipeline.call:"
@@ -391,6 +402,62 @@ def test_other_weights_than_the_teachers_stage_saw_are_refused(
     assert Path("results/cost.npz").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_dvc_sees_a_new_revision_on_the_hub(inputs: Path, tmp_path: Path) -> None:
+    """The name in params.yaml stays. What is there goes on with the revision that it was begun
+    with; a run of all takes the new one, or the old one where it is asked for."""
+    one, two = "1" * 40, "2" * 40
+    changed = shutil.copytree(inputs / "teacher", tmp_path / "changed")
+    path = next((changed / "transformer").glob("*.safetensors"))
+    save_file({name: 1.01 * tensor for name, tensor in load_file(path).items()}, path)
+    hub_name = {"teacher.pipeline.hub": "someone/tiny"}
+    project = Project.create(tmp_path / "project", PIPELINE | SMALL | hub_name)
+    shutil.copytree(inputs / "prompts", project.folder / "inputs/prompts", dirs_exist_ok=True)
+    project.commit("prompts")
+
+    def ran(*command: str, offline: str = "") -> str:
+        env = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": offline}
+        return project.run(*command, env=env).stdout
+
+    def card() -> Any:
+        return read_json(project.folder / "models/teacher/card.json")
+
+    dvc = ("dvc", "repro", "teacher")
+    with hub_server() as hub:
+        hub.publish("someone/tiny", inputs / "teacher", one)
+        ran(*dvc)
+        first = card()
+        assert first["asked"]["revision"] == one
+        hub.publish("someone/tiny", changed, two)
+        assert ran("dvc", "repro", "cost").count("Running stage") == 1  # with the first revision
+        said = ran("boss", "run", "--target", "teacher")
+        assert f"hub: someone/tiny is at {two} now, the results here are of {one}: all that" in said
+        assert card()["asked"]["revision"] == two
+        assert card()["weights_sha256"] != first["weights_sha256"]
+        assert "Running stage" not in ran(*dvc)
+        project.set({"teacher.pipeline.hub": f"someone/tiny@{one}"})
+        ran(*dvc, offline="1")
+    assert card()["weights_sha256"] == first["weights_sha256"]
+
+
+def test_the_teachers_card_knows_all_files_of_its_pipeline(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or DVC would make nothing again after another autoencoder or scheduler, whose weights are
+    none of the networks that are evaluated."""
+    shutil.copytree(run, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    before = read_json(Path("models/teacher/card.json"))
+    Path("inputs/teacher/NOTES.md").write_text("nothing of the network\n")
+    teacher.main(load_params())
+    assert read_json(Path("models/teacher/card.json")) == before
+    path = Path("inputs/teacher/vae/diffusion_pytorch_model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in load_file(path).items()}, path)
+    teacher.main(load_params())
+    after = read_json(Path("models/teacher/card.json"))
+    assert {name for name in after if after[name] != before[name]} == {"files_sha256"}
+
+
 def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
@@ -490,6 +557,11 @@ def test_pictures_of_every_kind_of_output() -> None:
     expected = np.zeros((2, 3, 4, 6), np.uint8)
     expected[:, 0] = 255
     film = np.stack([0 * red[0], red[0], 0 * red[0]])  # its middle frame is red
+    assert np.array_equal(frames(SimpleNamespace(images=red)), expected[:, None])
+    shown = frames(SimpleNamespace(frames=np.stack([film, film])))
+    assert np.array_equal(shown, np.stack([0 * expected, expected, 0 * expected], 1))
+    ramp = np.broadcast_to(np.arange(15).reshape(15, 1, 1, 1) / 255, (1, 15, 4, 6, 3))
+    assert frames(SimpleNamespace(frames=ramp))[0, :, 0, 0, 0].tolist() == [*range(0, 15, 2)]
     for output in (
         SimpleNamespace(images=[image, image]), SimpleNamespace(images=red),
         SimpleNamespace(frames=np.stack([film, film])),
@@ -499,6 +571,47 @@ def test_pictures_of_every_kind_of_output() -> None:
     with pytest.raises(InputError, match="in which there are no images to compare"):
         pictures(SimpleNamespace(audios=np.zeros((2, 2, 100))))
     assert thumbnails(np.zeros((50, 3, 384, 96), np.uint8)).shape == (40, 3, 192, 48)
+
+
+@pytest.mark.slow
+def test_films_are_shown_by_their_frames_and_compared_by_the_middle_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grid's first row is what a plain call of the pipeline gives, and what is measured says
+    which frames it is of."""
+    project = Project.bare(tmp_path)
+    write_film_pipeline(tmp_path / "inputs")
+    call = {"num_frames": 13, "max_sequence_length": 16}
+    film = {"teacher.pipeline.size": "32x32", "teacher.pipeline.call": call}
+    project.set(PIPELINE | SMALL | film)
+    monkeypatch.chdir(tmp_path)
+    params = load_params()
+    for stage in (check, prepare, features, teacher, cost, schedule, trajectories):
+        stage.main(params)
+    finetune.main(params, 2)
+    floor.main(params)
+    with mock.patch.object(evaluate, "track_budget"):
+        evaluate.main(params, 2)
+    report.main(params)
+    pipeline = quiet(WanPipeline.from_pretrained("inputs/teacher"))
+    pipeline.scheduler = fixed_scheduler(pipeline.scheduler, uniform(8))
+    first = pipeline(
+        HELD_OUT[:1], generator=sample_generators(range(1), seed_for(EVALUATION, 0)),
+        num_inference_steps=8, guidance_scale=GUIDANCE, height=32, width=32, **call,
+    ).frames[0]  # fmt: skip
+    assert len(first) == 13
+    with Image.open("samples/teacher/fine.png") as grid:
+        assert grid.size == (8 * 33 - 1, 5 * 33 - 1)  # five films
+        row = np.asarray(grid, np.int64)[:32].reshape(32, -1, 3)
+    for place, frame in enumerate((0, 2, 3, 5, 7, 9, 10, 12)):
+        found = row[:, 33 * place : 33 * place + 32]
+        assert np.abs(found - (255 * first[frame]).round()).max() <= 1, frame
+    said = "frame 7 of 13, the middle one of each film"
+    assert read_json(Path("metrics/teacher.json"))["compared"] == said
+    assert read_json(Path("metrics/2.json"))["compared"] == said
+    page = Path("results/report.html").read_text()
+    assert f"by one image each: {said}" in page
+    assert "Each row is a film" in page
 
 
 @pytest.mark.slow

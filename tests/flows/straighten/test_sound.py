@@ -46,6 +46,8 @@ def test_music_is_straightened_and_heard(
     page = html.unescape((tmp_path / "fast" / "2" / "report.html").read_text())
     sounds = re.findall(r'<audio controls src="data:audio/wav;base64,([^"]+)"', page)
     assert len(sounds) == 2 * 3  # samples; teacher, guided pipeline and student
+    assert "Listen to them." in page
+    assert "Look at" not in page
     assert page.count("sound, 0.5 s at 8 kHz, 2 channels") == 2 * len(sounds)  # and as alt
     (seed, *_) = re.findall(r"manual_seed\((\d+)\)", page)
     expected = teacher_of(tmp_path / "pipe", INSTRUMENTS[-2], int(seed))
