@@ -1,5 +1,6 @@
 """A diffusers pipeline, from where a user has it."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -27,11 +28,14 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
             "--pipeline: diffusers is not installed; pip install 'boss-flow[diffusers]' needed"
         ) from error
     try:
-        _check_index(source)
-        # Weights come as safetensors or not at all: a pickle could run code.
-        pipeline = DiffusionPipeline.from_pretrained(
-            source, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
-        )
+        with warnings.catch_warnings():
+            # An argument that diffusers itself hands on, and the hub's client no longer takes.
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
+            _check_index(source)
+            # Weights come as safetensors or not at all: a pickle could run code.
+            pipeline = DiffusionPipeline.from_pretrained(
+                source, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
+            )
     except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
         unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
         needed = "; one of the installed diffusers, or a newer diffusers, needed" if unknown else ""
