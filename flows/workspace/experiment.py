@@ -18,6 +18,8 @@ from flows.workspace.integrity import COPIES
 from flows.workspace.process import dvc, git
 from flows.workspace.scm import require_commit
 
+INPUTS = "inputs"  # what users bring, which git ignores
+
 # Of an experiment: it names a folder and a git reference.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -164,19 +166,38 @@ def _names_nothing(value: object) -> bool:
 
 
 def _mirror(root: Path, copy: Path) -> None:
-    """Make the files that git tracks or would track in the copy those of the workspace."""
-    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    """Make the files that git tracks or would track in the copy those of the workspace, and bring
+    what git ignores in `INPUTS`."""
+    known = ("--cached", "--others"), ()
+    ignored = ("--others", "--ignored"), ("--", INPUTS)
+    listed = [
+        name
+        for kinds, where in (known, ignored)
+        for name in git(root, "ls-files", "-z", *kinds, "--exclude-standard", *where).stdout.split(
+            "\0"
+        )
+        if name and not (where and _in_cache(root, name))
+    ]
     # Links last: where they lead to is there by then, if it comes at all.
-    names = sorted(filter(None, listed.split("\0")), key=lambda name: (root / name).is_symlink())
-    for name in names:
+    for name in sorted(listed, key=lambda name: (root / name).is_symlink()):
         source, target = root / name, copy / name
         if source.is_symlink():
             _link(source, target)
         elif source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
+        elif source.is_dir():  # a repository in this one, as a network's that was cloned
+            skip = shutil.ignore_patterns(".git")
+            shutil.copytree(source, target, symlinks=True, ignore=skip, dirs_exist_ok=True)
         else:
             target.unlink(missing_ok=True)
+
+
+def _in_cache(root: Path, name: str) -> bool:
+    """Whether `dvc add` has put it there, from where `dvc checkout` brings it."""
+    path = Path(name)
+    places = (path, *path.parents)[: len(path.parts)]
+    return any((root / p.with_name(f"{p.name}.dvc")).is_file() for p in places)
 
 
 def _link(source: Path, target: Path) -> None:
