@@ -13,6 +13,7 @@ import typer
 from boss_core import __version__
 from boss_core.errors import InputError
 from flows.cli.check import check
+from flows.cli.compare import compare
 from flows.cli.export import export
 from flows.cli.merge import merge
 from flows.cli.repro import repro
@@ -36,6 +37,7 @@ OF_A_PROJECT: tuple[Callable[..., None], ...] = (
     repro,
     run,
     table,
+    compare,
     usage,
     verify,
     track,

@@ -13,6 +13,7 @@ from boss_core.errors import InputError
 from flows.config import known_parameters
 from flows.strict_yaml import shown
 from flows.workspace.dvc_lock import forget
+from flows.workspace.experiment_names import experiment_exists
 from flows.workspace.graph import out_of_date, read_stages
 from flows.workspace.integrity import COPIES
 from flows.workspace.process import dvc, git
@@ -34,9 +35,7 @@ def check_experiment(root: Path, name: str | None) -> None:
             " or a digit first"
         )
     require_commit(root)
-    commit = git(root, "rev-parse", "HEAD").stdout.strip()
-    known = f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"  # where DVC has those of a commit
-    if name and not git(root, "show-ref", "--verify", "--quiet", known, check=False).returncode:
+    if name and experiment_exists(root, name):
         raise InputError(f"--name: {name!r} is an experiment already; another name needed")
 
 
