@@ -1,7 +1,10 @@
 """``boss run``."""
 
+import sys
+
 import typer
 
+from boss_core.errors import InputError
 from flows.cli.compare import compare
 from flows.cli.table import table
 from flows.config import TIMEOUT, WORKERS
@@ -33,7 +36,10 @@ def run(
     if targets:
         return
     if experiment is not None:
-        compare([experiment])
+        try:
+            compare([experiment])
+        except InputError as error:  # the experiment is there, whatever it cannot be compared with
+            print(f"warning: no table: {error}", file=sys.stderr)
         print(f"`dvc exp apply {experiment}` brings it into this folder, which is as it was")
         return
     table()
