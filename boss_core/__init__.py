@@ -9,6 +9,9 @@ The public names, listed with a line each in docs/api.md, are imported from here
 
 from typing import TYPE_CHECKING, Any
 
+# The only place that has it: pyproject.toml reads it here.
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from boss_core.bellman.bootstrap import bootstrap
     from boss_core.bellman.objectives import optimal_steps

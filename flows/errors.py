@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from boss_core.errors import InputError, lacks_memory
+from flows.extras import extra_of, install
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn InputError, a full disk, a place that cannot be read or written and a lack of memory
-    into a line on stderr and exit code 2."""
+    """Turn InputError, a full disk, a place that cannot be read or written, a lack of memory and a
+    package of an extra that is not installed into a line on stderr and exit code 2."""
     try:
         yield
     except InputError as error:
         _exit(str(error))
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        _exit(f"{error.name} is not installed; {install(extra)}")
     except OSError as error:
         if error.errno in _PLACES and error.filename is not None:
             reason = os.strerror(error.errno).lower()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import _lru_cache_wrapper, cached_property, partial, partialmethod
+from functools import _lru_cache_wrapper, cache, cached_property, partial, partialmethod
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from boss_core.io.weights import add_content
 
-_INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
+_PYTHON = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+_OF_PACKAGES = ("site-packages", "dist-packages")  # the second is Debian's
 _OURS = Path(__file__).resolve().parents[1]  # all of this library
 _SCALARS = (
     bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device,
@@ -247,22 +248,39 @@ def _find(name: str, root: Path) -> Path | None:
     place = root.joinpath(*name.split("."))
     for path in (place / "__init__.py", place.with_name(f"{place.name}.py")):
         if path.is_file():
-            return path.resolve()
+            return _located(path)
     module = sys.modules.get(name)
     return None if module is None else _file(module)
 
 
 def _file(module: ModuleType) -> Path | None:
     file = getattr(module, "__file__", None)
-    path = None if file is None else Path(file).resolve()
+    path = None if file is None else _located(Path(file))
     return path if path is not None and path.suffix == ".py" and path.is_file() else None
 
 
 def is_users_file(name: str) -> bool:
     """Whether a file is neither Python's, an installed package's nor this library's."""
-    path = Path(name).resolve()
+    path = _located(Path(name))
     return not _is_installed(path) and not path.is_relative_to(_OURS) and path.is_file()
 
 
+def _located(path: Path) -> Path:
+    """Where a file lies, links followed; but one of an installed package where that has it, which
+    may be a link into a store that environments share."""
+    path = path.absolute()
+    return path if _is_installed(path) else path.resolve()
+
+
 def _is_installed(path: Path) -> bool:
-    return any(path.is_relative_to(folder) for folder in _INSTALLED)
+    return any(path.is_relative_to(folder) for folder in _installed(tuple(sys.path)))
+
+
+@cache
+def _installed(places: tuple[str, ...]) -> tuple[Path, ...]:
+    """Python's own folders and all of packages that it looks into: an environment may show those of
+    the system, or of the user, beside its own."""
+    found = {
+        Path(name) for name in (*_PYTHON, *(p for p in places if Path(p).name in _OF_PACKAGES))
+    }
+    return tuple(sorted(found | {folder.resolve() for folder in found}))

@@ -65,10 +65,16 @@ def add_adapter(network: AnyNetwork, rank: int, *, seed: int) -> AnyNetwork:
 
     network: any module that is no such layer itself. rank: 1 or more. seed: of A's random start.
 
-    InputError for a network without a layer that can have an adapter (`adaptable_layers`).
+    InputError for a network without a layer that can have an adapter (`adaptable_layers`), and
+    where `peft` is not installed.
     """
-    # Takes seconds to import, which stages without an adapter should not wait for.
-    from peft import LoraConfig, inject_adapter_in_model
+    try:
+        # Takes seconds to import, which stages without an adapter should not wait for.
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "adapter: peft is not installed; pip install 'boss-flow[diffusers]' needed"
+        ) from error
 
     names = adaptable_layers(network)
     if not names:

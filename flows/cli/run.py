@@ -1,7 +1,11 @@
 """``boss run``."""
 
+import sys
+
 import typer
 
+from boss_core.errors import InputError
+from flows.cli.compare import compare
 from flows.cli.table import table
 from flows.config import TIMEOUT, WORKERS
 
@@ -19,13 +23,24 @@ def run(
     ),
     workers: int = typer.Option(WORKERS, min=1, help="Stages side by side, on GPUs too."),
     timeout: float = typer.Option(TIMEOUT, min=1, help="Seconds for one stage."),
-    name: str | None = typer.Option(None, help="Name of the experiment, with --set."),
+    name: str | None = typer.Option(
+        None, help="Name of the experiment, with --set; left out: what it changes, as budgets-4-6."
+    ),
 ) -> None:
-    """Run the Prefect flow: every stage a task, budgets side by side; then print the table."""
+    """Run the Prefect flow: every stage a task, budgets side by side; then print the table, of an
+    experiment beside that of this folder."""
     from flows.orchestration.launch import launch
     from flows.orchestration.repro import closing_lines
 
-    launch(overrides, targets, workers, timeout, name)
-    if not overrides and not targets:
-        table()
-        print(closing_lines())
+    experiment = launch(overrides, targets, workers, timeout, name)
+    if targets:
+        return
+    if experiment is not None:
+        try:
+            compare([experiment])
+        except InputError as error:  # the experiment is there, whatever it cannot be compared with
+            print(f"warning: no table: {error}", file=sys.stderr)
+        print(f"`dvc exp apply {experiment}` brings it into this folder, which is as it was")
+        return
+    table()
+    print(closing_lines())

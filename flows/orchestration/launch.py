@@ -13,6 +13,7 @@ from boss_core.errors import InputError
 from flows.orchestration.request import check_folder, check_request
 from flows.orchestration.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
+from flows.workspace.experiment_names import named_after
 from flows.workspace.process import dvc_environment, stages_running
 from flows.workspace.recovery import set_aside_cut_short
 from flows.workspace.scm import settle_git
@@ -35,8 +36,9 @@ def launch(
     workers: int,
     timeout: float,
     name: str | None,
-) -> None:
-    """Run the flow in this process; InputError when it fails.
+) -> str | None:
+    """Run the flow in this process, and return the name of the experiment that it made, None
+    without ``overrides``; InputError when it fails.
 
     What can be refused is refused before a server is started."""
     check_folder(Path())
@@ -53,7 +55,8 @@ def launch(
     if url is not None:  # else a temporary one, which is ended as this process ends
         threading.Thread(target=_end_when_lost, args=(url, ended), daemon=True).start()
     # Prefect's page, too, shows the run by its name.
-    named: Any = pipeline.with_options(flow_run_name=name) if name else pipeline
+    shown = name or (named_after(Path(), overrides) if overrides else None)
+    named: Any = pipeline.with_options(flow_run_name=shown) if shown else pipeline
     try:
         state: Any = named(
             overrides=list(overrides),
@@ -75,6 +78,7 @@ def launch(
         )
     if not state.is_completed():
         raise InputError(state.message or f"the flow ended as {state.name}")
+    return str(state.result()) if overrides else None
 
 
 def _lost(why: str) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import as_completed
 from prefect.runtime import flow_run, task_run
@@ -29,6 +31,7 @@ from flows.stages.runner import TURNS
 from flows.tracking.connection import PROJECT
 from flows.workspace.dvc_lock import arrange
 from flows.workspace.experiment import isolated_copy
+from flows.workspace.experiment_names import named_after, unused_name
 from flows.workspace.graph import Stage, out_of_date, read_stages
 from flows.workspace.process import (
     TURNS_FILE,
@@ -72,7 +75,7 @@ def pipeline(
         targets: Stages to bring up to date, with what they need; none for all.
         workers: Stages that may run side by side.
         timeout: Seconds after which a single stage is ended.
-        name: The experiment's name; none for the name of the flow run.
+        name: The experiment's name; none for one that says what is changed.
     """
     root = Path.cwd()
     try:
@@ -85,15 +88,25 @@ def pipeline(
         if not overrides:
             with exclusive(root):
                 return _run(root, root, targets or (), workers, timeout, {})
-        experiment = name or flow_run.name or "boss"
+        experiment = name or _own_name(root, overrides)
         with isolated_copy(root, experiment, overrides, targets or ()) as copy:
             state = _run(root, copy, targets or (), workers, timeout, {"DVC_EXP_NAME": experiment})
             if state.is_failed():
                 raise StageError(state.message or "a stage failed")
-        get_run_logger().info("dvc exp show lists it as %s; the workspace is as it was", experiment)
-        return state
+        get_run_logger().info("experiment %s: the workspace is as it was", experiment)
+        return Completed(message=state.message, data=experiment)
     except (InputError, StageError) as error:
         return Failed(message=" ".join(str(error).split()))
+
+
+def _own_name(root: Path, overrides: Sequence[str]) -> str:
+    """A name for the experiment by what it changes, which the flow run then has too: on Prefect's
+    page it would be one of random words."""
+    name = unused_name(root, named_after(root, overrides))
+    if flow_run.id and flow_run.name != name:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run.id), name=name)
+    return name
 
 
 def _run(

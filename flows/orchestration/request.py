@@ -9,7 +9,7 @@ from pathlib import Path
 from boss_core.errors import InputError
 from flows.config import PARAMS, Params, load_params
 from flows.stages.check import check, named_inputs
-from flows.workspace.experiment import check_experiment, override
+from flows.workspace.experiment import INPUTS, check_experiment, override
 from flows.workspace.graph import read_stages
 from flows.workspace.process import git
 
@@ -83,7 +83,10 @@ def _check_seen_from_a_copy(root: Path, params: Params) -> None:
 
 
 def _comes_along(root: Path, path: Path) -> bool:
-    """Whether git has a file or folder of the project, or a link to it, or DVC (``dvc add``)."""
-    if any((root / f"{each}.dvc").is_file() for each in (path, *path.parents)):
+    """Whether git has a file or folder of the project, or a link to it, or DVC (``dvc add``), or it
+    lies where users bring what git ignores."""
+    if path.parts[:1] == (INPUTS,) or any(
+        (root / f"{each}.dvc").is_file() for each in (path, *path.parents)
+    ):
         return True
     return bool(git(root, "check-ignore", "--quiet", str(path), check=False).returncode)

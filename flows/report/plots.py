@@ -4,11 +4,10 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,6 +15,9 @@ from boss_core.evaluation.comparison import Estimate
 from boss_core.io.files import replacing
 from boss_core.ode.schedule import Schedule
 from flows.records.variants import Variant
+
+if TYPE_CHECKING:
+    import pandas as pd  # of the pipeline alone, whose tables these are
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -156,7 +158,7 @@ def cost(
         ax.legend(frameon=False, fontsize=8, loc="lower left")
 
 
-def predicted_error(path: Path, table: pd.DataFrame, budgets: Sequence[int]) -> None:
+def predicted_error(path: Path, table: "pd.DataFrame", budgets: Sequence[int]) -> None:
     """The summed cost of the best path against K: which budget is worth paying for."""
     with figure(path, 4.9, 3.4) as ax:
         for name, colour in (("uniform", UNIFORM), ("bellman", BELLMAN)):
@@ -169,7 +171,9 @@ def predicted_error(path: Path, table: pd.DataFrame, budgets: Sequence[int]) -> 
         ax.legend(frameon=False, fontsize=8)
 
 
-def measured(path: Path, table: pd.DataFrame, variants: Mapping[str, Variant], metric: str) -> None:
+def measured(
+    path: Path, table: "pd.DataFrame", variants: Mapping[str, Variant], metric: str
+) -> None:
     """Predicted error with its interval against measured distance, one point for each budget and
     schedule of the teacher; a line joins the budgets of one kind of steps.
 
@@ -192,7 +196,7 @@ def measured(path: Path, table: pd.DataFrame, variants: Mapping[str, Variant], m
 
 
 def training(
-    path: Path, curves: Mapping[int, pd.DataFrame], variants: Mapping[str, Variant]
+    path: Path, curves: "Mapping[int, pd.DataFrame]", variants: Mapping[str, Variant]
 ) -> None:
     """Validation loss of every student, a panel for each method: losses of different methods do
     not compare."""
@@ -219,16 +223,17 @@ def training(
 
 def student_loss(curve: Sequence[Mapping[str, float]]) -> Image.Image:
     """The loss of one student against the steps of its training, and on calls held out."""
-    table = pd.DataFrame(curve)
+    steps = [row["step"] for row in curve]
     file = io.BytesIO()
     with drawing(file, 4.9, 2.9) as ax:
         for column, colour, label in (
             ("loss", UNIFORM, "training, mean since the point before"),
             ("validation_loss", BELLMAN, "validation, of the averaged weights"),
         ):
-            if column in table:
-                marker = "o-" if len(table) < 30 else "-"
-                ax.plot(table["step"], table[column], marker, ms=3, color=colour, label=label)
+            if any(column in row for row in curve):
+                marker = "o-" if len(curve) < 30 else "-"
+                values = [row.get(column, np.nan) for row in curve]
+                ax.plot(steps, values, marker, ms=3, color=colour, label=label)
         ax.set(xlabel="step of the optimiser", ylabel="loss")
         log_scale(ax)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,5 +1,6 @@
 """A diffusers pipeline, from where a user has it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
         found = on_hub(source)
         name, revision = found.name, found.revision  # all its files of one commit
     try:
-        _check_index(name, revision)
-        # Weights come as safetensors or not at all: a pickle could run code.
-        pipeline = DiffusionPipeline.from_pretrained(
-            name, revision=revision, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
-        )
+        with warnings.catch_warnings():
+            # An argument that diffusers itself hands on, and the hub's client no longer takes.
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
+            _check_index(name, revision)
+            # Weights come as safetensors or not at all: a pickle could run code.
+            pipeline = DiffusionPipeline.from_pretrained(
+                name, revision=revision, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
+            )
     except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
         unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
         needed = "; one of the installed diffusers, or a newer diffusers, needed" if unknown else ""

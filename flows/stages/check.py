@@ -49,8 +49,9 @@ def named_inputs(params: Params) -> dict[str, Path]:
     }
 
 
-def check(params: Params) -> None:
-    """InputError when the inputs that the parameters name cannot serve."""
+def check(params: Params) -> Found | None:
+    """InputError when the inputs that the parameters name cannot serve; what is known of the
+    images, None where there are none."""
     watched = named_inputs(params)
     _check_no_outputs(watched)
     of_pipeline = params.teacher.source == "diffusers"
@@ -68,6 +69,7 @@ def check(params: Params) -> None:
 
         check_pipeline(params)
     check_device(params)
+    return found
 
 
 def _look_at_images(params: Params) -> Found:
@@ -91,9 +93,14 @@ def _first(source: ImageSource) -> ImageSource:
     return replace(source, images=lambda: islice(source.images(), LOOKED_AT))
 
 
-def _check_counts(params: Params, found: Found) -> None:
+def split(params: Params, found: Found) -> tuple[int, int]:
+    """How many of the images are for training, and how many for testing."""
     test = max(1, round(found.count * params.data.test_fraction))
-    training = found.count - test
+    return found.count - test, test
+
+
+def _check_counts(params: Params, found: Found) -> None:
+    training, test = split(params, found)
     if training < params.evaluate.reference_samples:
         raise InputError(
             f"params.yaml: evaluate.reference_samples: {params.evaluate.reference_samples}, but"

@@ -359,10 +359,12 @@ def _ends(job: _Job, velocity: Any, timesteps: Any, solver: str) -> Tensor:
 def write_report(job: _Job, rows: list[dict[str, Any]]) -> None:
     """``report.json``; what was needed to go on is removed once it is there."""
     settings = asdict(job.settings) | {"training": job.settings.training.model_dump()}
+    # peft comes with an extra, and computes where an adapter is trained only.
+    libraries = ("torch", "safetensors", *(() if job.asked.rank is None else ("peft",)))
     report = {
         "network": job.asked.network,
         "teacher_hash": job.hash,
-        "versions": {name: version(name) for name in ("torch", "peft", "safetensors")},
+        "versions": {name: version(name) for name in libraries},
         "held_out": job.asked.held_out,
         "settings": settings,
         "students": rows,

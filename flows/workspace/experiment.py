@@ -13,10 +13,13 @@ from boss_core.errors import InputError
 from flows.config import known_parameters
 from flows.strict_yaml import shown
 from flows.workspace.dvc_lock import forget
+from flows.workspace.experiment_names import experiment_exists
 from flows.workspace.graph import out_of_date, read_stages
 from flows.workspace.integrity import COPIES
 from flows.workspace.process import dvc, git
 from flows.workspace.scm import require_commit
+
+INPUTS = "inputs"  # what users bring, which git ignores
 
 # Of an experiment: it names a folder and a git reference.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -32,9 +35,7 @@ def check_experiment(root: Path, name: str | None) -> None:
             " or a digit first"
         )
     require_commit(root)
-    commit = git(root, "rev-parse", "HEAD").stdout.strip()
-    known = f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"  # where DVC has those of a commit
-    if name and not git(root, "show-ref", "--verify", "--quiet", known, check=False).returncode:
+    if name and experiment_exists(root, name):
         raise InputError(f"--name: {name!r} is an experiment already; another name needed")
 
 
@@ -164,19 +165,47 @@ def _names_nothing(value: object) -> bool:
 
 
 def _mirror(root: Path, copy: Path) -> None:
-    """Make the files that git tracks or would track in the copy those of the workspace."""
-    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    """Make the files that git tracks or would track in the copy those of the workspace, and bring
+    what git ignores in `INPUTS`."""
+    tracked = _listed(root, "--cached", "--others", "--exclude-standard")
+    ignored = _listed(root, "--others", "--ignored", "--exclude-standard", "--", INPUTS)
+    brought = {name for name in ignored if not _in_cache(root, name)}
     # Links last: where they lead to is there by then, if it comes at all.
-    names = sorted(filter(None, listed.split("\0")), key=lambda name: (root / name).is_symlink())
-    for name in names:
+    for name in sorted([*tracked, *brought], key=lambda name: (root / name).is_symlink()):
         source, target = root / name, copy / name
         if source.is_symlink():
             _link(source, target)
         elif source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+            (_same_file if name in brought else shutil.copy2)(source, target)
+        elif source.is_dir():  # a repository in this one, as a network's that was cloned
+            shutil.copytree(
+                source, target, symlinks=True, ignore=shutil.ignore_patterns(".git"),
+                copy_function=_same_file if name in brought else shutil.copy2, dirs_exist_ok=True,
+            )  # fmt: skip
         else:
             target.unlink(missing_ok=True)
+
+
+def _listed(root: Path, *which: str) -> list[str]:
+    return [name for name in git(root, "ls-files", "-z", *which).stdout.split("\0") if name]
+
+
+def _same_file(source: str | Path, target: str | Path) -> None:
+    """A second name for a file: a network's weights may be gigabytes. A copy where the file system
+    has no such names."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _in_cache(root: Path, name: str) -> bool:
+    """Whether `dvc add` has put it there, from where `dvc checkout` brings it."""
+    path = Path(name)
+    places = (path, *path.parents)[: len(path.parts)]
+    return any((root / p.with_name(f"{p.name}.dvc")).is_file() for p in places)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -123,7 +123,7 @@ def _given_up(root: Path, entry: Recorded, since: float = 0.0) -> bool:
             made = max(since, file.stat().st_mtime)
             newest = max(newest, made)
             with open(file, "rb") as content:
-                cached = _cached(cache, hashlib.file_digest(content, _md5).hexdigest())
+                cached = in_cache(cache, hashlib.file_digest(content, _md5).hexdigest())
             if not cached.exists() and _begun(cached.parent, made):
                 return True
     return _begun(entry.cached.parent, newest)
@@ -206,14 +206,14 @@ def recorded(root: Path) -> Iterator[Recorded]:
         for out in entry.get("outs", []):
             path, md5 = Path(out["path"]), out["md5"]
             if not md5.endswith(".dir"):
-                yield Recorded(stage, path, md5, _cached(cache, md5))
+                yield Recorded(stage, path, md5, in_cache(cache, md5))
                 continue
-            listing = _cached(cache, md5)
+            listing = in_cache(cache, md5)
             # Its own name is of its content: altered, it names nothing to go by.
             if not altered(listing, md5.removesuffix(".dir")) and listing.exists():
                 for file in json.loads(listing.read_bytes()):
                     inside = path / file["relpath"]
-                    yield Recorded(stage, inside, file["md5"], _cached(cache, file["md5"]))
+                    yield Recorded(stage, inside, file["md5"], in_cache(cache, file["md5"]))
             yield Recorded(stage, path, md5.removesuffix(".dir"), listing)
 
 
@@ -246,7 +246,8 @@ def cache_folder(root: Path) -> Path:
     return Path(cache.get("dir", root / ".dvc" / "cache"))
 
 
-def _cached(cache: Path, md5: str) -> Path:
+def in_cache(cache: Path, md5: str) -> Path:
+    """Where DVC's cache has what has this hash."""
     return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from boss_core.checkpoints.code_hash import source_files
 from boss_core.checkpoints.folder import save_checkpoint
 from boss_core.checkpoints.load import import_velocity
 from boss_core.errors import InputError
@@ -226,6 +227,26 @@ def test_another_process_finds_the_same_hash(folder) -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == [fresh(f"mine:{a}") for a in names]
+
+
+def test_packages_of_the_system_and_in_a_shared_store_are_no_code_of_the_users(
+    folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an environment with the system's packages, or one of links, has them: nothing in them, of
+    torch least of all, belongs to the user's network."""
+    store, system = folder / "store", folder / "system" / "dist-packages"
+    (store / "linked").mkdir(parents=True)
+    system.mkdir(parents=True)
+    (system / "plain.py").write_text("x = 1\n")
+    (store / "linked" / "__init__.py").write_text("x = 1\n")
+    (system / "linked").symlink_to(store / "linked")
+    monkeypatch.syspath_prepend(str(system))
+    monkeypatch.syspath_prepend(str(folder))
+    Path("uses.py").write_text(
+        "import linked, plain, scale\ndef v(x, t):\n    return linked.x * plain.x * x\n"
+    )
+    module = importlib.import_module("uses")
+    assert source_files(module) == [folder / "uses.py", folder / "scale.py"]
 
 
 def test_a_network_of_this_project_has_the_hash_of_its_card(folder) -> None:

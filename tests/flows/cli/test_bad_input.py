@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from boss_core.errors import InputError
+from flows.cli.check import check as check_command
 from flows.config import load_params
 from flows.stages import prepare
 from flows.stages.check import check
@@ -188,6 +189,21 @@ def test_images_of_mixed_size(workspace: Project) -> None:
     folder = images(workspace)
     Image.new("RGB", (9, 8)).save(folder / "class1" / "odd.png")
     refused("odd.png: 9x8 pixels, but inputs/mine/class0/000.png has 8x8")
+
+
+def test_a_check_says_what_it_has_looked_at(workspace: Project, capsys) -> None:
+    images(workspace)  # of which 15 % are 20, 19.5 rounded
+    check_command()
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:4] == [
+        "params.yaml: every name, type and range; budgets 1, 3; students: straightened_uniform,"
+        " boss, chosen_straightened",
+        "images: folder in inputs/mine: 130 of 8x8, in colour, 2 classes; 110 for training, 20 for"
+        " testing",
+        "what measures: classifier, second_classifier",
+        "teacher: a U-Net, trained here for 30 steps",
+    ]
+    assert shown[-1].startswith("all right; not to be known before the run: ")
 
 
 def test_images_of_mixed_size_are_resized_when_asked(workspace: Project) -> None:

@@ -1,6 +1,7 @@
 """Runs of the flow with changed parameters: experiments in copies of the workspace."""
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -25,7 +26,8 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     first = project.start(
         "boss", "run", "--set", "budgets=[3,2]", "--name", "two", env=prefect_server
     )
-    run(project, prefect_server, "--set", "finetune.training.iterations=14", "--name", "longer")
+    change = ("--set", "finetune.training.iterations=14")
+    shown = run(project, prefect_server, *change, "--name", "longer")
     output, _ = first.communicate(timeout=300)
     assert first.returncode == 0, output
     assert project.outputs() == before
@@ -40,6 +42,17 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     assert listed.loc["longer", "finetune.training.iterations"] == 14
     assert yaml.safe_load(listed.loc["two", "budgets"]) == [3, 2]
     assert listed.loc["two", "metrics/2.json:nfe"] == 2
+    # Beside the workspace, at the end of the run and later; in one table, whatever was changed.
+    assert "longer: finetune.training.iterations=14 (12); in brackets those of workspace" in shown
+    assert re.search(r"NFE +method +workspace +longer", shown)
+    table = project.run("boss", "compare", "two", "longer").stdout
+    assert "two: budgets=[3, 2]" not in table  # the first of them
+    assert "longer: budgets=[1, 3] ([3, 2]), finetune.training.iterations=14 (12); in" in table
+    at = {k: json.loads((project.folder / "metrics" / f"{k}.json").read_text()) for k in (1, 3)}
+    for k in (1, 3):  # the untrained is the same with both
+        value = at[k]["pretrained_uniform"]["frechet_second_classifier"]
+        (line,) = re.findall(rf"^ *{k}  pretrained, uniform steps .*$", table, flags=re.MULTILINE)
+        assert line.count(f"{value:.4g} ±") == (1 if k == 1 else 2)
     # What did not change came from the shared cache.
     assert "> python -m flows.stages.teacher" not in output
     # Their runs are in the workspace's database, under a parent of their own.
@@ -62,12 +75,13 @@ def test_an_experiment_of_some_stages_says_nothing_of_the_others(
 ) -> None:
     project = flowed[0].copy(tmp_path / "project")
     change = ("--set", "evaluate.samples=44", "--set", "evaluate.kid_subset_size=40")
-    run(project, prefect_server, *change, "--target", "features", "--name", "some")
+    run(project, prefect_server, *change, "--target", "features")
+    name = "evaluate.samples-44_kid_subset_size-40"  # says what was changed
     listed = pd.read_csv(
         pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
     ).set_index("Experiment")
-    assert listed.loc["some", "evaluate.samples"] == 44
-    assert listed.loc["some", "metrics/3.json:nfe"] == "!"  # what DVC shows where there is none
+    assert listed.loc[name, "evaluate.samples"] == 44
+    assert listed.loc[name, "metrics/3.json:nfe"] == "!"  # what DVC shows where there is none
     # Nothing was recorded for the changed parameters that was not made with them.
     project.set({"evaluate.samples": 44, "evaluate.kid_subset_size": 40})
     shown = run(project, prefect_server, "--target", "floor", "--target", "evaluate@3")

@@ -85,8 +85,10 @@ def test_costs_are_those_of_the_library_and_the_search_goes_on(boss, pipe: Path)
 
 @pytest.mark.slow
 def test_a_search_warns_of_nothing(boss, pipe: Path) -> None:
-    """In a process of its own: on standard error are the bars of loading, and nothing else."""
-    command = [sys.executable, "-m", "flows.cli.app", "schedule", *map(str, OPTIONS)]
+    """In a process of its own: on standard error are the bars of loading, and nothing else; and no
+    warning of what a later version will not take is hidden."""
+    strict = [f"-Werror::{kind}Warning" for kind in ("Deprecation", "PendingDeprecation", "Future")]
+    command = [sys.executable, *strict, "-m", "flows.cli.app", "schedule", *map(str, OPTIONS)]
     shown = subprocess.run(
         [*command, "--budget", "2", "--samples", "3"],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},

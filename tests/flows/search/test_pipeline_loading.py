@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
 
 import diffusers
+import huggingface_hub
 
 from boss_core.errors import InputError
 from flows.search.pipeline_loading import dtype_argument, load_pipeline
@@ -24,6 +25,20 @@ def test_its_dtype_and_no_warning(tmp_path: Path) -> None:
         pipeline, _ = load_pipeline(str(tmp_path / "pipe"), "bfloat16", torch.device("cpu"))
     assert pipeline.transformer.dtype == torch.bfloat16
     assert pipeline.text_encoder_3.dtype == torch.bfloat16
+
+
+def test_one_of_the_hub_warns_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's client has left it in its cache, from which it comes without a network."""
+    kept = tmp_path / "models--someone--pipe"
+    tiny_pipelines.sd3_with_text(kept / "snapshots" / ("a" * 40))
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("a" * 40)
+    # Its client has read its settings long before.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline, _ = load_pipeline("someone/pipe", "float32", torch.device("cpu"))
+    assert pipeline.text_encoder_3.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ def test_links_lead_to_the_same_in_the_copy(tmp_path: Path) -> None:
     (project.folder / "inputs" / "inside").symlink_to("teacher")
     (project.folder / "inputs" / "file").symlink_to("teacher/README.md")
     (project.folder / "inputs" / "nowhere").symlink_to("nothing")
+    project.run("git", "add", "--force", "inputs/inside", "inputs/file", "inputs/nowhere")
     project.commit("links")
     (project.folder / "inputs" / "outside").symlink_to("../../elsewhere")  # not committed
     with isolated_copy(project.folder, "copy", ["seed=1"], ["check"]) as copy:
@@ -51,6 +52,40 @@ def test_links_lead_to_the_same_in_the_copy(tmp_path: Path) -> None:
     project.run("git", "update-ref", "-d", "HEAD")
     with pytest.raises(InputError, match="no git commit; a DVC experiment needs one to belong to"):
         check_request(project.folder, ["seed=2"], [], None)
+
+
+@pytest.mark.slow  # DVC many times
+def test_what_users_bring_is_in_the_copy_and_in_no_commit(tmp_path: Path) -> None:
+    project = Project.create(tmp_path / "project")
+    inputs = project.folder / "inputs"
+    cloned = inputs / "teacher" / "cloned"  # as from a hub, with its own repository
+    for path in (
+        inputs / "images" / "cats" / "1.png", inputs / "mine" / "2.png", cloned / "weights.bin",
+        project.folder / "schedules" / "8.json", project.folder / "dvc_plots" / "index.html",
+        project.folder / "samples.png",
+    ):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+    assert project.run("git", "status", "--short").stdout == ""
+    project.run("git", "-C", str(cloned), "init", "-q")
+    project.run("dvc", "add", "-q", "inputs/mine")
+    # A repository within is one to git whatever it ignores.
+    expected = "?? inputs/.gitignore\n?? inputs/mine.dvc\n?? inputs/teacher/cloned/\n"
+    assert project.run("git", "status", "--short").stdout == expected
+    with isolated_copy(project.folder, "copy", ["seed=1"], ["check"]) as copy:
+        found = {str(p.relative_to(copy)) for p in (copy / "inputs").rglob("*") if p.is_file()}
+        # The second from DVC's cache, in which a file has no other name.
+        assert (copy / "inputs" / "mine" / "2.png").read_bytes() == b"2.png"
+        Project(copy).run("dvc", "repro", "-q", "check")
+    own = {name for name in found if not name.endswith(("README.md", ".dvc", ".gitignore"))}
+    assert own == {
+        "inputs/images/cats/1.png", "inputs/mine/2.png", "inputs/teacher/cloned/weights.bin"
+    }  # fmt: skip
+    refs = ("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/copy")
+    (ref,) = project.run(*refs).stdout.split()
+    recorded = project.run("git", "ls-tree", "-r", "--name-only", ref).stdout.split()
+    assert "dvc.lock" in recorded
+    assert not own & set(recorded)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,136 @@
+"""Experiments side by side: metrics of a real DVC experiment, read where git and DVC keep them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from boss_core.errors import InputError
+from flows.cli.compare import compare
+from flows.workspace.experiment import isolated_copy
+from tests.helpers.checkout import ROOT
+from tests.helpers.project import Project
+
+# In place of the pipeline: metrics by arithmetic from two parameters.
+STAGE = """
+import json, pathlib, sys, yaml
+params = yaml.safe_load(open("params.yaml"))
+seed, budgets = params["seed"], params["budgets"]
+folder = pathlib.Path("metrics")
+folder.mkdir(exist_ok=True)
+about = {"samples": params["evaluate"]["samples"], "extractor": "classifier", "extractor_hash": "e",
+         "judges": {"second_classifier": "s"}, "reference_hash": "r"}
+def row(value, error):
+    return {f"frechet_{n}{s}": v for n in ("classifier", "second_classifier")
+            for s, v in (("", value), ("_se", error))}
+for k in budgets:
+    record = {"nfe": k, "chosen_solver": "ab2", **about}
+    record |= {"pretrained_uniform": row(8 / k, 0.3), "boss": row(4 / k - 0.5 * seed, 0.1)}
+    (folder / f"{k}.json").write_text(json.dumps(record))
+(folder / "teacher.json").write_text(json.dumps({"nfe": 100, **about, "fine": row(0.5, 0.01)}))
+"""
+PIPELINE = {
+    "stages": {
+        "measure": {
+            "cmd": "python stage.py && rm -rf out && mkdir out",
+            "params": ["seed", "budgets", "evaluate.samples"],
+            "deps": ["stage.py"],
+            "outs": ["out"],
+            "metrics": ["metrics/2.json", "metrics/4.json", "metrics/teacher.json"],
+        }
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A folder that has run with seed 0, and an experiment of seed 1; its file says 7 since."""
+    project = Project(tmp_path_factory.mktemp("compared") / "project")
+    project.folder.mkdir()
+    (project.folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (project.folder / "stage.py").write_text(STAGE)
+    (project.folder / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
+    project.run("git", "init", "-q")
+    project.run("dvc", "init", "-q")
+    project.set({"budgets": [2, 4]})
+    project.commit("start")
+    project.run("dvc", "repro", "-q")
+    with isolated_copy(project.folder, "seed-1", ["seed=1"]) as copy:
+        Project(copy).run("dvc", "repro", "-q")
+    project.set({"seed": 7})
+    return project
+
+
+@pytest.fixture(autouse=True)
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+
+
+def test_distances_side_by_side(project: Project, capsys) -> None:
+    """boss: 2 and 1.5, apart by 0.5 ± sqrt(0.1² + 0.1²) = 0.14; the others are the same."""
+    compare(["seed-1"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "seed-1: seed=1 (0); in brackets those of workspace"
+    assert shown[1] == "frechet_second_classifier (lower is better), by second_classifier"
+    rows = [" ".join(line.split()) for line in shown]
+    assert "NFE method workspace seed-1" in rows
+    assert "2 pretrained, uniform steps 4 ±0.3 4 ±0.3" in rows
+    assert "BOSS: straightened, Bellman steps 2 ±0.1 1.5* ±0.1" in rows
+    assert "4 pretrained, uniform steps 2 ±0.3 2 ±0.3" in rows
+    assert "100 the teacher (the floor) 0.5 ±0.01 0.5 ±0.01" in rows
+    assert not [line for line in shown if line.startswith("warning")]
+
+
+def test_budgets_of_runs_before_are_not_shown(
+    project: Project, tmp_path: Path, monkeypatch, capsys
+):
+    """Whose stages dvc.lock keeps, and whose metrics the experiment has not made."""
+    copy = project.copy(tmp_path / "copy")
+    monkeypatch.chdir(copy.folder)
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    lock["stages"]["measure"]["params"]["params.yaml"]["budgets"] = [2]
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    compare(["seed-1"])
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "4 pretrained, uniform steps 2 ±0.3" in rows  # of the experiment alone
+    assert "seed-1: seed=1 (0), budgets=[2, 4] ([2]); in brackets those of workspace" in rows
+
+
+def test_what_is_no_measure_of_the_same_is_said(project: Project, capsys) -> None:
+    path = Path("metrics/teacher.json")
+    kept = path.read_text()
+    record = json.loads(kept)
+    record |= {"samples": 500, "judges": {"second_classifier": "another"}, "reference_hash": "q"}
+    path.unlink()  # a link into DVC's cache, perhaps
+    path.write_text(json.dumps(record))
+    try:
+        compare(["seed-1", "workspace"])
+        shown = capsys.readouterr().out.splitlines()
+    finally:
+        path.write_text(kept)
+    assert "warning: workspace: its second_classifier is not that of seed-1: no common measure" in (
+        shown
+    )
+    assert "warning: workspace: measured against other images than seed-1" in shown
+    lacks = "warning: workspace: 500 samples, seed-1 2,000; of fewer samples distances are larger"
+    assert lacks in shown
+
+
+def test_mistakes(project: Project) -> None:
+    with pytest.raises(
+        InputError, match="seed-2: no experiment and no commit; one of them needed, as seed-1"
+    ):
+        compare(["seed-2"])
+    with pytest.raises(InputError, match=r"HEAD: has no dvc.lock"):
+        compare(["HEAD"])
+
+
+def test_metrics_that_the_cache_has_lost(project: Project, tmp_path: Path, monkeypatch) -> None:
+    copy = project.copy(tmp_path / "copy")
+    monkeypatch.chdir(copy.folder)
+    for file in (copy.folder / ".dvc" / "cache").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    with pytest.raises(InputError, match=r"seed-1: metrics/2.json is not in DVC's cache any more"):
+        compare(["seed-1"])
