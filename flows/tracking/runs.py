@@ -1,11 +1,10 @@
-"""MLflow shows what the files record: one run for each budget, under one for the pipeline run.
+"""MLflow shows what the files record: one run for each budget and one for each method
+at it (`flows.tracking.methods`), under one for the pipeline run.
 
 ``metrics/K.json`` and the curves are the record; a run is a projection of them and carries the
 hash of its record, so projecting twice adds nothing and a lost database loses nothing.
 
-Every final metric is logged at step = NFE, in the budget's run and in its parent's: the parent
-of a pipeline run shows each metric against NFE, and comparing parents lays their curves over
-each other.
+The parent says in words what is best at each budget.
 """
 
 import hashlib
@@ -29,14 +28,15 @@ from flows.records.variants import read_schedules, recorded
 from flows.strict_yaml import shown
 from flows.tracking.connection import connected, find_experiment, sqlite_file, tracking_uri
 from flows.tracking.links import note_link, record_hash, without_password
+from flows.tracking.methods import BUDGET_RUN_TAG, delete_methods, log_methods, method_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 RECORD_TAG = "boss.record"
 PIPELINE_TAG = "boss.pipeline"
 PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
 _IN_RECORD = ("nfe", "samples", "teacher_hash", "extractor_hash", "extractor", "student_hash")
 NOT_LOGGED = {"tracking"}  # where the log is; its address may hold a password
 
@@ -136,7 +136,7 @@ def _decided(params: Params, budget: int, metrics: Json) -> dict[str, str]:
             if len(of_best.level) == 1
             else f"By {judge.metric} these are level, not told apart: {names}."
         )
-    tags["mlflow.note.content"] = " ".join(filter(None, (words, remark(found, variants))))
+    tags[NOTE_TAG] = " ".join(filter(None, (words, remark(found, variants))))
     return tags
 
 
@@ -169,7 +169,10 @@ def _project(uri: str, params: Params, record: _Record) -> str:
             experiment, run_name=f"K={budget}", tags={PARENT_TAG: parent}
         ).info.run_id
         _log(client, run, params, record)
-        _log_to_parent(client, parent, record.metrics)
+        found = method_runs(params, budget, record.metrics, record.schedules)
+        shared = {PARENT_TAG: parent, BUDGET_RUN_TAG: run, **_tags(record.metrics)}
+        log_methods(client, experiment, shared, found)
+        _describe_best(client, experiment, parent)
         client.set_terminated(run)
         client.set_terminated(parent)
         # Last, so that a run that was cut short is not taken for the whole of its record.
@@ -178,24 +181,16 @@ def _project(uri: str, params: Params, record: _Record) -> str:
         return f"K={budget}: logged to MLflow"
 
 
-def _final_metrics(record: Json) -> "list[Metric]":
-    """Every metric of every variant, at step = NFE."""
-    from mlflow.entities import Metric
-
-    now = int(1000 * time.time())
-    return [
-        Metric(f"{variant}/{name}", value, now, int(record["nfe"]))
-        for variant in recorded(record)
-        for name, value in record[variant].items()
-    ]
-
-
-def _log_to_parent(client: "MlflowClient", parent: str, record: Json) -> None:
-    """The final metrics, unless a run that was cut short right after has logged them."""
-    metrics = _final_metrics(record)
-    history = client.get_metric_history(parent, metrics[0].key)
-    if (metrics[0].step, metrics[0].value) not in {(m.step, m.value) for m in history}:
-        client.log_batch(parent, metrics=metrics)
+def _describe_best(client: "MlflowClient", experiment: str, parent: str) -> None:
+    """The descriptions of all budgets' runs, as the parent's own."""
+    found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'")
+    words = {
+        int(run.data.params["nfe"]): run.data.tags[NOTE_TAG]
+        for run in found
+        if NOTE_TAG in run.data.tags and "nfe" in run.data.params
+    }
+    text = "\n".join(f"- **K={budget}**: {words[budget]}" for budget in sorted(words))
+    client.set_tag(parent, NOTE_TAG, text)
 
 
 def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -> None:
@@ -206,8 +201,10 @@ def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -
     variants = recorded(record)
     now = int(1000 * time.time())
     intensity = params.tracking.grid_intensity
-    metrics = [*_final_metrics(record), Metric("nfe", budget, now, budget)]
-    metrics.append(Metric("samples", record["samples"], now, budget))
+    metrics = [
+        Metric("nfe", budget, now, budget),
+        Metric("samples", record["samples"], now, budget),
+    ]
     metrics += [
         Metric(f"usage/{part}_{key}", found, now, budget)
         for part, taken in _parts(budget).items()
@@ -267,6 +264,7 @@ def _parent(
         if any(RECORD_TAG in child.data.tags for child in found):
             continue
         for child in found:
+            delete_methods(client, experiment, child.info.run_id)
             client.delete_run(child.info.run_id)
         if not run.data.params:
             _describe(client, parent, params)

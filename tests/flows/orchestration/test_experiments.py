@@ -91,7 +91,7 @@ def test_changed_parameters_count_for_targets_and_for_what_was_wrong_before(
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'other.db'}")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
-    (logged,) = client.search_runs([experiment.experiment_id], "params.nfe = '2'")
+    (logged,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'K=2'")
     ended = artifacts(prefect_server, flow_run(prefect_server, shown))
     (link,) = [a["data"] for a in ended if a["key"] == "boss-mlflow-2"]
     assert logged.info.run_id in link

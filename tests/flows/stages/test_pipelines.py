@@ -522,7 +522,10 @@ def test_the_whole_under_dvc(tmp_path: Path) -> None:
     (logged,) = client.search_runs(
         [experiment.experiment_id], "attributes.run_name = 'K=2'"
     )  # fmt: skip
-    shown = logged.data.metrics["boss_lora/frechet_efficientnet_lite0"]
+    (method,) = client.search_runs(
+        [experiment.experiment_id], "attributes.run_name = 'boss_lora K=2'"
+    )
+    shown = method.data.metrics["frechet"]
     assert shown == record["boss_lora"]["frechet_efficientnet_lite0"]
     there = {f.path for f in client.list_artifacts(logged.info.run_id, "students/boss_lora")}
     assert f"students/boss_lora/{WEIGHTS}" in there

@@ -26,16 +26,17 @@ from tests.helpers.servers import free_port, wait_for
 
 
 def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
-    found = {run.info.run_name: run for run in runs(finished)}
+    all_runs = [run for run in runs(finished) if "boss.budget_run" not in run.data.tags]
+    found = {run.info.run_name: run for run in all_runs}
     run = found.pop("K=3")
     assert found.pop("K=1").data.tags["mlflow.parentRunId"] == run.data.tags["mlflow.parentRunId"]
     (parent,) = found.values()
     assert parent.info.run_id == run.data.tags["mlflow.parentRunId"]
     record = json.loads((finished.folder / "metrics" / "3.json").read_text())
     assert run.info.status == "FINISHED"
-    for variant in VARIANTS:
-        for name, value in record[variant].items():
-            assert run.data.metrics[f"{variant}/{name}"] == value
+    assert not any(
+        name.startswith(tuple(f"{v}/frechet" for v in VARIANTS)) for name in run.data.metrics
+    )
     assert run.data.params["nfe"] == "3"
     assert run.data.params["finetune.training.iterations"] == "12"
     assert run.data.tags["teacher_hash"] == record["teacher_hash"]
@@ -68,19 +69,47 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     assert "samples/boss.png" in grids
 
 
-def test_the_parent_shows_each_metric_against_nfe(finished: Project) -> None:
-    (parent,) = [run for run in runs(finished) if "boss.pipeline" in run.data.tags]
+def test_the_parent_says_what_is_best_and_has_no_metric_of_a_method(finished: Project) -> None:
+    found = {run.info.run_name: run for run in runs(finished)}
+    (parent,) = [run for run in found.values() if "boss.pipeline" in run.data.tags]
     assert parent.info.status == "FINISHED"
-    client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
-    for variant in ("pretrained_uniform", "boss"):
-        history = client.get_metric_history(parent.info.run_id, f"{variant}/frechet_classifier")
-        expected = {
-            k: json.loads((finished.folder / "metrics" / f"{k}.json").read_text())[variant]
-            for k in (1, 3)
-        }
-        assert {m.step: m.value for m in history} == {
-            k: values["frechet_classifier"] for k, values in expected.items()
-        }
+    assert parent.data.metrics == {}
+    of_budget = [found[f"K={k}"].data.tags["mlflow.note.content"] for k in (1, 3)]
+    expected = f"- **K=1**: {of_budget[0]}\n- **K=3**: {of_budget[1]}"
+    assert parent.data.tags["mlflow.note.content"] == expected
+
+
+def test_a_run_for_each_budget_and_method(finished: Project) -> None:
+    found = {r.info.run_name: r for r in runs(finished) if "boss.budget_run" in r.data.tags}
+    records = {
+        k: json.loads((finished.folder / "metrics" / f"{k}.json").read_text()) for k in (1, 3)
+    }
+    schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
+    assert set(found) == {f"{v} K={k}" for k in (1, 3) for v in VARIANTS if v in records[k]}
+    (parent,) = [run for run in runs(finished) if "boss.pipeline" in run.data.tags]
+    for k, record in records.items():
+        ranks = []
+        for name in VARIANTS:
+            run = found[f"{name} K={k}"]
+            shown, tags = run.data.metrics, run.data.tags
+            assert shown["frechet"] == record[name]["frechet_second_classifier"]
+            assert shown["kid"] == record[name]["kid_second_classifier"]
+            assert shown["frechet_classifier"] == record[name]["frechet_classifier"]
+            blocks = json.loads((finished.folder / f"samples/{k}/replicates.json").read_text())
+            of_blocks = pd.Series(blocks[name]["frechet_second_classifier"])
+            error = ((of_blocks - of_blocks.mean()) ** 2).sum() * (1 - 1 / len(of_blocks))
+            assert shown["frechet_se"] == pytest.approx(error**0.5)
+            assert (tags["method"], tags["budget"]) == (name, str(k))
+            assert tags["judge"] == "second_classifier"
+            assert tags["solver"] == schedules[str(k)][tags["steps"]]["solver"]
+            assert tags["samples"] == run.data.params["samples"] == str(record["samples"])
+            assert float(run.data.params["nfe"]) == shown["nfe"]
+            assert tags["mlflow.parentRunId"] == parent.info.run_id
+            assert len(shown) <= 8
+            ranks.append(tags["rank"])
+        assert ranks.count("best") == 1 or ranks.count("level") > 1
+    assert found["boss K=3"].data.metrics["nfe"] == 3
+    assert found["boss K=3"].data.tags["solver"] == "euler"
 
 
 def test_tracking_twice_changes_nothing_and_a_lost_database_loses_nothing(
@@ -203,7 +232,8 @@ def test_mlflow_is_not_blamed_for_a_record_that_is_not_whole(
 
 
 # What fails in the database, in the order of a projection: the parent and its parameters, the run
-# of the budget and all that it holds, the parent's metrics, the ends, and the mark of the whole.
+# of the budget and all that it holds, its methods' runs, the parent's description, the ends,
+# and the mark of the whole.
 CHILD = "(SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId')"
 LOST = (
     "INSERT ON runs",
@@ -213,7 +243,9 @@ LOST = (
     "INSERT ON metrics WHEN new.key = 'training/boss_loss'",
     f"INSERT ON params WHEN new.run_uuid IN {CHILD}",
     "INSERT ON tags WHEN new.key = 'teacher_hash' AND new.run_uuid IN " + CHILD,
-    f"INSERT ON metrics WHEN new.run_uuid NOT IN {CHILD}",
+    "INSERT ON tags WHEN new.key = 'boss.budget_run'",
+    "INSERT ON metrics WHEN new.key = 'frechet'",
+    "INSERT ON tags WHEN new.key = 'mlflow.note.content' AND new.run_uuid NOT IN " + CHILD,
     f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid IN {CHILD}",
     f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid NOT IN {CHILD}",
     "INSERT ON tags WHEN new.key = 'boss.record'",
@@ -263,7 +295,8 @@ def test_a_projection_that_was_cut_short_is_made_whole(
 
     project_into("never cut")
     expected = shown(client, "never cut")
-    assert [row[1] for row in expected] == ["FINISHED"] * 2  # the budget's and the parent
+    # Of the budget, the parent, and each method.
+    assert [row[1] for row in expected] == ["FINISHED"] * (2 + len(VARIANTS))
     assert expected[0][0] == "K=3"
     for number, event in enumerate(LOST):
         change_database(
