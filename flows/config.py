@@ -238,6 +238,9 @@ class Tracking(Settings):
     grid_intensity: float = Field(
         ge=0, allow_inf_nan=False, description="of the electricity used, g CO2 a kWh"
     )
+    registered_model: Annotated[str, Field(pattern=r"^[^/:'\s]+$")] | None = Field(
+        default=None, description="students become versions of MLflow's models of this name"
+    )
 
 
 class Params(Settings):

@@ -47,7 +47,9 @@ PIPELINE = {
         "boss_core", "flows.measure", "flows.records", "flows.report", "flows.search",
         "flows.straighten", "flows.tracking", "flows.workspace",
     },
-    "orchestration": {"flows.records", "flows.stages", "flows.tracking", "flows.workspace"},
+    "orchestration": {
+        "flows.measure", "flows.records", "flows.stages", "flows.tracking", "flows.workspace",
+    },
     "search": {"boss_core", "flows.records", "flows.report"},
     "straighten": {"boss_core", "flows.measure", "flows.records", "flows.report", "flows.search"},
     "cli": {

@@ -1,6 +1,7 @@
 """``boss track``."""
 
 import sys
+from functools import partial
 
 import typer
 
@@ -17,11 +18,12 @@ def track(
     there already stays as it is."""
     from boss_core.errors import InputError
     from flows.tracking.links import lacking
-    from flows.tracking.runs import track_budget
+    from flows.tracking.runs import track_budget, track_report
 
     params = load_params()
     found = paths.metrics("").parent.glob("*.json")
     measured = {int(path.stem) for path in found if path.stem.isdecimal()}
+    projections = []
     for budget in sorted(measured):
         if budget not in params.budgets:
             print(f"K={budget}: not logged: not among the budgets of params.yaml")
@@ -30,8 +32,11 @@ def track(
         if lack:
             print(f"K={budget}: not logged: {lack}; `boss run` makes it")
             continue
+        projections.append(partial(track_budget, params, budget))
+    for project in (*projections, partial(track_report, params)):
         try:
-            print(track_budget(params, budget))
+            if done := project():
+                print(done)
         except InputError as error:
             if rebuild:
                 raise

@@ -14,12 +14,14 @@ from flows.config import load_params
 def ui(port: int = typer.Option(5000, help="Port on this machine.")) -> None:
     """Open the MLflow UI on the runs of this project; Ctrl-C ends it."""
     from flows.tracking.connection import prepare_database, tracking_uri
-    from flows.tracking.links import without_password
+    from flows.tracking.links import runs_page, without_password
 
-    uri = tracking_uri(load_params())
+    params = load_params()
+    uri = tracking_uri(params)
     prepare_database(uri)
     shown = without_password(uri)
-    print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C to stop), showing {shown}")
+    page = runs_page(uri, params.budgets)
+    print(f"MLflow UI: http://127.0.0.1:{port}{page} (Ctrl-C to stop), showing {shown}")
     raise SystemExit(_serve(uri, port))
 
 

@@ -31,6 +31,7 @@ class Usage:
         each. None where nothing measures it.
     energy_source: what measured it.
     images: how many were made or trained on; None where that says nothing.
+    began: when the block began, UNIX seconds.
     """
 
     seconds: float = 0.0
@@ -38,6 +39,7 @@ class Usage:
     energy_kwh: float | None = None
     energy_source: str | None = None
     images: int | None = None
+    began: float = 0.0
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def measured(on: torch.device, images: int | None = None) -> Iterator[Usage]:
 
     Blocks may follow one another but not nest: each starts its peak memory anew.
     """
-    usage = Usage(images=images)
+    usage = Usage(images=images, began=time.time())
     on_gpu = on.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(on)

@@ -5,6 +5,7 @@ carries the hash of the result that it belongs to, and is not read beside anothe
 """
 
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from boss_core.errors import InputError
 from boss_core.io.files import sha256
 from flows import paths
+from flows.measure.command import calling
 from flows.records.json_files import Json, read_json, write_json
 
 if TYPE_CHECKING:
@@ -23,10 +25,9 @@ def write_usage(stage: str, taken: "Mapping[str, Usage | None]") -> None:
     """Write what the parts of a stage took, once its result is stored; None: was not measured
     whole, as of a training that went on from a checkpoint. Where it cannot be written, a line on
     stderr says so: no result hangs on it."""
-    result = sha256(_result(stage))
+    of_all = {"result": sha256(_result(stage)), "stored": time.time(), **asdict(calling())}
     records = {
-        name: {key: found for key, found in asdict(usage).items() if found is not None}
-        | {"result": result}
+        name: {key: found for key, found in asdict(usage).items() if found is not None} | of_all
         for name, usage in taken.items()
         if usage is not None
     }
@@ -41,8 +42,10 @@ def write_usage(stage: str, taken: "Mapping[str, Usage | None]") -> None:
 
 def read_usage(stage: str, folder: Path = Path()) -> dict[str, Json]:
     """The records of a stage by the names of its parts: ``seconds``, ``peak_memory_bytes`` and,
-    where there are any, ``images``, ``energy_kwh`` and ``energy_source``. Without those of another
-    result than the one in ``folder``, as of a stage that DVC has restored since."""
+    where there are any, ``images``, ``energy_kwh`` and ``energy_source``; ``began`` and ``stored``,
+    UNIX seconds, and the fields of the `flows.measure.command.Command` it was part of. Without
+    those of another result than the one in ``folder``, as of a stage that DVC has restored since.
+    """
     path, result = folder / paths.usage(stage), folder / _result(stage)
     if not path.is_file() or not result.is_file():
         return {}

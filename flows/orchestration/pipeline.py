@@ -5,6 +5,7 @@ cache holds what was computed: after the flow ``dvc repro`` has nothing to do, a
 round. The final state of a task says what DVC did: Ran, Restored or Cached.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import as_completed
-from prefect.runtime import flow_run, task_run
+from prefect.runtime import deployment, flow_run, task_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from boss_core.errors import InputError
 from flows.config import TIMEOUT, WORKERS, load_params
+from flows.measure.command import named, typed
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.orchestration.order import run_all
 from flows.orchestration.prefect_artifacts import publish_results
@@ -29,6 +31,7 @@ from flows.orchestration.request import check_folder, check_request
 from flows.orchestration.revision import take_revision
 from flows.stages.runner import TURNS
 from flows.tracking.connection import PROJECT
+from flows.tracking.links import without_password
 from flows.workspace.dvc_lock import arrange
 from flows.workspace.experiment import isolated_copy
 from flows.workspace.experiment_names import named_after, unused_name
@@ -124,7 +127,7 @@ def _run(
     # A copy's runs belong into the workspace's database, beside those they are compared with.
     # They take turns with those of other copies, too.
     turns = str((root / TURNS_FILE).resolve())
-    environment = {PROJECT: str(root), TURNS: turns, **extra}
+    environment = {PROJECT: str(root), TURNS: turns, **named(_called()), **extra}
     take_revision(folder, params)
     runner = Runner(folder)
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
@@ -148,6 +151,13 @@ def _run(
     publish_results(params, root, folder, environment, changed=changed)
     counts = {kind: list(outcomes.values()).count(kind) for kind in Outcome}
     return Completed(message=", ".join(f"{n} {kind}" for kind, n in counts.items()), data=counts)
+
+
+def _called() -> str:
+    """What this run is of: a deployment, or what was typed, without passwords."""
+    if name := deployment.name:
+        return f"deployment {flow_run.flow_name}/{name}"
+    return without_password(typed(sys.argv))
 
 
 def _all_stages(

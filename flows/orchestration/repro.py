@@ -11,6 +11,7 @@ from pathlib import Path
 from boss_core.errors import InputError
 from flows import paths
 from flows.config import load_params
+from flows.measure.command import named, typed
 from flows.orchestration.gpus import visible_gpus
 from flows.orchestration.order import run_all
 from flows.orchestration.request import check_folder
@@ -47,12 +48,13 @@ def repro() -> int:
     set_aside_cut_short(Path())
     settle_git(Path())
     take_revision(Path(), params)
+    called = named(typed(sys.argv))
     cores = len(os.sched_getaffinity(0))
     # A stage has all GPUs, and a single core is for one stage: DVC's own order is as good then.
     side_by_side = cores > 1 and not visible_gpus(params)
     before, since = absent(Path()), time.time()
     try:
-        code = _side_by_side(cores) if side_by_side else _in_order()
+        code = _side_by_side(cores, called) if side_by_side else _in_order(called)
     except KeyboardInterrupt:
         code = 130
     left = unstored(Path(), before=None if code else before, since=since)
@@ -64,16 +66,16 @@ def repro() -> int:
     return 2 if code or left else 0
 
 
-def _in_order() -> int:
-    return subprocess.run(dvc_command("repro"), env=dvc_environment()).returncode
+def _in_order(called: dict[str, str]) -> int:
+    return subprocess.run(dvc_command("repro"), env=dvc_environment() | called).returncode
 
 
-def _side_by_side(workers: int) -> int:
+def _side_by_side(workers: int, called: dict[str, str]) -> int:
     """As `dvc repro`, but for stages that do not need each other: these run side by side, as in the
-    flow, so many at a time."""
+    flow, so many at a time. called: the variable that says what called them."""
     root = Path()
     runner = Runner(root)
-    environment = {TURNS: str((root / TURNS_FILE).resolve())}
+    environment = {TURNS: str((root / TURNS_FILE).resolve()), **called}
 
     def run(stage: Stage, known: bool) -> Outcome:
         if known:

@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from boss_core.errors import InputError
 from boss_core.evaluation.comparison import Estimate
 from boss_core.io.files import write_bytes
 from boss_core.ode.schedule import Schedule
@@ -24,6 +26,7 @@ from flows.report.conclusion import conclude
 from flows.report.image_grid import difference, write_grid
 from flows.stages.pipelines.pictures import thumbnails
 from flows.stages.runner import run_stage
+from flows.tracking.runs import track_report
 
 
 def main(params: Params) -> None:
@@ -77,6 +80,10 @@ def main(params: Params) -> None:
     )
     write_bytes(paths.REPORT, html.encode())
     print(f"report: {paths.REPORT}")
+    try:
+        track_report(params)
+    except InputError as error:  # all is written: nothing is lost with the server
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def name_of(card: Json) -> str:

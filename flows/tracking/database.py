@@ -16,6 +16,12 @@ from flows.telemetry import TELEMETRY_OFF
 
 # Of what no other try would open: no database, a damaged one, and one without MLflow's tables.
 _NOT_ITS_OWN = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
+# Where else the addresses of artifacts are, each below its experiment's.
+_BELOW = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
 _MAKE = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
 
 
@@ -77,11 +83,16 @@ def follow(database: Path) -> None:
                 "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
                 (new, old),
             )
-            connection.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
-                " WHERE substr(artifact_uri, 1, ?) = ?",
-                (new, len(old) + 1, len(old) + 1, f"{old}/"),
-            )
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            there = {name for (name,) in tables}
+            for table, column in _BELOW:
+                if table not in there:  # of a version before it
+                    continue
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                    f" WHERE substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                )
 
 
 def _left_behind(address: str, name: str) -> bool:

@@ -62,6 +62,15 @@ def read_links(uri: str, budgets: Iterable[int], folder: Path = Path()) -> dict[
     return {k: server.rstrip("/") + path for k, path in found.items() if path}
 
 
+def runs_page(uri: str, budgets: Iterable[int]) -> str:
+    """The path of the page with the runs of this project's experiment; nothing where none is known
+    to be logged. MLflow's own first page is one of traces of language models."""
+    for link in read_links(uri, budgets).values():
+        experiment = link.partition("/#/experiments/")[2].partition("/")[0]
+        return f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    return ""
+
+
 def without_password(text: str) -> str:
     """Every address in a text with asterisks for its password, as anyone may see it. Up to the last
     @, as a password need not be escaped to be taken by a database's driver."""

@@ -1,43 +1,48 @@
-"""MLflow shows what the files record: one run for each budget, under one for the pipeline run.
+"""MLflow shows what the files record: one run for each budget and one for each method
+at it (`flows.tracking.methods`), under one for the pipeline run.
 
 ``metrics/K.json`` and the curves are the record; a run is a projection of them and carries the
 hash of its record, so projecting twice adds nothing and a lost database loses nothing.
 
-Every final metric is logged at step = NFE, in the budget's run and in its parent's: the parent
-of a pipeline run shows each metric against NFE, and comparing parents lays their curves over
-each other.
+The parent says in words what is best at each budget, has each method's distance against the budget,
+so that pipeline runs can be laid over each other, and the report (`flows.tracking.report`).
 """
 
 import hashlib
 import json
 import os
-import subprocess
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from boss_core.errors import InputError
-from boss_core.ode.schedule import Schedule
 from flows import paths
 from flows.config import Params
 from flows.measure.usage import amounts, read_usage
-from flows.records.json_files import Json, read_json
-from flows.records.judges import best, judges, read_estimates, remark
-from flows.records.variants import read_schedules, recorded
-from flows.strict_yaml import shown
+from flows.records.json_files import Json
+from flows.records.judges import judges
+from flows.records.variants import recorded
 from flows.tracking.connection import connected, find_experiment, sqlite_file, tracking_uri
-from flows.tracking.links import note_link, record_hash, without_password
+from flows.tracking.data_sets import references
+from flows.tracking.links import note_link, without_password
+from flows.tracking.methods import (
+    BUDGET_RUN_TAG,
+    delete_methods,
+    log_method,
+    method_runs,
+    teacher_run,
+)
+from flows.tracking.models import log_student, register_students
+from flows.tracking.record import NOTE_TAG, Record, read_record
+from flows.tracking.report import Report, log_report, read_report
+from flows.tracking.work import Work, of_budget
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 RECORD_TAG = "boss.record"
 PIPELINE_TAG = "boss.pipeline"
+TEACHER_TAG = "boss.teacher_run"  # of the teacher's run: the hash of its record, once it is whole
 PARENT_TAG = "mlflow.parentRunId"
-_IN_RECORD = ("nfe", "samples", "teacher_hash", "extractor_hash", "extractor", "student_hash")
 NOT_LOGGED = {"tracking"}  # where the log is; its address may hold a password
 
 
@@ -47,176 +52,186 @@ def track_budget(params: Params, budget: int) -> str:
     Raises InputError when the record is not whole, and when MLflow cannot be reached or refuses:
     the record is kept all the same.
     """
-    uri = tracking_uri(params)
-    record = _read_record(params, budget)  # before, so that MLflow is not blamed for it
+    record = read_record(params, budget)  # before, so that MLflow is not blamed for it
+    return _blamed(
+        tracking_uri(params),
+        f"metrics are safe in {paths.metrics(budget)}",
+        lambda uri: _project(uri, params, record),
+    )
+
+
+def track_report(params: Params) -> str:
+    """Log table, page and plots to the run of the pipeline run whose records they show; says in a
+    few words what was done, nothing where there was nothing to do. Raises InputError as
+    `track_budget`."""
+    report = read_report(params)
+    if report is None:
+        return ""
+    return _blamed(
+        tracking_uri(params),
+        f"the report is safe in {paths.REPORT}",
+        lambda uri: _project_report(uri, report),
+    )
+
+
+def _blamed(uri: str, safe: str, project: Callable[[str], str]) -> str:
+    """What a projection says; InputError of one line for whatever MLflow raises."""
     try:
-        return _project(uri, params, record)
+        return project(uri)
     except InputError:
         raise
     # Stores of MLflow and drivers of databases raise what they like, down to ImportError.
     except Exception as error:
         lines = str(error).splitlines() or [""]
         message = without_password(f"MLflow at {uri}: {type(error).__name__}: {lines[0]}")
-        message += f"; metrics are safe in {paths.metrics(budget)}, `boss track` logs them later"
+        message += f"; {safe}, `boss track` logs them later"
         if database := sqlite_file(uri):
             message += f" (into a new database, if {database} is moved away)"
         raise InputError(message) from error
 
 
-@dataclass(frozen=True)
-class _Record:
-    """All that is shown of one budget.
-
-    source: of the data, which names the experiment. digest: see `record_hash`. metrics: what is in
-    ``metrics/K.json``. schedules: by their names. curves: the training's, (step, its values).
-    decided: tags that say what is best, and by whom."""
-
-    budget: int
-    source: str
-    digest: str
-    metrics: Json
-    schedules: dict[str, Schedule]
-    curves: list[tuple[int, dict[str, float]]]
-    decided: dict[str, str]
-
-
-def _read_record(params: Params, budget: int) -> _Record:
-    """InputError with the file that is not there, or that has not in it what its stage writes."""
-    path, mend = paths.metrics(budget), "remove it, and `dvc repro` brings it back"
-    metrics = read_json(path)
-    variants = recorded(metrics)
-    lacks = [key for key in _IN_RECORD if key not in metrics] + ["a method"] * (not variants)
-    if lacks:
-        raise InputError(f"{path}: without {', '.join(lacks)}; {mend}")
-    if metrics["nfe"] != budget:
-        raise InputError(f"{path}: nfe: {shown(metrics['nfe'])}; {budget} needed; {mend}")
-    if not isinstance(metrics["student_hash"], dict):
-        raise InputError(f"{path}: student_hash: a JSON object needed; {mend}")
-    for name in variants:
-        of_name = metrics[name]
-        if not isinstance(of_name, dict) or not all(map(_is_number, of_name.values())):
-            raise InputError(f"{path}: {name}: {shown(of_name)}; numbers by name needed; {mend}")
-    if not _is_number(metrics["samples"]):
-        raise InputError(f"{path}: samples: {shown(metrics['samples'])}; a number needed; {mend}")
-
-    source = _source(mend)
-    schedules = read_schedules().get(budget, {})
-    for variant in variants.values():
-        if variant.schedule not in schedules:
-            raise InputError(f"{paths.SCHEDULES}: no {variant.schedule} of budget {budget}; {mend}")
-    try:
-        rows = pd.read_csv(paths.curves(budget)).to_dict("records")
-        curves = [
-            (int(row.pop("step")), {str(k): float(v) for k, v in row.items()}) for row in rows
-        ]
-    except FileNotFoundError as error:
-        raise InputError(f"{paths.curves(budget)}: no such file; `dvc repro` makes it") from error
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{paths.curves(budget)}: no training's curve; {mend}") from error
-    if not paths.samples(budget).is_dir():
-        raise InputError(f"{paths.samples(budget)}: no such folder; `dvc repro` makes it")
-    decided = _decided(params, budget, metrics)
-    return _Record(budget, source, record_hash(budget), metrics, schedules, curves, decided)
-
-
-def _decided(params: Params, budget: int, metrics: Json) -> dict[str, str]:
-    """What is best of a budget by the judge that decides, or level, by variants' names; whether it
-    is ahead by more than chance; and the same in words, as the run's description."""
-    variants, found = recorded(metrics), judges(metrics, params.schedule)
-    judge, titles = found[0], {name: variant.title for name, variant in variants.items()}
-    of_best = best(judge, variants, read_estimates(budget, metrics, judge.metric))
-    tags = {"judge": judge.name}
-    words = f"{judge.metric} ranks nothing here."
-    if of_best is not None:
-        tags["best"] = ",".join(of_best.level)
-        tags["best.ahead_by_more_than_chance"] = str(len(of_best.level) == 1).lower()
-        names = "; ".join(titles[name] for name in of_best.level)
-        words = (
-            f"By {judge.metric} the best is {names}, ahead of every other by more than chance."
-            if len(of_best.level) == 1
-            else f"By {judge.metric} these are level, not told apart: {names}."
-        )
-    tags["mlflow.note.content"] = " ".join(filter(None, (words, remark(found, variants))))
-    return tags
-
-
-def _source(mend: str) -> str:
-    """What names the experiment: the data, or a pipeline that is compared with nothing else."""
-    card = paths.DATA / "card.json"
-    source = read_json(card).get("source")
-    if source == "none":
-        asked = read_json(paths.TEACHER / "card.json").get("asked")
-        source = asked.get("source") if isinstance(asked, dict) else None
-    if not isinstance(source, str):
-        raise InputError(f"{card}: source: {shown(source)}; a name needed; {mend}")
-    return source
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _project(uri: str, params: Params, record: _Record) -> str:
-    budget, digest = record.budget, record.digest
+def _project(uri: str, params: Params, record: Record) -> str:
+    budget, digest, wanted = record.budget, record.digest, params.tracking.registered_model
     with connected(uri) as client:
         experiment = find_experiment(client, record.source, uri)
         known = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1)
         if known:
-            note_link(uri, digest, experiment, known[0].info.run_id)
+            run = known[0].info.run_id
+            note_link(uri, digest, experiment, run)
+            register_students(client, experiment, run, wanted)
             return f"K={budget}: in MLflow"
-        parent = _parent(client, experiment, params, record.metrics, budget)
+        work = of_budget(budget)
+        parent = _parent(client, experiment, params, record, work)
         run = client.create_run(
-            experiment, run_name=f"K={budget}", tags={PARENT_TAG: parent}
+            experiment,
+            start_time=work.start,
+            run_name=f"K={budget}",
+            tags={PARENT_TAG: parent.info.run_id, **work.tags},
         ).info.run_id
-        _log(client, run, params, record)
-        _log_to_parent(client, parent, record.metrics)
-        client.set_terminated(run)
-        client.set_terminated(parent)
+        _log(client, run, params, record, work)
+        of_parent = {
+            PARENT_TAG: parent.info.run_id,
+            "pipeline": str(parent.info.run_name),
+            **_tags(record.metrics),
+        }
+        _log_methods(client, uri, experiment, params, record, of_parent | {BUDGET_RUN_TAG: run})
+        _log_teacher(client, experiment, params, record, of_parent)
+        _log_to_parent(client, parent.info.run_id, params, record, work)
+        _describe_best(client, experiment, parent.info.run_id)
+        register_students(client, experiment, run, wanted)
+        client.set_terminated(run, end_time=work.end)
+        client.set_terminated(parent.info.run_id, end_time=max(work.end, parent.info.end_time or 0))
         # Last, so that a run that was cut short is not taken for the whole of its record.
         client.set_tag(run, RECORD_TAG, digest)
         note_link(uri, digest, experiment, run)
         return f"K={budget}: logged to MLflow"
 
 
-def _final_metrics(record: Json) -> "list[Metric]":
-    """Every metric of every variant, at step = NFE."""
+def _project_report(uri: str, report: Report) -> str:
+    """To the parent of its budgets' runs; of several, as of budgets that were measured again, to
+    none that has another record of one of them."""
+    done = False
+    with connected(uri) as client:
+        experiment = find_experiment(client, report.source, uri)
+        parents = set()
+        for digest in report.digests.values():
+            found = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'")
+            parents |= {run.data.tags[PARENT_TAG] for run in found}
+        own = {f"K={budget}": digest for budget, digest in report.digests.items()}
+        for parent in sorted(parents):
+            below = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'")
+            there = {run.info.run_name: run.data.tags.get(RECORD_TAG) for run in below}
+            if all(there.get(name, digest) in (digest, None) for name, digest in own.items()):
+                done |= log_report(client, parent, report)
+    return "report: logged to MLflow" if done else ""
+
+
+def _log_methods(
+    client: "MlflowClient",
+    uri: str,
+    experiment: str,
+    params: Params,
+    record: Record,
+    shared: dict[str, str],
+) -> None:
+    variants = recorded(record.metrics)
+    for each in method_runs(params, record):
+        run = log_method(client, experiment, shared, each)
+        if variants[each.tags["method"]].trained:
+            log_student(client, uri, experiment, run, record.budget, each.tags["method"])
+        client.set_terminated(run, end_time=each.work.end)
+
+
+def _log_teacher(
+    client: "MlflowClient",
+    experiment: str,
+    params: Params,
+    record: Record,
+    of_parent: dict[str, str],
+) -> None:
+    """The teacher's own run, once for a parent; what is left of one that was cut short is
+    deleted."""
+    digest = _hash(record.floor)
+    there = f"tags.`{PARENT_TAG}` = '{of_parent[PARENT_TAG]}' and tags.method = 'teacher'"
+    for run in client.search_runs([experiment], there):
+        if run.data.tags.get(TEACHER_TAG) == digest:
+            return
+        client.delete_run(run.info.run_id)
+    found = teacher_run(params, record.floor)
+    teacher = log_method(client, experiment, of_parent, found)
+    client.set_terminated(teacher, end_time=found.work.end)
+    client.set_tag(teacher, TEACHER_TAG, digest)
+
+
+def _log_to_parent(
+    client: "MlflowClient", parent: str, params: Params, record: Record, work: Work
+) -> None:
+    """Each method's distance at step = K, unless a run that was cut short right after has logged
+    them."""
     from mlflow.entities import Metric
 
-    now = int(1000 * time.time())
-    return [
-        Metric(f"{variant}/{name}", value, now, int(record["nfe"]))
-        for variant in recorded(record)
-        for name, value in record[variant].items()
+    metric = judges(record.metrics, params.schedule)[0].metric
+    metrics = [
+        Metric(f"frechet/{name}", record.metrics[name][metric], work.end, record.budget)
+        for name in recorded(record.metrics)
+        if metric in record.metrics[name]
     ]
-
-
-def _log_to_parent(client: "MlflowClient", parent: str, record: Json) -> None:
-    """The final metrics, unless a run that was cut short right after has logged them."""
-    metrics = _final_metrics(record)
+    if not metrics:
+        return
     history = client.get_metric_history(parent, metrics[0].key)
     if (metrics[0].step, metrics[0].value) not in {(m.step, m.value) for m in history}:
         client.log_batch(parent, metrics=metrics)
 
 
-def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -> None:
+def _describe_best(client: "MlflowClient", experiment: str, parent: str) -> None:
+    """The descriptions of all budgets' runs, as the parent's own."""
+    found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'")
+    words = {
+        int(run.data.params["nfe"]): run.data.tags[NOTE_TAG]
+        for run in found
+        if NOTE_TAG in run.data.tags and "nfe" in run.data.params
+    }
+    text = "\n".join(f"- **K={budget}**: {words[budget]}" for budget in sorted(words))
+    client.set_tag(parent, NOTE_TAG, text)
+
+
+def _log(client: "MlflowClient", run: str, params: Params, of_budget: Record, work: Work) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     budget, record, found = of_budget.budget, of_budget.metrics, of_budget.schedules
     schedules = {k: v.model_dump(mode="json") for k, v in found.items()}
     variants = recorded(record)
-    now = int(1000 * time.time())
     intensity = params.tracking.grid_intensity
-    metrics = [*_final_metrics(record), Metric("nfe", budget, now, budget)]
-    metrics.append(Metric("samples", record["samples"], now, budget))
-    metrics += [
-        Metric(f"usage/{part}_{key}", found, now, budget)
-        for part, taken in _parts(budget).items()
-        for key, found in amounts(taken, intensity).items()
+    metrics = [
+        Metric(key, record[key], work.end, budget)
+        for key in ("nfe", "samples", "reference_samples")
     ]
-    for step, values in of_budget.curves:
-        metrics += [Metric(f"training/{k}", v, now, step) for k, v in values.items()]
-    for start in range(0, len(metrics), 1000):  # the most that one call takes
-        client.log_batch(run, metrics=metrics[start : start + 1000])
+    metrics += [
+        Metric(f"usage/{part}_{key}", value, work.end, budget)
+        for part, taken in _parts().items()
+        for key, value in amounts(taken, intensity).items()
+    ]
+    client.log_batch(run, metrics=metrics)
     tags = {
         **_tags(record),
         **of_budget.decided,
@@ -233,6 +248,7 @@ def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -
         params=[Param(k, str(v)) for k, v in settings.items()],
         tags=[RunTag(k, v) for k, v in tags.items()],
     )
+    client.log_inputs(run, references(params, record))
     client.log_dict(run, schedules, "schedules.json")
     client.log_artifact(run, str(paths.metrics(budget)))
     client.log_artifacts(run, str(paths.samples(budget)), "samples")
@@ -242,40 +258,40 @@ def _log(client: "MlflowClient", run: str, params: Params, of_budget: _Record) -
             client.log_artifacts(run, str(folder), f"students/{name}")
 
 
-def _parts(budget: int) -> dict[str, Json]:
-    """What was measured of the work behind one budget, that of all budgets included."""
+def _parts() -> dict[str, Json]:
+    """What was measured of the work for all budgets, which stands with each."""
     shared = {"cost": "search", "schedule": "search", "trajectories": "generation"}
     found = {f"{stage}/{of}": read_usage(stage).get(of) for stage, of in shared.items()}
-    for stage, of in (("finetune", "training"), ("evaluate", "sampling")):
-        for variant, taken in read_usage(f"{stage}-{budget}").items():
-            found[f"{variant}/{of}"] = taken
     return {part: taken for part, taken in found.items() if taken is not None}
 
 
 def _parent(
-    client: "MlflowClient", experiment: str, params: Params, record: Json, budget: int
-) -> str:
+    client: "MlflowClient", experiment: str, params: Params, of_budget: Record, work: Work
+) -> Any:
     """The run of the pipeline run that a record belongs to: the one with the same settings and
     the same teacher that has no other record of this budget, else a new one. What was left of
     this budget by a projection that was cut short is deleted."""
+    record = of_budget.metrics
     settings = params.model_dump(mode="json", exclude={"budgets", "device", "tracking"})
     key = _hash(settings, record["teacher_hash"], record["extractor_hash"])
     for run in client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{key}'"):
         parent = str(run.info.run_id)
-        of_parent = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.run_name = 'K={budget}'"
-        found = client.search_runs([experiment], of_parent)
+        named = f"attributes.run_name = 'K={of_budget.budget}'"
+        found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}' and {named}")
         if any(RECORD_TAG in child.data.tags for child in found):
             continue
         for child in found:
+            delete_methods(client, experiment, child.info.run_id)
             client.delete_run(child.info.run_id)
         if not run.data.params:
             _describe(client, parent, params)
-        return parent
-    tags = {**_tags(record), PIPELINE_TAG: key}
+        return run
+    tags = {**_tags(record), **work.tags, PIPELINE_TAG: key}
     name = tags.get("dvc_experiment") or f"pipeline {key[:8]}"
-    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-    _describe(client, run_id, params)
-    return run_id
+    began = min(work.start, int(1000 * (work.called.since or work.began)))
+    run = client.create_run(experiment, start_time=began, run_name=name, tags=tags)
+    _describe(client, run.info.run_id, params)
+    return run
 
 
 def _describe(client: "MlflowClient", parent: str, params: Params) -> None:
@@ -286,15 +302,12 @@ def _describe(client: "MlflowClient", parent: str, params: Params) -> None:
 
 
 def _tags(record: Json) -> dict[str, str]:
-    """What ties a run to its data, networks, code and experiment."""
+    """What ties a run to its data, networks and experiment; `Work.tags` to its code."""
     tags = {k: str(v) for k, v in record.items() if k.endswith("_hash") and isinstance(v, str)}
     tags["extractor"] = str(record["extractor"])
     if "compared" in record:  # of films one frame
         tags["compared"] = str(record["compared"])
-    commit, experiment = _git_commit(), os.environ.get("DVC_EXP_NAME")
-    if commit:
-        tags["git_commit"] = commit
-    if experiment:
+    if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = experiment
     return tags
 
@@ -311,13 +324,3 @@ def _flatten(values: Json, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _git_commit() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # not a git repository, or no git: DVC runs without it too
-    return found.stdout.strip()

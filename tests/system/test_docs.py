@@ -28,6 +28,8 @@ PAGES = [
 # Run where the small networks are that they need: the test, by page.
 RUN_ELSEWHERE = {
     "docs/export.md": "tests/boss_core/interop/test_export.py::test_the_documented_blocks_run",
+    "docs/pipeline.md": "tests/flows/tracking/test_models.py"
+    "::test_a_student_that_is_loaded_elsewhere_samples_the_same_pictures",
     "docs/teachers/diffusers.md": "tests/boss_core/interop/test_diffusers_pipelines.py"
     "::test_the_walk_through_runs",
     "docs/teachers/rectified-flow.md": "tests/boss_core/checkpoints/test_rectified_flow.py"

@@ -112,12 +112,16 @@ def test_all_methods_side_by_side(
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "params.nfe = '3'")
-    logged = next(r for r in runs if "boss_lora/frechet_classifier" in r.data.metrics)
+    runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'K=3'")
+    logged = next(r for r in runs if "boss_lora" in r.data.tags["variant"].split(","))
+    of_methods = client.search_runs(
+        [experiment.experiment_id], f"tags.`boss.budget_run` = '{logged.info.run_id}'"
+    )
+    shown_of = {r.data.tags["method"]: r.data for r in of_methods}
     for name in METHODS:
         values = record(project, 3)[name]
-        assert logged.data.metrics[f"{name}/frechet_classifier"] == values["frechet_classifier"]
-        assert f"training/{name}_validation_loss" in logged.data.metrics
+        assert shown_of[name].metrics["frechet_classifier"] == values["frechet_classifier"]
+        assert "training/validation_loss" in shown_of[name].metrics
     shown = project.run("dvc", "plots", "show", "--out", "plots").stdout
     page = (project.folder / "plots" / "index.html").read_text()
     assert "Frechet distance against NFE, LoRA" in page

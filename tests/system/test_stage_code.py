@@ -38,7 +38,12 @@ STANDING_IN = {
         "    yield Usage()\n"
     ),
     "flows/measure/usage.py": "def write_usage(stage, taken):\n    pass\n",
-    "flows/tracking/runs.py": "def track_budget(params, budget):\n    return ''\n",
+    "flows/tracking/runs.py": (
+        "def track_budget(params, budget):\n"
+        "    return ''\n"
+        "def track_report(params):\n"
+        "    return ''\n"
+    ),
     "flows/workspace/integrity.py": "def check_inputs():\n    pass\n",
 }
 # What these import is passed over with them: parameters as they are (test_parameters_are_...), the

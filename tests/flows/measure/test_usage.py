@@ -93,21 +93,26 @@ def test_mlflow_shows_them_for_each_budget(on_a_gpu: Project) -> None:
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
     runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id])}
-    metrics = runs["K=3"].metrics
+    metrics = runs["boss K=3"].metrics
     training = read_usage("finetune-3", project.folder)["boss"]
-    assert metrics["usage/boss/training_seconds"] == training["seconds"]
-    assert metrics["usage/boss/training_images_per_second"] == 12 * 64 / training["seconds"]
-    assert metrics["usage/boss/training_energy_kwh"] == 0.002
-    assert metrics["usage/boss/training_co2_grams"] == pytest.approx(0.6)
+    assert metrics["usage/training_seconds"] == training["seconds"]
+    assert metrics["usage/training_images_per_second"] == 12 * 64 / training["seconds"]
+    assert metrics["usage/training_energy_kwh"] == 0.002
+    assert metrics["usage/training_co2_grams"] == pytest.approx(0.6)
     assert runs["K=3"].params["tracking.grid_intensity"] == "300.0"
     sampling = read_usage("evaluate-3", project.folder)
     for name in VARIANTS:
-        assert metrics[f"usage/{name}/sampling_seconds"] == sampling[name]["seconds"]
-    assert metrics["usage/boss/sampling_co2_grams"] == pytest.approx(0.6)
-    assert "usage/chosen/sampling_co2_grams" not in metrics
+        found = runs[f"{name} K=3"].metrics
+        assert found["seconds"] == sampling[name]["seconds"]
+        assert found["usage/sampling_images_per_second"] == 70 / sampling[name]["seconds"]
+        assert ("usage/training_seconds" in found) == (name in STUDENTS)
+    assert metrics["usage/sampling_co2_grams"] == pytest.approx(0.6)
+    assert "usage/sampling_co2_grams" not in runs["chosen K=3"].metrics
+    teacher = read_usage("teacher", project.folder)["training"]
+    assert runs["teacher K=12"].metrics["usage/training_seconds"] == teacher["seconds"]
     cost = read_usage("cost", project.folder)["search"]
-    # That of all budgets stands with each.
-    of_one = {name for name in runs["K=1"].metrics if name.startswith("usage/")}
+    # That of all budgets stands with each, and that of a method with the method alone.
+    of_one = {name for name in runs["K=3"].metrics if name.startswith("usage/")}
     assert {name.split("/")[1] for name in of_one} == {"cost", "schedule", "trajectories"}
     for name in ("K=1", "K=3"):
         assert runs[name].metrics["usage/cost/search_seconds"] == cost["seconds"]
@@ -115,7 +120,10 @@ def test_mlflow_shows_them_for_each_budget(on_a_gpu: Project) -> None:
 
     again = project.run("boss", "track", "--rebuild").stdout
     assert again.splitlines() == ["K=1: in MLflow", "K=3: in MLflow"]
-    assert len(client.search_runs([experiment.experiment_id])) == len(runs) == 3
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    # The pipeline and its teacher, budgets, and methods at each.
+    assert len(runs) == 2 + 2 * (1 + len(VARIANTS))
+    assert "seconds" not in runs["boss K=1"].metrics
 
 
 def test_a_table_of_them(on_a_gpu: Project) -> None:

@@ -163,9 +163,11 @@ def test_the_readme_from_nothing_to_runs_that_start_by_themselves(
 
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
-    (logged,) = client.search_runs([experiment.experiment_id], "params.nfe = '6'")
-    assert logged.data.metrics["boss/frechet_classifier"] > 0
+    (logged,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'boss K=6'")
+    assert logged.data.metrics["frechet"] > 0
     assert logged.data.tags["dvc_experiment"] == asked["name"]
+    source = ("deployment boss-pipeline/on-demand", "JOB")
+    assert tuple(logged.data.tags[f"mlflow.source.{key}"] for key in ("name", "type")) == source
     assert asked["name"] in project.run("dvc", "exp", "list", "--name-only").stdout
     assert "up to date" in project.run("dvc", "status").stdout
     assert project.outputs() == flowed[0].outputs()

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from boss_core.io.files import sha256
 from tests.helpers.flow import run, states, tasks
 from tests.helpers.prefect_api import artifacts, flow_run
 
@@ -65,6 +66,17 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
         if "mlflow.parentRunId" in r.data.tags
     }
     assert {("longer", "K=1"), ("longer", "K=3"), ("two", "K=2")} <= names
+    # Which say what was called, and have the models of students that were trained in a copy.
+    (of_copy,) = [
+        r
+        for r in runs
+        if (r.data.tags.get("dvc_experiment"), r.info.run_name) == ("two", "boss K=2")
+    ]
+    assert of_copy.data.tags["mlflow.source.name"] == "boss run --set 'budgets=[3,2]' --name two"
+    (output,) = of_copy.outputs.model_outputs
+    (weights,) = (project.folder / "mlruns/models" / output.model_id).rglob("model.safetensors")
+    (of_budget,) = [r for r in runs if r.info.run_id == of_copy.data.tags["boss.budget_run"]]
+    assert of_budget.data.tags["student_hash.boss"] == sha256(weights)
     # And an experiment can be brought back, metrics and models included.
     project.run("dvc", "exp", "apply", "longer")
     assert "up to date" in project.run("dvc", "status").stdout
@@ -105,7 +117,7 @@ def test_changed_parameters_count_for_targets_and_for_what_was_wrong_before(
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'other.db'}")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
-    (logged,) = client.search_runs([experiment.experiment_id], "params.nfe = '2'")
+    (logged,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'K=2'")
     ended = artifacts(prefect_server, flow_run(prefect_server, shown))
     (link,) = [a["data"] for a in ended if a["key"] == "boss-mlflow-2"]
     assert logged.info.run_id in link

@@ -114,8 +114,10 @@ def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> N
     project.run("boss", "track")
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
-    logged = client.search_runs([experiment.experiment_id], "params.nfe = '3'")
-    assert {run.data.metrics["samples"] for run in logged} == {70, 71}
+    logged = client.search_runs([experiment.experiment_id], "attributes.run_name = 'K=3'")
+    assert {run.data.metrics["samples"]: run.data.tags["mlflow.source.name"] for run in logged} == {
+        70: "boss run", 71: "boss run --target evaluate@3",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

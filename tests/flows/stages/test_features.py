@@ -140,5 +140,7 @@ def test_every_record_has_the_judges_name(
     logged = client.search_runs([experiment.experiment_id])
     assert {run.data.tags.get("extractor") for run in logged} >= {"efficientnet_lite0"}
     names = {name for run in logged for name in run.data.metrics}
-    assert any(name.endswith(FRECHET) for name in names)
+    (shown,) = [run.data for run in logged if run.data.tags.get("method") == "boss"]
+    assert shown.tags["judge"] == "efficientnet_lite0"
+    assert shown.metrics["frechet"] == found["boss"][FRECHET]
     assert not any("classifier" in name for name in names)

@@ -635,8 +635,23 @@ def test_the_whole_under_dvc(tmp_path: Path) -> None:
     (logged,) = client.search_runs(
         [experiment.experiment_id], "attributes.run_name = 'K=2'"
     )  # fmt: skip
-    shown = logged.data.metrics["boss_lora/frechet_efficientnet_lite0"]
+    (method,) = client.search_runs(
+        [experiment.experiment_id], "attributes.run_name = 'boss_lora K=2'"
+    )
+    shown = method.data.metrics["frechet"]
     assert shown == record["boss_lora"]["frechet_efficientnet_lite0"]
+    # Evaluations, of which guidance takes two a step, beside the budget, which is of steps.
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    for name in ("pretrained_bellman", "pretrained_unguided", "boss_lora"):
+        found = runs[f"{name} K=2"]
+        assert found.data.metrics["nfe"] == record[name]["evaluations"]
+        expected = record[name]["real_frechet_efficientnet_lite0"]
+        assert found.data.metrics["real_frechet"] == expected
+        own, real = (each.dataset for each in found.inputs.dataset_inputs)
+        assert (own.name, real.name) == ("inputs/teacher: its own images", path)
+        assert found.outputs.model_outputs == []  # its adapter is with the budget's run
+    assert runs["pretrained_bellman K=2"].data.metrics["nfe"] == 4
+    assert runs["boss_lora K=2"].data.metrics["nfe"] == 2
     there = {f.path for f in client.list_artifacts(logged.info.run_id, "students/boss_lora")}
     assert f"students/boss_lora/{WEIGHTS}" in there
     says = "8 samples against 8 of the teacher; efficientnet_lite0: trained by others on ImageNet\n"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.tracking.links import read_links, without_password
+from flows.tracking.links import read_links, runs_page, without_password
+from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 from tests.helpers.servers import mlflow_server
 
@@ -41,7 +42,8 @@ def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Pat
         uri = url.replace("//", "//boss:geheim@")
         project.set({"tracking.uri": uri})
         done = project.run("boss", "track", "--rebuild")
-        assert done.stdout == "K=1: logged to MLflow\nK=3: logged to MLflow\n"
+        logged = ["K=1: logged to MLflow", "K=3: logged to MLflow", "report: logged to MLflow"]
+        assert done.stdout.splitlines() == logged
         links = read_links(uri, [1, 3], project.folder)
     assert all(link.startswith(f"{url}/#/experiments/") for link in links.values())
     assert len(links) == 2
@@ -52,6 +54,19 @@ def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Pat
         line = ui.stdout.readline()
         ui.terminate()
     assert line.endswith(f"showing {url.replace('//', '//boss:***@')}\n")
+
+
+def test_the_page_of_the_runs(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    monkeypatch.chdir(project.folder)
+    uri = f"sqlite:///{project.folder / 'mlflow.db'}"
+    project.run("boss", "track")
+    experiment = runs(project)[0].info.experiment_id
+    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert runs_page(uri, [1, 3]) == page
+    assert runs_page(uri, [2]) == ""
 
 
 @pytest.mark.parametrize(

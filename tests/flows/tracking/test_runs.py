@@ -16,39 +16,37 @@ import pytest
 
 from boss_core.errors import InputError
 from flows.config import load_params
+from flows.measure.usage import read_usage
 from flows.tracking.connection import tracking_uri
 from flows.tracking.links import without_password
 from flows.tracking.runs import track_budget
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project, running_in
-from tests.helpers.records import VARIANTS
+from tests.helpers.records import STUDENTS, VARIANTS, record
 from tests.helpers.servers import free_port, wait_for
 
 
 def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
-    found = {run.info.run_name: run for run in runs(finished)}
+    all_runs = [run for run in runs(finished) if "method" not in run.data.tags]
+    found = {run.info.run_name: run for run in all_runs}
     run = found.pop("K=3")
     assert found.pop("K=1").data.tags["mlflow.parentRunId"] == run.data.tags["mlflow.parentRunId"]
     (parent,) = found.values()
     assert parent.info.run_id == run.data.tags["mlflow.parentRunId"]
-    record = json.loads((finished.folder / "metrics" / "3.json").read_text())
+    of_budget = record(finished, 3)
     assert run.info.status == "FINISHED"
-    for variant in VARIANTS:
-        for name, value in record[variant].items():
-            assert run.data.metrics[f"{variant}/{name}"] == value
+    of_all = {"cost/search", "schedule/search", "trajectories/generation"}
+    usage = {name for name in run.data.metrics if name.startswith("usage/")}
+    assert {name.split("/", 1)[1].split("_")[0] for name in usage} == of_all
+    assert run.data.metrics.keys() - usage == {"nfe", "samples", "reference_samples"}
     assert run.data.params["nfe"] == "3"
     assert run.data.params["finetune.training.iterations"] == "12"
-    assert run.data.tags["teacher_hash"] == record["teacher_hash"]
-    assert run.data.tags["student_hash.boss"] == record["student_hash"]["boss"]
+    assert run.data.tags["teacher_hash"] == of_budget["teacher_hash"]
+    assert run.data.tags["student_hash.boss"] == of_budget["student_hash"]["boss"]
     head = finished.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
     assert run.data.tags["git_commit"] == head
 
     client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
-    curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
-    history = client.get_metric_history(run.info.run_id, "training/boss_loss")
-    assert [(m.step, m.value) for m in history] == list(
-        zip(curve["step"], curve["boss_loss"], strict=True)
-    )
     schedule = json.loads((finished.folder / "results" / "schedules.json").read_text())["3"]
     text = json.dumps([schedule["bellman"]], sort_keys=True).encode()
     assert run.data.tags["schedule_hash.bellman"] == hashlib.sha256(text).hexdigest()
@@ -57,7 +55,7 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     assert run.data.params["schedule.solver"] == "ab2"
     assert run.data.tags["judge"] == "second_classifier"
     level = run.data.tags["best"].split(",")
-    nearest = min(VARIANTS, key=lambda name: record[name]["frechet_second_classifier"])
+    nearest = min(VARIANTS, key=lambda name: of_budget[name]["frechet_second_classifier"])
     assert nearest in level
     assert run.data.tags["best.ahead_by_more_than_chance"] == str(level == [nearest]).lower()
     assert "frechet_second_classifier" in run.data.tags["mlflow.note.content"]
@@ -68,19 +66,137 @@ def test_one_run_for_each_budget_with_everything(finished: Project) -> None:
     assert "samples/boss.png" in grids
 
 
-def test_the_parent_shows_each_metric_against_nfe(finished: Project) -> None:
-    (parent,) = [run for run in runs(finished) if "boss.pipeline" in run.data.tags]
+def test_the_parent_says_what_is_best_and_has_each_methods_curve(finished: Project) -> None:
+    found = {run.info.run_name: run for run in runs(finished)}
+    (parent,) = [run for run in found.values() if "boss.pipeline" in run.data.tags]
     assert parent.info.status == "FINISHED"
+    of_budget = [found[f"K={k}"].data.tags["mlflow.note.content"] for k in (1, 3)]
+    assert all("70 samples against 100." in words for words in of_budget)
+    expected = f"- **K=1**: {of_budget[0]}\n- **K=3**: {of_budget[1]}"
+    assert parent.data.tags["mlflow.note.content"] == expected
+    # Two parents side by side: a chart for each method, drawn against the budget.
+    assert set(parent.data.metrics) == {f"frechet/{name}" for name in VARIANTS}
     client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
-    for variant in ("pretrained_uniform", "boss"):
-        history = client.get_metric_history(parent.info.run_id, f"{variant}/frechet_classifier")
-        expected = {
-            k: json.loads((finished.folder / "metrics" / f"{k}.json").read_text())[variant]
-            for k in (1, 3)
-        }
+    for name in VARIANTS:
+        history = client.get_metric_history(parent.info.run_id, f"frechet/{name}")
         assert {m.step: m.value for m in history} == {
-            k: values["frechet_classifier"] for k, values in expected.items()
+            k: record(finished, k)[name]["frechet_second_classifier"] for k in (1, 3)
         }
+
+
+def test_a_run_for_each_budget_and_method(finished: Project) -> None:
+    found = {r.info.run_name: r for r in runs(finished) if "boss.budget_run" in r.data.tags}
+    records = {
+        k: json.loads((finished.folder / "metrics" / f"{k}.json").read_text()) for k in (1, 3)
+    }
+    schedules = json.loads((finished.folder / "results" / "schedules.json").read_text())
+    assert set(found) == {f"{v} K={k}" for k in (1, 3) for v in VARIANTS if v in records[k]}
+    (parent,) = [run for run in runs(finished) if "boss.pipeline" in run.data.tags]
+    for k, of_budget in records.items():
+        ranks = []
+        for name in VARIANTS:
+            run = found[f"{name} K={k}"]
+            shown, tags = run.data.metrics, run.data.tags
+            assert shown["frechet"] == of_budget[name]["frechet_second_classifier"]
+            assert shown["kid"] == of_budget[name]["kid_second_classifier"]
+            assert shown["frechet_classifier"] == of_budget[name]["frechet_classifier"]
+            blocks = json.loads((finished.folder / f"samples/{k}/replicates.json").read_text())
+            of_blocks = pd.Series(blocks[name]["frechet_second_classifier"])
+            error = ((of_blocks - of_blocks.mean()) ** 2).sum() * (1 - 1 / len(of_blocks))
+            assert shown["frechet_se"] == pytest.approx(error**0.5)
+            assert (tags["method"], tags["budget"]) == (name, str(k))
+            assert tags["judge"] == "second_classifier"
+            assert tags["solver"] == schedules[str(k)][tags["steps"]]["solver"]
+            assert tags["samples"] == run.data.params["samples"] == str(of_budget["samples"])
+            assert float(run.data.params["nfe"]) == shown["nfe"]
+            assert tags["mlflow.parentRunId"] == parent.info.run_id
+            assert tags["pipeline"] == parent.info.run_name
+            assert shown["samples"] == 70
+            assert shown["reference_samples"] == 100
+            assert len({key for key in shown if "/" not in key}) == 8
+            assert shown["seconds"] > 0
+            assert ("training/loss" in shown) == (name in STUDENTS)
+            ranks.append(tags["rank"])
+        assert ranks.count("best") == 1 or ranks.count("level") > 1
+    assert found["boss K=3"].data.metrics["nfe"] == 3
+    assert found["boss K=3"].data.tags["solver"] == "euler"
+    client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
+    curve = pd.read_csv(finished.folder / "results" / "curves" / "3.csv")
+    run_id = found["boss K=3"].info.run_id
+    for name in ("loss", "validation_loss"):
+        history = client.get_metric_history(run_id, f"training/{name}")
+        assert [(m.step, m.value) for m in history] == list(
+            zip(curve["step"], curve[f"boss_{name}"], strict=True)
+        )
+    # At step = K, so that runs grouped by method draw a curve against it.
+    (distance,) = client.get_metric_history(run_id, "frechet")
+    assert (distance.step, distance.value) == (3, found["boss K=3"].data.metrics["frechet"])
+
+
+def test_the_teacher_has_a_run_of_its_own(finished: Project) -> None:
+    (run,) = [run for run in runs(finished) if run.data.tags.get("method") == "teacher"]
+    assert run.info.run_name == "teacher K=12"
+    assert run.data.tags["rank"] == "reference"
+    floor = record(finished, "teacher")
+    shown = run.data.metrics
+    assert (shown["nfe"], shown["samples"]) == (12, 70)
+    assert shown["frechet"] == floor["fine"]["frechet_second_classifier"]
+    assert shown["frechet_se"] == pytest.approx(floor["fine"]["frechet_second_classifier_se"])
+    assert shown["seconds"] == read_usage("floor", finished.folder)["fine"]["seconds"]
+    client = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
+    curve = pd.read_csv(finished.folder / "results" / "curves" / "teacher.csv")
+    history = client.get_metric_history(run.info.run_id, "training/loss")
+    assert [m.value for m in history] == list(curve["loss"])
+
+
+def test_runs_say_when_the_work_was_done_and_who_called_it(
+    finished: Project, tmp_path: Path
+) -> None:
+    """Also those that are logged later."""
+    project = finished.copy(tmp_path / "project")
+    (project.folder / "mlflow.db").unlink()
+    (project.folder / "results/usage/evaluate-1.json").unlink()  # as of a stage that was restored
+    before = 1000 * time.time()
+    project.run("boss", "track", "--rebuild")
+    # The results were committed after it.
+    first_commit = project.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
+    for shown in (finished, project):
+        found = {run.info.run_name: run for run in runs(shown)}
+        for name in ("boss K=3", "K=3", "teacher K=12"):
+            info, tags = found[name].info, found[name].data.tags
+            assert tags["mlflow.source.name"] == "boss repro"
+            assert tags["mlflow.source.type"] == "LOCAL"
+            assert info.end_time < before
+            assert tags["mlflow.source.git.commit"] == tags["git_commit"] == first_commit
+        usage = read_usage("evaluate-3", shown.folder)["boss"]
+        info = found["boss K=3"].info
+        assert info.start_time == int(1000 * usage["began"])
+        assert info.end_time - info.start_time == pytest.approx(1000 * usage["seconds"], abs=2)
+        # The budget's from the first of its trainings to when its record was written.
+        trained = read_usage("finetune-3", shown.folder)
+        assert found["K=3"].info.start_time == int(
+            1000 * min(each["began"] for each in trained.values())
+        )
+        assert found["K=3"].info.end_time == int(1000 * usage["stored"])
+    # What was not measured here has no times but those of the logging, which is what it names.
+    restored = {run.info.run_name: run for run in runs(project)}["boss K=1"]
+    assert restored.data.tags["mlflow.source.name"] == "boss track --rebuild"
+    assert restored.info.start_time >= before
+    assert "seconds" not in restored.data.metrics
+    first = {run.info.run_name: run for run in runs(finished)}
+    (parent,) = [run for run in first.values() if "boss.pipeline" in run.data.tags]
+    assert parent.info.start_time == int(1000 * usage["since"])
+    assert parent.info.end_time == max(first[f"K={k}"].info.end_time for k in (1, 3))
+
+
+def test_a_stage_that_dvc_was_asked_for_names_dvc(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    (project.folder / "mlflow.db").unlink()
+    project.run("dvc", "repro", "--force", "--single-item", "evaluate@3")
+    found = {run.info.run_name: run for run in runs(project)}
+    assert found["K=3"].data.tags["mlflow.source.name"] == "dvc repro"
+    began = [r["began"] for r in read_usage("evaluate-3", project.folder).values()]
+    assert found["K=3"].info.start_time == int(1000 * min(began))  # the training was before it
 
 
 def test_tracking_twice_changes_nothing_and_a_lost_database_loses_nothing(
@@ -173,7 +289,9 @@ def test_mlflow_ends_with_boss_ui(finished: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("metrics/3.json", {}, "without nfe, samples, teacher_hash, extractor_hash, extractor"),
+        ("metrics/teacher.json", {}, "without nfe, samples, reference_samples, teacher_hash"),
+        ("metrics/teacher.json", {"nfe": "12"}, "nfe: '12'; a number needed"),
+        ("metrics/3.json", {}, "without nfe, samples, reference_samples, teacher_hash"),
         ("metrics/3.json", {"nfe": 4}, "nfe: 4; 3 needed"),
         ("metrics/3.json", {"boss": {"fid": "low"}}, "boss: {'fid': 'low'}; numbers by name"),
         ("data/card.json", {}, "source: None; a name needed"),
@@ -203,17 +321,22 @@ def test_mlflow_is_not_blamed_for_a_record_that_is_not_whole(
 
 
 # What fails in the database, in the order of a projection: the parent and its parameters, the run
-# of the budget and all that it holds, the parent's metrics, the ends, and the mark of the whole.
+# of the budget and all that it holds, its methods' runs with data, curves and models, that of the
+# teacher, the parent's curves and description, the ends, and the mark of the whole.
 CHILD = "(SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId')"
 LOST = (
     "INSERT ON runs",
     "INSERT ON params",
     "INSERT ON tags WHEN new.key = 'mlflow.parentRunId'",
     f"INSERT ON metrics WHEN new.run_uuid IN {CHILD}",
-    "INSERT ON metrics WHEN new.key = 'training/boss_loss'",
     f"INSERT ON params WHEN new.run_uuid IN {CHILD}",
     "INSERT ON tags WHEN new.key = 'teacher_hash' AND new.run_uuid IN " + CHILD,
-    f"INSERT ON metrics WHEN new.run_uuid NOT IN {CHILD}",
+    "INSERT ON tags WHEN new.key = 'boss.budget_run'",
+    "INSERT ON metrics WHEN new.key = 'frechet'",
+    "UPDATE ON logged_models",
+    "INSERT ON tags WHEN new.key = 'boss.teacher_run'",
+    "INSERT ON metrics WHEN new.key = 'frechet/boss'",
+    "INSERT ON tags WHEN new.key = 'mlflow.note.content' AND new.run_uuid NOT IN " + CHILD,
     f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid IN {CHILD}",
     f"UPDATE ON runs WHEN new.status = 'FINISHED' AND new.run_uuid NOT IN {CHILD}",
     "INSERT ON tags WHEN new.key = 'boss.record'",
@@ -237,10 +360,17 @@ def shown(client: mlflow.MlflowClient, experiment: str) -> list[Any]:
         for run in runs
     ]
     files = [{a.path for a in client.list_artifacts(run.info.run_id)} for run in runs]
-    rows = zip(runs, tags, histories, files, strict=True)
+    used = [
+        (
+            [each.dataset.digest for each in run.inputs.dataset_inputs],
+            len(run.outputs.model_outputs),
+        )
+        for run in runs
+    ]
+    rows = zip(runs, tags, histories, files, used, strict=True)
     return sorted(
-        (run.info.run_name, run.info.status, run.data.params, tag, history, sorted(file))
-        for run, tag, history, file in rows
+        (run.info.run_name, run.info.status, run.data.params, tag, history, sorted(file), *use)
+        for run, tag, history, file, use in rows
     )
 
 
@@ -263,7 +393,9 @@ def test_a_projection_that_was_cut_short_is_made_whole(
 
     project_into("never cut")
     expected = shown(client, "never cut")
-    assert [row[1] for row in expected] == ["FINISHED"] * 2  # the budget's and the parent
+    # Of the budget, the parent, the teacher, and each method.
+    assert [row[1] for row in expected] == ["FINISHED"] * (3 + len(VARIANTS))
+    assert sum(row[-1] for row in expected) == len(STUDENTS)
     assert expected[0][0] == "K=3"
     for number, event in enumerate(LOST):
         change_database(
@@ -274,3 +406,38 @@ def test_a_projection_that_was_cut_short_is_made_whole(
         change_database("DROP TRIGGER lost")
         project_into(f"cut {number}")
         assert shown(client, f"cut {number}") == expected, event
+        of = client.get_experiment_by_name(f"cut {number}").experiment_id
+        assert len(client.search_logged_models([of])) == len(STUDENTS), event
+
+
+def test_a_database_of_an_earlier_version_is_logged_to(finished: Project, tmp_path: Path) -> None:
+    """There a budget's run held every method's metrics, and its parent the same at step = NFE."""
+    project = finished.copy(tmp_path / "project")
+    before = {run.info.run_name: run for run in runs(finished)}
+    (parent,) = [run for run in before.values() if "boss.pipeline" in run.data.tags]
+    (project.folder / "mlflow.db").unlink()
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    of = client.create_experiment("digits", (project.folder / "mlruns").as_uri())
+    own = {key: value for key, value in parent.data.tags.items() if "report" not in key}
+    old = client.create_run(of, run_name=parent.info.run_name, tags=own).info.run_id
+    tags = {**before["K=3"].data.tags, "mlflow.parentRunId": old}
+    child = client.create_run(of, run_name="K=3", tags=tags).info.run_id
+    for run in (old, child):
+        client.log_metric(run, "boss/frechet_classifier", 1.0, step=3)
+        client.set_terminated(run)
+    shown = project.run("boss", "track", "--rebuild").stdout
+    assert shown.splitlines() == [
+        "K=1: logged to MLflow", "K=3: in MLflow", "report: logged to MLflow",
+    ]  # fmt: skip
+    found = {run.info.run_name: run for run in runs(project)}
+    assert found["K=3"].info.run_id == child
+    assert found["boss K=1"].data.tags["mlflow.parentRunId"] == old
+    assert "boss K=3" not in found
+    # The same budget measured again: beside what is there.
+    (project.folder / "metrics/3.json").write_text(
+        (project.folder / "metrics/3.json").read_text() + "\n"
+    )
+    project.run("boss", "track", "--rebuild")
+    parents = [run for run in runs(project) if "boss.pipeline" in run.data.tags]
+    assert len(parents) == 2
+    assert "boss K=3" in {run.info.run_name for run in runs(project)}
