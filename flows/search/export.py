@@ -98,7 +98,7 @@ def _named(content: bytes) -> list[str]:
     """What the schedules in such a file are called; nothing for any other file."""
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if not isinstance(found, dict) or not found or not all(map(str.isdecimal, found)):
         return []
