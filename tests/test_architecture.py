@@ -48,7 +48,8 @@ PIPELINE = {
         "flows.straighten", "flows.tracking", "flows.workspace",
     },
     "orchestration": {
-        "flows.measure", "flows.records", "flows.stages", "flows.tracking", "flows.workspace",
+        "flows.measure", "flows.records", "flows.report", "flows.stages", "flows.tracking",
+        "flows.workspace",
     },
     "search": {"boss_core", "flows.records", "flows.report"},
     "straighten": {"boss_core", "flows.measure", "flows.records", "flows.report", "flows.search"},

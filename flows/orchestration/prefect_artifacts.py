@@ -1,6 +1,6 @@
-"""What the Prefect run page shows at the end: the table of results, with links to MLflow."""
+"""What the Prefect run page shows at the end: the table of results, what it says, and links to
+MLflow."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,8 +15,10 @@ from prefect.states import Completed, Failed
 
 from flows import paths
 from flows.config import Params
-from flows.records.json_files import frechet_name
+from flows.records.json_files import read_json
+from flows.records.judges import judges, marks, read_estimates, remark
 from flows.records.variants import recorded
+from flows.report.conclusion import conclude
 from flows.tracking.connection import tracking_uri
 from flows.tracking.links import read_links
 from flows.workspace.process import dvc_environment
@@ -77,12 +79,15 @@ def publish_results(
             )
         links = read_links(uri, budgets, folder)
     rows = []
-    for budget in budgets:
-        record: dict[str, Any] = json.loads((folder / paths.metrics(budget)).read_text())
-        metric = frechet_name(record)
+    records = {k: read_json(folder / paths.metrics(k)) for k in budgets}
+    found = judges(records[budgets[0]], params.schedule)
+    judge, variants = found[0], recorded(records[budgets[0]])
+    estimates = {k: read_estimates(k, of, judge.metric, folder) for k, of in records.items()}
+    for budget, record in records.items():
         row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}
-        for name, variant in recorded(record).items():
-            row[variant.title] = float(f"{record[name][metric]:.4g}")
+        of_budget = marks(judge, variants, estimates[budget])
+        for name, variant in variants.items():
+            row[variant.title] = shown(record[name][judge.metric], of_budget[name])
         if budget in links:
             row["MLflow run"] = f"[K={budget}]({links[budget]})"
             create_link_artifact(
@@ -92,6 +97,23 @@ def publish_results(
                 description=f"MLflow run of K={budget}",
             )
         rows.append(row)
-    create_table_artifact(
-        rows, key="boss-results", description=f"{metric} for every budget (NFE); lower is better."
+    floor = read_json(folder / paths.metrics("teacher"))
+    of_floor = read_estimates("teacher", floor, judge.metric, folder)["fine"]
+    came_out = [
+        f"K = {each.budget}: {each.sentence} `{each.command}`"
+        for each in conclude(judge, variants, estimates, of_floor, of_pipeline="reference" in floor)
+    ]
+    for line in came_out:
+        get_run_logger().info(line)
+    about = (
+        f"{judge.metric} for every budget (NFE); lower is better; the teacher's own on the fine"
+        f" grid: {of_floor.value:.4g}. * is ahead of all others of its row by more than chance; ="
+        " cannot be told from the nearest; in brackets: not ranked."
     )
+    description = "\n\n".join([about, *filter(None, [remark(found, variants)]), *came_out])
+    create_table_artifact(rows, key="boss-results", description=description)
+
+
+def shown(value: float, mark: str) -> str:
+    """A cell of the table."""
+    return f"({value:.4g})" if mark == "()" else f"{value:.4g}{mark}"

@@ -9,6 +9,7 @@ every rival by more than chance, in pairs over the same noise
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -106,10 +107,12 @@ def write_replicates(name: int | str, found: Mapping[str, Mapping[str, Estimate]
     write_json(paths.replicates(name), content)
 
 
-def read_estimates(name: int | str, record: Json, metric: str) -> dict[str, Estimate]:
+def read_estimates(
+    name: int | str, record: Json, metric: str, root: Path = Path()
+) -> dict[str, Estimate]:
     """Of every variant that has replicates, its distance of that name. name: of the budget, or
-    ``teacher``. InputError where they are not the record's."""
-    path = paths.replicates(name)
+    ``teacher``. root: the project's folder. InputError where they are not the record's."""
+    path = root / paths.replicates(name)
     content = read_json(path)
     try:
         return {

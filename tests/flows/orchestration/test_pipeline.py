@@ -62,8 +62,19 @@ def test_the_flow_ends_with_a_table_and_links(flowed, prefect_server) -> None:
     rows = json.loads(found["boss-results"]["data"])
     assert [row["NFE"] for row in rows] == [1, 3]
     record = json.loads((project.folder / "metrics" / "3.json").read_text())
+    # By the judge that searched nothing, with its marks as `boss table` has them.
     values = [v for k, v in rows[1].items() if k not in ("NFE", "MLflow run")]
-    assert values == pytest.approx([record[v]["frechet_classifier"] for v in VARIANTS], rel=1e-3)
+    distances = [float(v.rstrip("*=")) for v in values]
+    by = "frechet_second_classifier"
+    assert distances == pytest.approx([record[v][by] for v in VARIANTS], rel=1e-3)
+    table = project.run("boss", "table").stdout.partition("lower is better")[2]
+    of_3 = next(line for line in table.splitlines() if re.match(r"\W*3\b", line))
+    assert [v[-1] for v in values if v[-1] in "*="] == re.findall(r"[*=]", of_3)
+    description = found["boss-results"]["description"]
+    assert "searched nothing and decides" in description
+    assert re.search(
+        r"K = 3: .* `boss sample --checkpoint \S+( --schedule \S+#3/\w+)?`", description
+    )
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     for row in rows:
         link = re.search(r"/#/experiments/(\w+)/runs/(\w+)\)", row["MLflow run"])
