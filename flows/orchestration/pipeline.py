@@ -27,6 +27,7 @@ from flows.measure.command import named, typed
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.orchestration.order import run_all
 from flows.orchestration.prefect_artifacts import publish_results
+from flows.orchestration.progress_artifacts import shown_progress
 from flows.orchestration.request import check_folder, check_request
 from flows.orchestration.revision import take_revision
 from flows.stages.runner import TURNS
@@ -213,11 +214,14 @@ def bring_up_to_date(stage: Stage, run: Run, known: bool) -> Any:
     try:
         gpus = run.gpus if stage.computes else []
         count = run.processes if stage.trains else 1
-        with gpu_slot(gpus, count, stopped=run.runner.stopped, log=logger.info) as gpu:
+        with (
+            gpu_slot(gpus, count, stopped=run.runner.stopped, log=logger.info) as gpu,
+            shown_progress(stage.name, logger.info) as log,
+        ):
             outcome = run.runner.run(
                 stage.name,
                 environment=environment | gpu,
-                log=logger.info,
+                log=log,
                 timeout=run.timeout,
             )
     except (StageError, InputError) as error:
