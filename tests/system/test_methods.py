@@ -51,7 +51,7 @@ def test_one_method_alone(
     students = project.folder / "models" / "student" / "3"
     assert [folder.name for folder in students.iterdir()] == ["boss"]
     html = (project.folder / "results" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 6 + 2 + 6
+    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * 6
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_all_methods_side_by_side(
     html = (project.folder / "results" / "report.html").read_text()
     for title in ("BOSS with LoRA", "uniform reflow", "distill-K reflow"):
         assert title in html
-    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * 11
+    assert html.count("data:image/png;base64,") == 6 + 2 + 2 * 2 * 11
     teacher, card = load_checkpoint(project.folder / "models" / "teacher")
     count = sum(p.numel() for p in teacher.parameters())
 

@@ -413,7 +413,6 @@ def test_dvc_sees_a_new_revision_on_the_hub(inputs: Path, tmp_path: Path) -> Non
     hub_name = {"teacher.pipeline.hub": "someone/tiny"}
     project = Project.create(tmp_path / "project", PIPELINE | SMALL | hub_name)
     shutil.copytree(inputs / "prompts", project.folder / "inputs/prompts", dirs_exist_ok=True)
-    project.commit("prompts")
 
     def ran(*command: str, offline: str = "") -> str:
         env = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": offline}
@@ -624,7 +623,6 @@ def test_the_whole_under_dvc(tmp_path: Path) -> None:
     write_pipeline(project.folder / "inputs")
     ramps = np.linspace(0, 255, 16 * 16 * 16 * 3).reshape(16, 16, 16, 3)
     np.save(project.folder / path / "images.npy", ramps.astype(np.uint8))
-    project.commit("inputs")
     project.run("boss", "repro")
     record = read_json(project.folder / "metrics/2.json")
     for name in ("pretrained_bellman", "pretrained_fewer", "pretrained_unguided", "boss_lora"):
