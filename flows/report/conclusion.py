@@ -39,7 +39,7 @@ def conclude(
         if nearest is None:
             continue
         first = of[nearest.name]
-        of_floor = f"{first.value / floor.value:.2g} times the teacher's on the fine grid"
+        of_floor = f"{first.value / floor.value:.2f} times the teacher's on the fine grid"
         value = f"{first.value:.4g} ± {first.standard_error:.2g}, {of_floor}"
         title = variants[nearest.name].title
         others = [variants[name].title for name in nearest.level if name != nearest.name]

@@ -90,8 +90,9 @@ def test_mlflow_compares_the_budgets(page, screenshots: Path, flowed, tracking: 
     (parent,) = [run.info.run_id for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(budgets) == 2
 
-    page.goto(f"{tracking}/#/experiments/{experiment.experiment_id}/runs")
-    page.get_by_text("matching runs").first.wait_for()
+    shown = "runs?workflowType=machine_learning"
+    page.goto(f"{tracking}/#/experiments/{experiment.experiment_id}/{shown}")
+    page.get_by_text(client.get_run(parent).info.run_name).first.wait_for()
     page.screenshot(path=screenshots / "mlflow-runs.png")
 
     chosen = f"runs={json.dumps(budgets)}&experiments={json.dumps([experiment.experiment_id])}"

@@ -35,7 +35,7 @@ def test_one_that_is_ahead_and_some_that_cannot_be_told_apart() -> None:
     assert first.budget == 2
     assert first.sentence.startswith("BOSS: straightened, Bellman steps (0.75 ± ")
     assert first.sentence.endswith(
-        ", 1.5 times the teacher's on the fine grid), ahead of all others by more than chance."
+        ", 1.50 times the teacher's on the fine grid), ahead of all others by more than chance."
     )
     assert first.command == "boss sample --checkpoint models/student/2/boss"
     assert second.sentence.startswith("pretrained, chosen steps, ab2 (0.6 ± ")
