@@ -88,11 +88,14 @@ def _any_record(revision: "Revision") -> Mapping[str, Any]:
 
 def _differences(found: "Sequence[Revision]") -> Iterator[str]:
     """What of the parameters differs, a line for each that is not the first."""
+    from flows.records.passwords import without_password
+
     first = dict(_flat(found[0].params))
     for revision in found[1:]:
         own = dict(_flat(revision.params))
         names = [n for n in {**own, **first} if own.get(n) != first.get(n)]
-        said = ", ".join(f"{n}={shown(own.get(n))} ({shown(first.get(n))})" for n in names)
+        differs = ", ".join(f"{n}={shown(own.get(n))} ({shown(first.get(n))})" for n in names)
+        said = without_password(differs)
         print_as = f"{revision.name}: {said or 'the same parameters'}"
         yield f"{print_as}; in brackets those of {found[0].name}" if names else print_as
 

@@ -13,8 +13,9 @@ from flows.config import load_params
 
 def ui(port: int = typer.Option(5000, help="Port on this machine.")) -> None:
     """Open the MLflow UI on the runs of this project; Ctrl-C ends it."""
+    from flows.records.passwords import without_password
     from flows.tracking.connection import prepare_database, tracking_uri
-    from flows.tracking.links import runs_page, without_password
+    from flows.tracking.links import runs_page
 
     params = load_params()
     uri = tracking_uri(params)

@@ -30,9 +30,9 @@ from flows.orchestration.prefect_artifacts import publish_results
 from flows.orchestration.progress_artifacts import shown_progress
 from flows.orchestration.request import check_folder, check_request
 from flows.orchestration.revision import take_revision
+from flows.records.passwords import without_password
 from flows.stages.runner import TURNS
 from flows.tracking.connection import PROJECT
-from flows.tracking.links import without_password
 from flows.workspace.dvc_lock import arrange
 from flows.workspace.experiment import isolated_copy
 from flows.workspace.experiment_names import named_after, unused_name

@@ -3,7 +3,7 @@ MLflow."""
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flows import paths
 from flows.config import Params
 from flows.records.json_files import read_json
 from flows.records.judges import judges, marks, read_estimates, remark
-from flows.records.variants import recorded
+from flows.records.variants import Variant, recorded
 from flows.report.conclusion import conclude
 from flows.tracking.connection import tracking_uri
 from flows.tracking.links import read_links
@@ -78,16 +78,9 @@ def publish_results(
                 state.message,
             )
         links = read_links(uri, budgets, folder)
-    rows = []
-    records = {k: read_json(folder / paths.metrics(k)) for k in budgets}
-    found = judges(records[budgets[0]], params.schedule)
-    judge, variants = found[0], recorded(records[budgets[0]])
-    estimates = {k: read_estimates(k, of, judge.metric, folder) for k, of in records.items()}
-    for budget, record in records.items():
-        row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}
-        of_budget = marks(judge, variants, estimates[budget])
-        for name, variant in variants.items():
-            row[variant.title] = shown(record[name][judge.metric], of_budget[name])
+    rows, said = read_table(params, folder, budgets)
+    for row in rows:
+        budget = row["NFE"]
         if budget in links:
             row["MLflow run"] = f"[K={budget}]({links[budget]})"
             create_link_artifact(
@@ -96,22 +89,50 @@ def publish_results(
                 key=f"boss-mlflow-{budget}",
                 description=f"MLflow run of K={budget}",
             )
-        rows.append(row)
-    floor = read_json(folder / paths.metrics("teacher"))
-    of_floor = read_estimates("teacher", floor, judge.metric, folder)["fine"]
-    came_out = [
-        f"K = {each.budget}: {each.sentence} `{each.command}`"
-        for each in conclude(judge, variants, estimates, of_floor, of_pipeline="reference" in floor)
-    ]
-    for line in came_out:
+    for line in said[1:]:
         get_run_logger().info(line)
+    create_table_artifact(rows, key="boss-results", description="\n\n".join(said))
+
+
+def read_table(
+    params: Params, folder: Path, budgets: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for each budget, by the judge that decides, and what there is to say of them: what the
+    values are first.
+
+    After a run of some stages the record of another budget may be one of earlier parameters, with
+    other methods or without this judge: it has a row of what it has, and no marks."""
+    floor = read_json(folder / paths.metrics("teacher"))
+    found = judges(floor, params.schedule)
+    judge = found[0]
+    of_floor = read_estimates("teacher", floor, judge.metric, folder)["fine"]
+    rows: list[dict[str, Any]] = []
+    came_out: list[str] = []
+    every: dict[str, Variant] = {}
+    for budget in budgets:
+        record = read_json(folder / paths.metrics(budget))
+        variants = recorded(record)
+        every |= variants
+        row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}
+        rows.append(row)
+        if any(judge.metric not in record[name] for name in variants):
+            continue
+        estimates = read_estimates(budget, record, judge.metric, folder)
+        of_budget = marks(judge, variants, estimates)
+        for name, variant in variants.items():
+            row[variant.title] = shown(record[name][judge.metric], of_budget[name])
+        came_out += [
+            f"K = {each.budget}: {each.sentence} `{each.command}`"
+            for each in conclude(
+                judge, variants, {budget: estimates}, of_floor, of_pipeline="reference" in floor
+            )
+        ]
     about = (
         f"{judge.metric} for every budget (NFE); lower is better; the teacher's own on the fine"
         f" grid: {of_floor.value:.4g}. * is ahead of all others of its row by more than chance; ="
         " cannot be told from the nearest; in brackets: not ranked."
     )
-    description = "\n\n".join([about, *filter(None, [remark(found, variants)]), *came_out])
-    create_table_artifact(rows, key="boss-results", description=description)
+    return rows, [about, *filter(None, [remark(found, every)]), *came_out]
 
 
 def shown(value: float, mark: str) -> str:

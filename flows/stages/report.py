@@ -19,6 +19,7 @@ from flows import paths
 from flows.config import Params
 from flows.records.json_files import Json, read_images, read_json
 from flows.records.judges import ABOUT, Judge, judges, marks, read_estimates, remark
+from flows.records.passwords import without_password
 from flows.records.teachers import CARD
 from flows.records.variants import Variant, read_schedules, recorded
 from flows.report import plots
@@ -76,7 +77,7 @@ def main(params: Params) -> None:
             tables[0].floor,
             of_pipeline="reference" in floor,
         ),
-        parameters=Path("params.yaml").read_text(),
+        parameters=shown_parameters(),
     )
     write_bytes(paths.REPORT, html.encode())
     print(f"report: {paths.REPORT}")
@@ -235,6 +236,11 @@ def write_plots(
 def embedded(path: Path) -> str:
     """A PNG as a data URI, so that the page needs no other file."""
     return as_uri(path.read_bytes())
+
+
+def shown_parameters() -> str:
+    """params.yaml, as anyone may see it."""
+    return without_password(Path("params.yaml").read_text())
 
 
 def as_uri(png: bytes) -> str:

@@ -4,7 +4,6 @@ asking MLflow, whose import alone takes seconds."""
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from boss_core.io.files import write_bytes
 from flows import paths
 from flows.records.json_files import read_json
+from flows.records.passwords import without_password
 
 LINKS = Path(".dvc/tmp/mlflow-runs.json")
 UI = "http://127.0.0.1:5000"  # where `boss ui` serves a database that has no server of its own
@@ -69,13 +69,6 @@ def runs_page(uri: str, budgets: Iterable[int]) -> str:
         experiment = link.partition("/#/experiments/")[2].partition("/")[0]
         return f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
     return ""
-
-
-def without_password(text: str) -> str:
-    """Every address in a text with asterisks for its password, as anyone may see it. Up to the last
-    @, as a password need not be escaped to be taken by a database's driver."""
-    text = re.sub(r"(://[^:@/\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def _anonymous(url: str) -> str:

@@ -20,10 +20,11 @@ from flows.config import Params
 from flows.measure.usage import amounts, read_usage
 from flows.records.json_files import Json
 from flows.records.judges import judges
+from flows.records.passwords import without_password
 from flows.records.variants import recorded
 from flows.tracking.connection import connected, find_experiment, sqlite_file, tracking_uri
 from flows.tracking.data_sets import references
-from flows.tracking.links import note_link, without_password
+from flows.tracking.links import note_link
 from flows.tracking.methods import (
     BUDGET_RUN_TAG,
     delete_methods,

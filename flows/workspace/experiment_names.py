@@ -13,6 +13,8 @@ from flows.workspace.process import git
 
 LONGEST = 60  # characters; a name is a column's title and a folder
 _OTHER = re.compile(r"[^A-Za-z0-9.]+")
+# Of an address with a user or a password nothing is said: a name is there for all to see.
+_SECRET = re.compile(r"://\S*@|[?&]password=")
 
 
 def named_after(root: Path, overrides: Sequence[str]) -> str:
@@ -26,7 +28,7 @@ def named_after(root: Path, overrides: Sequence[str]) -> str:
     parts = []
     for change in overrides:
         key, _, value = change.partition("=")
-        said = _OTHER.sub("-", value).strip("-.")
+        said = "" if _SECRET.search(value) else _OTHER.sub("-", value).strip("-.")
         parts.append(f"{_short(key, known)}-{said}" if said else _short(key, known))
     return _tidy("_".join(parts)) or "changed"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.tracking.links import read_links, runs_page, without_password
+from flows.tracking.links import read_links, runs_page
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 from tests.helpers.servers import mlflow_server
@@ -67,20 +67,3 @@ def test_the_page_of_the_runs(
     page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
     assert runs_page(uri, [1, 3]) == page
     assert runs_page(uri, [2]) == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("sqlite:////home/me@work/a:b.db", "sqlite:////home/me@work/a:b.db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("https://me@host/path", "https://me@host/path"),
-        ("at https://me:s@e/c@host:1/x: lost", "at https://me:***@host:1/x: lost"),
-        (
-            "postgresql://host/a?user=me&password=s&b=c",
-            "postgresql://host/a?user=me&password=***&b=c",
-        ),
-    ],
-)
-def test_without_password(text: str, expected: str) -> None:
-    assert without_password(text) == expected

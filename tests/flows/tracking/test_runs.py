@@ -17,8 +17,8 @@ import pytest
 from boss_core.errors import InputError
 from flows.config import load_params
 from flows.measure.usage import read_usage
+from flows.records.passwords import without_password
 from flows.tracking.connection import tracking_uri
-from flows.tracking.links import without_password
 from flows.tracking.runs import track_budget
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project, running_in

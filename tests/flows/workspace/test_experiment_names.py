@@ -21,6 +21,8 @@ from tests.helpers.project import Project
         (["teacher.training.learning_rate=2e-3"], "teacher.training.learning_rate-2e-3"),
         (["data.path=Bühne (1)/x..y"], "data.path-B-hne-1-x.y"),
         (["tracking.uri=sqlite:///other.db"], "uri-sqlite-other.db"),
+        (["tracking.uri=postgresql://me:secret@host/db"], "uri"),
+        (["tracking.uri=postgresql://host/db?user=me&password=secret"], "uri"),
         (["data.path=a.lock"], "data.path-a"),
         (["finetune.methods=[]"], "methods"),
         (["no.such.name=1"], "name-1"),
