@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from boss_core.errors import InputError
 from boss_core.io.files import sha256
 from boss_core.training import distributed
+from boss_core.training.attention import without_cudnn_attention
 from boss_core.training.cuda_graph import graphed
 from boss_core.training.randomness import BatchShare, Loss, seed_all
 from boss_core.training.resume import Checkpoints
@@ -94,7 +95,7 @@ def train(
     done, curve, fingerprint = _go_on(run, found)
     if on_step is not None and done:
         on_step(done)
-    with _random_numbers_of_steps(run.rate.device, share) as of_step:
+    with _random_numbers_of_steps(run.rate.device, share) as of_step, without_cudnn_attention():
         for step in range(done, settings.iterations):
             of_step(step)
             train_step(run, step)
