@@ -1,6 +1,7 @@
 """``boss run``."""
 
 import sys
+from pathlib import Path
 
 import typer
 
@@ -31,8 +32,10 @@ def run(
     experiment beside that of this folder."""
     from flows.orchestration.launch import launch
     from flows.orchestration.repro import closing_lines
+    from flows.workspace.plots import settle_plots
 
     experiment = launch(overrides, targets, workers, timeout, name)
+    settle_plots(Path())
     if targets:
         return
     if experiment is not None:
