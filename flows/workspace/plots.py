@@ -9,6 +9,25 @@ from boss_core.io.files import write_bytes
 
 TEMPLATE = Path(".dvc/boss-plots.html")
 VEGA_LITE = "5"  # that DVC's plots are written in
+# DVC puts the plots between these braces. The scripts are in a function: their names are none of
+# the page's.
+PAGE = """<!DOCTYPE html>
+<html>
+<head>
+<meta charset="utf-8">
+{refresh_tag}
+<title>DVC plots</title>
+<style>table { border-spacing: 15px; }</style>
+<!-- MADE_OF -->
+<script>(() => {
+SCRIPTS
+})();</script>
+</head>
+<body>
+{plot_divs}
+</body>
+</html>
+"""
 
 
 def settle_plots(root: Path) -> None:
@@ -39,19 +58,16 @@ def settle_plots(root: Path) -> None:
 
 def _write_template(path: Path) -> None:
     """Unless it is there, of the same versions of what it is made of."""
-    packages = ("dvc-render", "vl-convert-python")
-    made_of = f"<!-- {', '.join(f'{name} {version(name)}' for name in packages)} -->"
-    if path.is_file() and made_of.encode() in path.read_bytes()[:1000]:
-        return
-    from dvc_render.html import PAGE_HTML
     from vl_convert import javascript_bundle
 
-    code = javascript_bundle(vl_version=_newest(VEGA_LITE))
-    code = code.replace("</script", "<\\/script")  # would end it
-    # In a function: its names are none of the page's.
-    page = PAGE_HTML.replace("{scripts}", f"<script>(() => {{{code}\n}})();</script>")
-    head = f'<head>\n    <meta charset="utf-8">\n    {made_of}'
-    write_bytes(path, page.replace("<head>", head, 1).encode())
+    vega_lite = _newest(VEGA_LITE)
+    made_of = f"Vega-Lite {vega_lite} of vl-convert-python {version('vl-convert-python')}"
+    if path.is_file() and made_of.encode() in path.read_bytes()[:1000]:
+        return
+    scripts = javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite)
+    scripts = scripts.replace("</script", "<\\/script")  # would end it
+    page = PAGE.replace("MADE_OF", made_of, 1).replace("SCRIPTS", scripts, 1)
+    write_bytes(path, page.encode())
 
 
 def _newest(major: str) -> str:
