@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.workspace.plots import TEMPLATE, settle_plots
-from tests.helpers.project import environment
+from tests.helpers.project import Project, environment
 
 PLOTS = """
 plots:
@@ -86,3 +86,16 @@ def test_what_is_in_the_way_ends_no_run(
     assert not Path(".dvc/config.local").exists()
     Path(".dvc/config").write_text("[plots\n")
     settle_plots(Path())
+
+
+def test_a_run_leaves_plots_that_need_no_network(
+    finished: Project, flowed: tuple[Project, str], tmp_path: Path
+) -> None:
+    """By DVC as a user calls it, after `boss repro` and after `boss run`."""
+    for project in (finished, flowed[0]):
+        out = tmp_path / project.folder.parent.name
+        project.run("dvc", "plots", "show", "--out", str(out))
+        opened = SCRIPT.sub(r"\1", (out / "index.html").read_text())
+        assert opened.count("<script") > 2
+        assert "://" not in opened
+        assert project.run("git", "status", "--porcelain").stdout == ""
