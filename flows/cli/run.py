@@ -35,9 +35,9 @@ def run(
     from flows.workspace.plots import settle_plots
 
     experiment = launch(overrides, targets, workers, timeout, name)
-    settle_plots(Path())
     if targets:
         return
+    settle_plots(Path())
     if experiment is not None:
         try:
             compare([experiment])

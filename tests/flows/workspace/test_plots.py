@@ -42,6 +42,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_page_needs_no_network(repository: Path) -> None:
+    template = repository / TEMPLATE
+    template.write_text("<!-- Vega-Lite 5.8 of vl-convert-python 1.0 -->{plot_divs}")  # outdated
     settle_plots(Path())
     run("dvc", "plots", "diff", "HEAD")
     page = (repository / "dvc_plots/index.html").read_text()
@@ -53,14 +55,9 @@ def test_the_page_needs_no_network(repository: Path) -> None:
     assert "window.vegaEmbed=" in page
     assert not re.search(r"\{(plot_divs|scripts|refresh_tag)\}", page)
 
-    # Made once, and anew for other versions of what it is made of.
-    template = repository / TEMPLATE
     made = template.stat().st_mtime_ns
     settle_plots(Path())
-    assert template.stat().st_mtime_ns == made
-    template.write_text(template.read_text().replace("vl-convert-python 1", "vl-convert-python 0"))
-    settle_plots(Path())
-    assert "vl-convert-python 1" in template.read_text()[:1000]
+    assert template.stat().st_mtime_ns == made  # not again
 
     # A page of the user's own stays.
     run("dvc", "config", "--local", "plots.html_template", "mine.html")
