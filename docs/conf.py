@@ -12,7 +12,8 @@ from sphinx.pycode import ModuleAnalyzer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs.reference import homes, with_reference  # noqa: E402
+from docs.reference import with_reference  # noqa: E402
+from docs.sources import homes  # noqa: E402
 
 HOME, REFERENCE = "README", "docs/api"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs")
@@ -38,6 +39,7 @@ myst_disable_syntax = ["myst_line_comment", "myst_block_break", "myst_target"]
 smartquotes = False
 highlight_language = "none"  # of blocks that do not name theirs: a terminal's
 python_maximum_signature_line_length = 80
+python_use_unqualified_type_names = True
 
 html_theme = "furo"  # has its fonts and scripts with it
 html_title = "BOSS"
@@ -81,8 +83,8 @@ def find_source(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int
 
 
 def follow(app: Sphinx, module: str, name: str) -> str:
-    """The module that a public name, or a member of it, comes from."""
-    return homes()[name.partition(".")[0]]
+    """The module that a public name, or a member of it, comes from; others stand under theirs."""
+    return homes().get(name.partition(".")[0], module)
 
 
 def add_entrance(app: Sphinx, error: Exception | None) -> None:

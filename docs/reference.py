@@ -1,20 +1,17 @@
-"""The reference on the site: each public name of `boss_core` with its signature and docstring.
+"""The reference on the site: each public name of `boss_core`, and the types that these take and
+return, with signature and docstring.
 
-Read from the source, without importing it: signatures stand as they are written there, and
-docstrings are Markdown, whose "name: text" lines become a list.
+Signatures stand as they are written in the code, and docstrings are Markdown, whose "name: text"
+lines become a list.
 """
 
 import ast
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from inspect import cleandoc
-from pathlib import Path
 
 import boss_core
+from docs.sources import docstring, homes, read_home, settled
 
-ROOT = Path(__file__).resolve().parent.parent
 # A line of docs/api.md: a name, its file, and what it is.
 ENTRY = re.compile(r"^- \[`(\w+)`\]\(\.\./\S+\.py\): .+$")
 # What a docstring says of parameters or fields: "shape: ...", "low, high: ..."; at the beginning
@@ -24,35 +21,6 @@ ITEM = re.compile(r"(?:^|(?<=[.;] ))(`{0,2}\w+`{0,2}(?:, `{0,2}\w+`{0,2})*): ", 
 NAME = re.compile(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)")
 RAISES = re.compile(r"(?<=\.)\s+(?=InputError )")  # where a paragraph begins
 RECORDS = {"dataclass", "BaseModel", "Settings"}  # what makes a constructor of a class's fields
-
-
-@dataclass(frozen=True)
-class Home:
-    """A module: its name, its docstring, and the functions and classes in it by name."""
-
-    name: str
-    doc: str
-    found: dict[str, ast.FunctionDef | ast.ClassDef]
-
-
-@cache
-def read_home(name: str) -> Home:
-    """A module by its dotted name."""
-    tree = ast.parse((ROOT / Path(*name.split(".")).with_suffix(".py")).read_text("utf-8"))
-    found = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    return Home(name, docstring(tree), found)
-
-
-@cache
-def homes() -> dict[str, str]:
-    """Public name to module, by the imports that a type checker reads in boss_core/__init__.py."""
-    tree = ast.parse((ROOT / "boss_core" / "__init__.py").read_text("utf-8"))
-    return {
-        alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("boss_core.")
-        for alias in node.names
-    }
 
 
 def with_reference(page: str) -> str:
@@ -74,7 +42,9 @@ def with_reference(page: str) -> str:
         module = homes()[name]
     if missing:
         lines += ["", "## Others", "", *map(describe, missing)]
-    return "\n".join(lines) + "\n"
+    lines += ["", "## Their types", ""]
+    lines += ["What the names above take and return beside each other."]
+    return "\n".join([*lines, *types()]) + "\n"
 
 
 def about(name: str, before: str) -> Iterator[str]:
@@ -84,12 +54,27 @@ def about(name: str, before: str) -> Iterator[str]:
         yield f"\n`{home.name}`: {markdown(home.doc, ())}\n"
 
 
+def types() -> Iterator[str]:
+    """The types in signatures of public names that are none themselves, by their modules."""
+    named = {used for name in boss_core.__all__ for used in settled(homes()[name], name)[1]}
+    for module, name in sorted(named):
+        if homes().get(name) == module:
+            continue
+        yield f"\n```{{py:currentmodule}} {module}\n```\n"
+        node = settled(module, name)[0]
+        if isinstance(node, ast.ClassDef):
+            yield describe_class(node, [])
+        elif isinstance(node, ast.Assign):
+            yield f"```{{py:type}} {name}\n:canonical: {ast.unparse(node.value)}\n```"
+
+
 def describe(name: str) -> str:
     """A public name as a directive of Sphinx's Python domain, with Markdown in it."""
-    node = read_home(homes()[name]).found[name]
+    node = settled(homes()[name], name)[0]
     options = [f":canonical: {homes()[name]}.{name}"]
     if isinstance(node, ast.ClassDef):
         return describe_class(node, options)
+    assert isinstance(node, ast.FunctionDef), name
     return directive("function", node, signature(node.args, node.returns), options, node.args)
 
 
@@ -100,18 +85,16 @@ def describe_class(node: ast.ClassDef, options: Sequence[str]) -> str:
     members = [
         describe_member(member)
         for member in node.body
-        if isinstance(member, ast.FunctionDef) and docstring(member)
-        if member.name == "__call__" or not member.name.startswith("_")
+        if isinstance(member, ast.FunctionDef) and docstring(member) and member.name != "__init__"
     ]
     return directive("class", node, taken, options, arguments, [*described(node), *members])
 
 
 def described(node: ast.ClassDef) -> list[str]:
     """What pydantic's fields say of themselves, as a list."""
-    fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and is_field(f)]
     said = [
         f"- **{ast.unparse(f.target)}**: {keyword.value.value!s}"
-        for f in fields
+        for f in fields(node)
         if isinstance(f.value, ast.Call)
         for keyword in f.value.keywords
         if keyword.arg == "description" and isinstance(keyword.value, ast.Constant)
@@ -146,11 +129,6 @@ def directive(
     return "\n".join([*lines, markdown(docstring(node), names), "", *members, fence])
 
 
-def docstring(node: ast.FunctionDef | ast.ClassDef | ast.Module) -> str:
-    """Without the indentation of its code; empty where there is none."""
-    return cleandoc(ast.get_docstring(node, clean=False) or "")
-
-
 def markdown(text: str, names: Collection[str]) -> str:
     """A docstring as Markdown: a list of these parameters, and links to what is documented."""
 
@@ -161,8 +139,11 @@ def markdown(text: str, names: Collection[str]) -> str:
         break_before = "" if found.start() == 0 or text[found.start() - 1] == "\n" else "\n"
         return f"{break_before}- {', '.join(f'**{name}**' for name in called)}: "
 
-    text = RAISES.sub("\n\n", ITEM.sub(item, text))
-    return NAME.sub(r"{py:obj}`\1`", text)
+    def link(found: re.Match[str]) -> str:
+        name = found.group(1)
+        return f"{{py:obj}}`{f'{name} <boss_core.{name}>' if name in homes() else name}`"
+
+    return NAME.sub(link, RAISES.sub("\n\n", ITEM.sub(item, text)))
 
 
 def names_of(arguments: ast.arguments) -> list[str]:
@@ -179,8 +160,8 @@ def signature(arguments: ast.arguments, returns: ast.expr | None = None) -> str:
 def without_self(arguments: ast.arguments) -> ast.arguments:
     """The arguments of a method as its callers give them."""
     where = "posonlyargs" if arguments.posonlyargs else "args"
-    fields = {name: getattr(arguments, name) for name in arguments._fields}
-    return ast.arguments(**{**fields, where: fields[where][1:]})
+    given = {name: getattr(arguments, name) for name in arguments._fields}
+    return ast.arguments(**{**given, where: given[where][1:]})
 
 
 def constructor(node: ast.ClassDef) -> ast.arguments | None:
@@ -195,19 +176,17 @@ def constructor(node: ast.ClassDef) -> ast.arguments | None:
     }
     if not kinds & RECORDS:
         return None
-    fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and is_field(f)]
-    names = [ast.arg(ast.unparse(f.target), plain(f.annotation)) for f in fields]
-    defaults = [default(f.value) for f in fields]
+    names = [ast.arg(ast.unparse(f.target), plain(f.annotation)) for f in fields(node)]
+    defaults = [default(f.value) for f in fields(node)]
     if "dataclass" in kinds:
         given = [value for value in defaults if value is not None]
         return ast.arguments([], names, None, [], [], None, given)
     return ast.arguments([], [], None, names, defaults, None, [])
 
 
-def is_field(node: ast.AnnAssign) -> bool:
-    """Whether it is a public one, that a constructor takes."""
-    name, kind = ast.unparse(node.target), ast.unparse(node.annotation)
-    return not name.startswith("_") and not kind.startswith("ClassVar")
+def fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    """Those that a constructor takes."""
+    return [member for member in node.body if isinstance(member, ast.AnnAssign)]
 
 
 def plain(annotation: ast.expr) -> ast.expr:
