@@ -35,6 +35,7 @@ check: $(VENV)/installed
 docs: $(VENV)/installed
 	@rm -rf site && sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
 	@! grep -rEn --include=*.html '<(script|img|link|iframe)[^>]+(src|href)="?([a-z]+:)?//' site
+	@echo "site/index.html: the docs, for a browser"
 
 ui: $(VENV)/installed
 	@boss ui
