@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run flow test test-slow test-ui check ui lock
+.PHONY: run flow test test-slow test-ui check docs ui lock
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -28,6 +28,14 @@ test-ui: $(VENV)/installed
 
 check: $(VENV)/installed
 	@ruff check . && ruff format --check . && mypy
+	@$(MAKE) --no-print-directory docs
+
+# README, docs and the reference of the public names as a site, site/index.html. A warning, as for
+# a link that leads nowhere, is an error; so is a page that would load something from elsewhere.
+docs: $(VENV)/installed
+	@rm -rf site && sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
+	@! grep -rEn --include=*.html '<(script|img|link|iframe)[^>]+(src|href)="?([a-z]+:)?//' site
+	@echo "site/index.html: the docs, for a browser"
 
 ui: $(VENV)/installed
 	@boss ui

