@@ -42,12 +42,18 @@ DIGITS = "docs/tutorials/digits.md"
 PHOTOGRAPHS = "docs/tutorials/your-photographs.md"
 STAGES = (check, prepare, features, teacher, cost, schedule, trajectories, floor)  # before budgets
 FRECHET = "frechet_efficientnet_lite0"
-# Beside the preset `smoke`, which takes minutes with photographs on a CPU: as few images as there
-# can be, each of which takes the judge 60 ms.
+# Beside the preset `smoke`, which takes minutes with photographs on a CPU: hardly any training, and
+# as few images as there can be, each of which takes the judge 60 ms.
 FEWER: dict[str, Any] = {
     "budgets": [2],
-    "evaluate.samples": 8,
-    "evaluate.reference_samples": 10,
+    "teacher.training.iterations": 3,
+    "teacher.training.batch_size": 8,
+    "cost.samples": 6,
+    "trajectories.samples": 10,
+    "finetune.training.iterations": 2,
+    "finetune.training.batch_size": 8,
+    "evaluate.samples": 4,
+    "evaluate.reference_samples": 6,
     "evaluate.kid_subset_size": 4,
 }
 
