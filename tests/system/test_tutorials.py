@@ -67,8 +67,8 @@ def printed(page: str) -> list[str]:
 def test_digits(
     boss, finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """After `boss repro`, whose students are of 1 and 3 evaluations here. The page's two experiments
-    are not made: tests/flows/orchestration/test_experiments.py has such."""
+    """After `boss repro`, whose students are of 1 and 3 evaluations here. Both experiments of the
+    page are not made: tests/flows/orchestration/test_experiments.py has such."""
     project = finished.copy(tmp_path / "project")
     monkeypatch.chdir(project.folder)
     assert commands(DIGITS)[:2] == ["make .venv/installed", "source .venv/bin/activate"]
@@ -104,6 +104,7 @@ def test_your_photographs(
 ) -> None:
     """The two runs of the page are one, of the stages in this process, with what `smoke` and
     `FEWER` leave of the preset; and what the judge's name leaves in table, report and MLflow."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="not installed (pip install .[judges])")
     project = Project.create(tmp_path / "project")
     shutil.copy(ROOT / "params.yaml", project.folder)
     monkeypatch.chdir(project.folder)

@@ -35,6 +35,7 @@ FEWER = {
 def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """60 images in CIFAR-10's own files. The network and the images fit together as the preset
     has them; what is trained is the U-Net of `smoke`."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="not installed (pip install .[judges])")
     project = Project.bare(tmp_path)
     monkeypatch.chdir(tmp_path)
     preset = read_preset(ROOT, "cifar10")
