@@ -46,5 +46,6 @@ PRESET = typer.Option(
     "--preset",
     metavar="NAME",
     help="The parameters of configs/NAME.yaml over those of params.yaml: digits, cifar10, photos64,"
-    " smoke, or a file of yours; repeat for more, the last one first. --set goes over them.",
+    " smoke, or a file of yours. Repeat for more: a later one goes over an earlier one, and --set"
+    " over all.",
 )

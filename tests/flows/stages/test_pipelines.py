@@ -112,7 +112,7 @@ def refusal(project: Project, change: dict[str, Any]) -> str:
          " teacher.source: diffusers (the judge of a pipeline needs no labels); imagenet or"),
         ({"cost.reference": "heun"}, "cost.reference: heun with teacher.source: diffusers"),
         ({"schedule.solver": "multistep"}, "schedule.solver: multistep with teacher.source:"
-         " diffusers (`boss schedule --pipeline` fits weights to one); euler or ab2 needed"),
+         " diffusers (`boss schedule` fits its weights); euler or ab2 needed"),
         ({"schedule.objective": "oss"}, "schedule.objective: oss with teacher.source: diffusers"),
         ({"schedule.objective": "auto"}, "schedule.distance: features with teacher.source:"),
         ({"compute.processes": 4, "finetune.training.batch_size": 8},

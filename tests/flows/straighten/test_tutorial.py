@@ -42,7 +42,7 @@ def call(block: Block, boss) -> str:
 @pytest.mark.slow
 def test_the_page_runs_as_it_stands(boss, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    shown = ""
+    shown, distances = "", {}
     for block in blocks(PAGE):
         if block.language == "bash":
             shown = call(block, boss)
@@ -53,5 +53,8 @@ def test_the_page_runs_as_it_stands(boss, monkeypatch: pytest.MonkeyPatch) -> No
         else:
             printed = {shape(line) for line in shown.splitlines()}
             assert [line for line in block.text.splitlines() if shape(line) not in printed] == []
+            distances |= dict(re.findall(r"│ (\w+, [12] steps?) .*│ +([\d.]+) │", shown))
+    assert Path("fast/2/report.html").is_file()
     monkeypatch.delitem(sys.modules, "fixed_flow_scheduler")
+    assert 1.5 * float(distances["student, 2 steps"]) < float(distances["guided, 1 step"])
     assert Image.open("fox.png").size == (16, 16)
