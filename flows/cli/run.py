@@ -41,14 +41,14 @@ def run(
     if targets:
         return
     if experiment is not None:
-        _show(experiment)
+        show(experiment)
         print(f"`dvc exp apply {experiment}` brings it into this folder, which is as it was")
         return
     table()
     print(closing_lines())
 
 
-def _show(experiment: str) -> None:
+def show(experiment: str) -> None:
     """The experiment's table, beside that of the folder where the two can be compared."""
     from flows.workspace.revisions import WORKSPACE, read_revision
 
