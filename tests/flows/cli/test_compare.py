@@ -125,7 +125,7 @@ def test_what_is_no_measure_of_the_same_is_said(project: Project, capsys) -> Non
 
 def test_mistakes(project: Project) -> None:
     with pytest.raises(
-        InputError, match="seed-2: no experiment and no commit; one of them needed, as other, seed-1"
+        InputError, match="seed-2: no experiment and no commit; one of them needed, as other, see"
     ):
         compare(["seed-2"])
     with pytest.raises(InputError, match=r"HEAD: has no dvc.lock"):
