@@ -339,6 +339,7 @@ class Params(Settings):
 _OF_PIPELINES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("features.extractor", ("imagenet", "inception"), "the judge of a pipeline needs no labels"),
     ("cost.reference", ("euler",), "a pipeline samples from noise by Euler's steps"),
+    ("schedule.solver", ("euler", "ab2"), "`boss schedule` fits its weights"),
     ("schedule.objective", ("auto", *OBJECTIVES), "a pipeline gives no states of one's choosing"),
     ("compute.precision", ("float32",), "teacher.pipeline.dtype says it of a pipeline"),
     ("compute.compile", (False,), "pipelines are trained as they are"),

@@ -1,29 +1,51 @@
 """``boss check``."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.config import Params, load_params
+import typer
+
+from flows.cli.options import PRESET
+from flows.config import PARAMS, Params, load_params
 
 if TYPE_CHECKING:
     from flows.stages.check import Found
 
 
-def check() -> None:
-    """Check params.yaml and the inputs that it names, and say what was looked at."""
+def check(
+    presets: list[str] = PRESET,
+    overrides: list[str] = typer.Option(
+        [],
+        "--set",
+        metavar="NAME=VALUE",
+        help="A parameter to change, as for `boss run`; params.yaml stays as it is.",
+    ),
+) -> None:
+    """Check params.yaml and the inputs that it names, and say what was looked at; with --preset or
+    --set what `boss run` would run with the same."""
     from flows.stages.check import check as check_inputs
 
-    params = load_params()
-    found = check_inputs(params)
-    for line in _looked_at(params, found):
+    if presets or overrides:
+        from flows.orchestration.request import changed_by, check_overrides
+        from flows.workspace.presets import preset_overrides
+
+        by = changed_by(presets, overrides)
+        changes = [*preset_overrides(Path(), presets), *overrides]
+        params, found = check_overrides(Path(), changes, by)
+        checked = f"{PARAMS} with {by}"
+    else:
+        params = load_params()
+        found, checked = check_inputs(params), str(PARAMS)
+    for line in _looked_at(params, found, checked):
         print(line)
 
 
-def _looked_at(params: Params, found: "Found | None") -> Iterator[str]:
-    """What the check has read, a line for each subject."""
+def _looked_at(params: Params, found: "Found | None", checked: str) -> Iterator[str]:
+    """What the check has read, a line for each subject. checked: where the parameters stand."""
     budgets = ", ".join(map(str, sorted(params.budgets)))
     methods = ", ".join(params.finetune.methods) or "none"
-    yield f"params.yaml: every name, type and range; budgets {budgets}; students: {methods}"
+    yield f"{checked}: every name, type and range; budgets {budgets}; students: {methods}"
     yield f"images: {_images(params, found)}"
     judged = [params.features.extractor, *params.evaluate.judges]
     yield f"what measures: {', '.join(judged)}"

@@ -34,15 +34,26 @@ def compare(
 ) -> None:
     """Print experiments side by side: the Frechet distance of every budget and method, and the
     parameters in which they differ."""
-    from flows.workspace.revisions import WORKSPACE, read_revision
+    from flows.workspace.revisions import WORKSPACE
 
     asked = list(dict.fromkeys(names))
     if len(asked) == 1 and asked != [WORKSPACE]:
-        asked = [WORKSPACE, *asked]
-    found = [read_revision(Path(), name) for name in asked]
+        side_by_side([WORKSPACE, *asked], asked)
+    else:
+        side_by_side(asked, asked)
+
+
+def side_by_side(names: "Sequence[str]", needed: "Sequence[str]") -> None:
+    """Print experiments, commits or the folder side by side.
+
+    needed: those that have to have recorded something; InputError where one has not, and where
+    nothing was measured alike."""
+    from flows.workspace.revisions import read_revision
+
+    found = [read_revision(Path(), name) for name in names]
     for revision in found:
         if not revision.records:
-            if revision.name not in names:  # it was not asked for
+            if revision.name not in needed:  # it was not asked for
                 continue
             raise InputError(f"{revision.name}: no metrics recorded; a run that measured needed")
     judge, name = _judge(revision for revision in found if revision.records)

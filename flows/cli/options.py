@@ -41,3 +41,11 @@ SEED = typer.Option(
     0, min=0, max=2**63 - 1, help="Seed of the noise; sample i depends on it and i alone."
 )
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1 (the second GPU) or, to sample, mps.")
+PRESET = typer.Option(
+    [],
+    "--preset",
+    metavar="NAME",
+    help="The parameters of configs/NAME.yaml over those of params.yaml: digits, cifar10, photos64,"
+    " smoke, or a file of yours. Repeat for more: a later one goes over an earlier one, and --set"
+    " over all.",
+)

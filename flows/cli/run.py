@@ -6,12 +6,14 @@ from pathlib import Path
 import typer
 
 from boss_core.errors import InputError
-from flows.cli.compare import compare
+from flows.cli.compare import side_by_side
+from flows.cli.options import PRESET
 from flows.cli.table import table
 from flows.config import TIMEOUT, WORKERS
 
 
 def run(
+    presets: list[str] = PRESET,
     overrides: list[str] = typer.Option(
         [],
         "--set",
@@ -25,7 +27,9 @@ def run(
     workers: int = typer.Option(WORKERS, min=1, help="Stages side by side, on GPUs too."),
     timeout: float = typer.Option(TIMEOUT, min=1, help="Seconds for one stage."),
     name: str | None = typer.Option(
-        None, help="Name of the experiment, with --set; left out: what it changes, as budgets-4-6."
+        None,
+        help="Name of the experiment, with --set or --preset; left out: what it changes, as"
+        " budgets-4-6.",
     ),
 ) -> None:
     """Run the Prefect flow: every stage a task, budgets side by side; then print the table, of an
@@ -34,16 +38,30 @@ def run(
     from flows.orchestration.repro import closing_lines
     from flows.workspace.plots import settle_plots
 
-    experiment = launch(overrides, targets, workers, timeout, name)
+    experiment = launch(overrides, targets, workers, timeout, name, presets)
     if targets:
         return
     settle_plots(Path())
     if experiment is not None:
-        try:
-            compare([experiment])
-        except InputError as error:  # the experiment is there, whatever it cannot be compared with
-            print(f"warning: no table: {error}", file=sys.stderr)
+        show(experiment)
         print(f"`dvc exp apply {experiment}` brings it into this folder, which is as it was")
         return
     table()
     print(closing_lines())
+
+
+def show(experiment: str) -> None:
+    """The experiment's table, beside that of the folder where the two can be compared."""
+    from flows.workspace.revisions import WORKSPACE, read_revision
+
+    try:
+        folder = [WORKSPACE] if read_revision(Path(), WORKSPACE).records else []
+        try:
+            side_by_side([*folder, experiment], [experiment])
+        except InputError as error:  # as of other images, by another judge
+            if not folder:
+                raise
+            print(f"not beside this folder's last run: {error}")
+            side_by_side([experiment], [experiment])
+    except InputError as error:  # the experiment is there, whatever cannot be shown of it
+        print(f"warning: no table: {error}", file=sys.stderr)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from boss_core.errors import InputError
-from flows.orchestration.request import check_folder, check_request
+from flows.orchestration.request import changed_by, check_folder, check_request
 from flows.orchestration.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
-from flows.workspace.experiment_names import named_after
+from flows.workspace.experiment_names import named_after, unused_name
+from flows.workspace.presets import named_by, preset_overrides
 from flows.workspace.process import dvc_environment, stages_running
 from flows.workspace.recovery import set_aside_cut_short
 from flows.workspace.scm import settle_git
@@ -36,15 +37,19 @@ def launch(
     workers: int,
     timeout: float,
     name: str | None,
+    presets: Sequence[str] = (),
 ) -> str | None:
     """Run the flow in this process, and return the name of the experiment that it made, None
-    without ``overrides``; InputError when it fails.
+    where nothing is changed by ``presets`` or ``overrides``; InputError when it fails.
 
     What can be refused is refused before a server is started."""
     check_folder(Path())
+    changes = [*preset_overrides(Path(), presets), *overrides]
     set_aside_cut_short(Path())
     settle_git(Path())
-    check_request(Path(), overrides, targets, name)
+    check_request(Path(), changes, targets, name, changed_by(presets, overrides))
+    if presets and name is None:  # which alone say more than all that they change
+        name = unused_name(Path(), named_by(Path(), presets, overrides))
     _prepare_prefect()
     import httpx
 
@@ -55,11 +60,11 @@ def launch(
     if url is not None:  # else a temporary one, which is ended as this process ends
         threading.Thread(target=_end_when_lost, args=(url, ended), daemon=True).start()
     # Prefect's page, too, shows the run by its name.
-    shown = name or (named_after(Path(), overrides) if overrides else None)
+    shown = name or (named_after(Path(), changes) if changes else None)
     named: Any = pipeline.with_options(flow_run_name=shown) if shown else pipeline
     try:
         state: Any = named(
-            overrides=list(overrides),
+            overrides=changes,
             targets=list(targets),
             workers=workers,
             timeout=timeout,
@@ -78,7 +83,7 @@ def launch(
         )
     if not state.is_completed():
         raise InputError(state.message or f"the flow ended as {state.name}")
-    return str(state.result()) if overrides else None
+    return str(state.result()) if changes else None
 
 
 def _lost(why: str) -> str:

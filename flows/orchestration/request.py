@@ -8,32 +8,42 @@ from pathlib import Path
 
 from boss_core.errors import InputError
 from flows.config import PARAMS, Params, load_params
-from flows.stages.check import check, named_inputs
+from flows.stages.check import Found, check, named_inputs
 from flows.workspace.experiment import INPUTS, check_experiment, override
 from flows.workspace.graph import read_stages
 from flows.workspace.process import git
 
 
 def check_request(
-    root: Path, overrides: Sequence[str], targets: Sequence[str], name: str | None
+    root: Path,
+    overrides: Sequence[str],
+    targets: Sequence[str],
+    name: str | None,
+    by: str = "--set",
 ) -> None:
     """InputError when the folder ``root``, which can be written to (`check_folder`), cannot be run
     like this.
 
     With overrides, targets are left to the copy that is run: which budgets there are, its
-    parameters say."""
+    parameters say. by: what the overrides come from, see `changed_by`."""
     if overrides:
-        check_overrides(root, overrides)
+        check_overrides(root, overrides, by)
         check_experiment(root, name)
         return
     if name is not None:
         raise InputError(
-            f"--name: {name!r} without --set; a run without changed parameters is no experiment,"
-            " so no name needed"
+            f"--name: {name!r} without --set or --preset; a run without changed parameters is no"
+            " experiment, so no name needed"
         )
     check(load_params(root / PARAMS))
     if targets:
         read_stages(root, targets)
+
+
+def changed_by(presets: Sequence[str], overrides: Sequence[str]) -> str:
+    """The options that parameters were changed by, for what is said of a wrong one."""
+    used = [f"--preset {name}" for name in presets]
+    return " ".join([*used, *(["--set"] if overrides or not used else ())])
 
 
 def check_folder(root: Path) -> None:
@@ -44,8 +54,11 @@ def check_folder(root: Path) -> None:
         )
 
 
-def check_overrides(root: Path, overrides: Sequence[str]) -> None:
-    """InputError when params.yaml with these changes would not be valid."""
+def check_overrides(
+    root: Path, overrides: Sequence[str], by: str = "--set"
+) -> tuple[Params, Found | None]:
+    """InputError when params.yaml with these changes would not be valid; else the parameters, and
+    what is known of the images. by: what the changes come from, see `changed_by`."""
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder) / PARAMS.name
         try:
@@ -56,11 +69,12 @@ def check_overrides(root: Path, overrides: Sequence[str]) -> None:
             raise
         try:
             params = load_params(changed)
-            check(params)
+            found = check(params)
             _check_seen_from_a_copy(root, params)
         except InputError as error:
-            text = str(error).replace(f"{changed}: ", "--set: ").replace(f"{PARAMS}: ", "--set: ")
+            text = str(error).replace(f"{changed}: ", f"{by}: ").replace(f"{PARAMS}: ", f"{by}: ")
             raise InputError(text) from error
+        return params, found
 
 
 def _check_seen_from_a_copy(root: Path, params: Params) -> None:

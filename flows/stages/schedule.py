@@ -18,7 +18,7 @@ from boss_core.ode.schedule import Schedule
 from boss_core.ode.solver_table import SOLVERS
 from boss_core.search.find import find_steps
 from boss_core.search.multistep import with_weights
-from boss_core.search.settings import SAMPLED, SearchSettings
+from boss_core.search.settings import SAMPLED, UNIFORM, SearchSettings
 from boss_core.search.steps import FoundSteps, build_schedule, from_costs, hash_settings
 from flows import paths
 from flows.config import Params
@@ -107,6 +107,7 @@ def add_chosen(
     """Beside these the steps that params.yaml asks for, and uniform ones for their solver; what
     the search took, where it took more than the costs."""
     settings = search_settings(params.schedule)
+    uniform = {k: FoundSteps(UNIFORM, found[k]["uniform"].indices) for k in params.budgets}
     if is_pipeline():
         from flows.stages.pipelines.search import pipeline_steps
 
@@ -115,14 +116,19 @@ def add_chosen(
     else:
         network, _ = load_checkpoint(paths.TEACHER)
         on = device(params, small=_is_small(params, network))
+        network = network.to(on)
         with measured(on) as usage:
-            steps = dict(chosen_steps(params, matrix, network.to(on), on, key.reference))
+            steps = dict(chosen_steps(params, matrix, network, on, key.reference))
+        if SOLVERS[settings.solver].fitted:  # the weights are part of the solver
+            source = noise_source(network, params.seed, on)
+            uniform = dict(
+                with_weights(network, matrix, uniform, settings, source, reference=key.reference)
+            )
     build = builder(matrix, key, settings, params.seed)
     for budget, chosen in steps.items():
         found[budget]["chosen"] = build(chosen)
         if settings.solver != PAPERS.solver:
-            uniform = FoundSteps("uniform", found[budget]["uniform"].indices)
-            found[budget]["chosen_uniform"] = build(uniform)
+            found[budget]["chosen_uniform"] = build(uniform[budget])
     return usage if settings.objective in SAMPLED else None
 
 

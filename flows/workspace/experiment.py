@@ -104,7 +104,7 @@ def override(params: Path, overrides: Sequence[str]) -> None:
 
     InputError for a change that cannot be made, and for a file that DVC cannot read."""
     from dvc.exceptions import DvcException, InvalidArgumentError
-    from dvc.utils.hydra import apply_overrides, to_hydra_overrides
+    from dvc.utils.hydra import apply_overrides
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from ruamel.yaml.error import (
@@ -113,23 +113,14 @@ def override(params: Path, overrides: Sequence[str]) -> None:
 
     unfit = InvalidArgumentError, HydraException, OmegaConfBaseException, YAMLError, ValueError
 
+    with contextlib.suppress(*unfit, DvcException):
+        # At once, as the file is read and written each time; below is said which cannot be made.
+        apply_overrides(params, [_checked(change) for change in overrides])
+        return
     for change in overrides:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise InputError(f"--set: {change!r}; NAME=VALUE needed, as in budgets=[4,6]")
+        key, _, value = change.partition("=")
         try:
-            change = _parsable(change)
-            (parsed,) = to_hydra_overrides([change])
-            if _names_nothing(parsed.value()):
-                raise InputError(
-                    f"--set: {key}: {shown(value)} changes nothing; {key}.NAME=VALUE needed"
-                )
-            if parsed.is_sweep_override():
-                raise InputError(
-                    f"--set: {key}: {shown(value)} is a sweep over several values; one value, and a"
-                    " run for each, needed"
-                )
-            apply_overrides(params, [change])
+            apply_overrides(params, [_checked(change)])
         except InputError:
             raise
         except unfit as error:
@@ -140,6 +131,25 @@ def override(params: Path, overrides: Sequence[str]) -> None:
             raise InputError(f"--set: {key}: {why}") from error
         except DvcException as error:  # of the file
             raise InputError(" ".join(str(error).split())) from error
+
+
+def _checked(change: str) -> str:
+    """A change as Hydra reads it; InputError for one of nothing, or of several values."""
+    from dvc.utils.hydra import to_hydra_overrides
+
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise InputError(f"--set: {change!r}; NAME=VALUE needed, as in budgets=[4,6]")
+    change = _parsable(change)
+    (parsed,) = to_hydra_overrides([change])
+    if _names_nothing(parsed.value()):
+        raise InputError(f"--set: {key}: {shown(value)} changes nothing; {key}.NAME=VALUE needed")
+    if parsed.is_sweep_override():
+        raise InputError(
+            f"--set: {key}: {shown(value)} is a sweep over several values; one value, and a run for"
+            " each, needed"
+        )
+    return change
 
 
 def _parsable(change: str) -> str:

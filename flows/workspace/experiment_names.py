@@ -30,10 +30,10 @@ def named_after(root: Path, overrides: Sequence[str]) -> str:
         key, _, value = change.partition("=")
         said = "" if _SECRET.search(value) else _OTHER.sub("-", value).strip("-.")
         parts.append(f"{_short(key, known)}-{said}" if said else _short(key, known))
-    return _tidy("_".join(parts)) or "changed"
+    return tidy("_".join(parts)) or "changed"
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """As a name has to be: letters and digits first, and no end that git has a use for."""
     kept = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", text))
     return kept.lstrip("._-")[:LONGEST].rstrip("._-").removesuffix(".lock")

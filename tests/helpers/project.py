@@ -11,32 +11,16 @@ from typing import Any
 
 import yaml
 
+from flows.workspace.presets import read_preset
 from tests.helpers.checkout import ROOT
 
 SOURCES = (
-    "boss_core", "flows", "inputs", "dvc.yaml", "params.yaml", "prefect.yaml", ".gitignore",
-    ".dvcignore",
+    "boss_core", "configs", "flows", "inputs", "dvc.yaml", "params.yaml", "prefect.yaml",
+    ".gitignore", ".dvcignore",
 )  # fmt: skip
 
-TINY: dict[str, Any] = {
-    "budgets": [1, 3],
-    "features.width": 8,
-    "features.features": 8,
-    "features.training.iterations": 40,
-    "teacher.base_channels": 8,
-    "teacher.channel_multipliers": [1, 2],
-    "teacher.training.iterations": 30,
-    "cost.grid": 12,
-    "cost.samples": 24,
-    "cost.batch_size": 20,
-    "schedule.samples": 20,
-    "schedule.batch_size": 20,
-    "trajectories.samples": 60,
-    "finetune.training.iterations": 12,
-    "evaluate.samples": 70,
-    "evaluate.reference_samples": 100,
-    "evaluate.kid_subset_size": 32,
-}
+# The smallest run there is, which users have as `boss run --preset smoke`.
+TINY: dict[str, Any] = read_preset(ROOT, "smoke")
 
 
 class Project:
@@ -67,7 +51,8 @@ class Project:
     def bare(cls, folder: Path) -> "Project":
         """The parameters and inputs alone, for stages that the test calls itself."""
         shutil.copy(ROOT / "params.yaml", folder)
-        shutil.copytree(ROOT / "inputs", folder / "inputs")
+        for name in ("configs", "inputs"):
+            shutil.copytree(ROOT / name, folder / name)
         project = cls(folder)
         project.set(TINY)
         return project

@@ -32,6 +32,10 @@ RUN_ELSEWHERE = {
     "::test_a_student_that_is_loaded_elsewhere_samples_the_same_pictures",
     "docs/teachers/diffusers.md": "tests/boss_core/interop/test_diffusers_pipelines.py"
     "::test_the_walk_through_runs",
+    "docs/tutorials/diffusers-pipeline.md": "tests/flows/straighten/test_tutorial.py"
+    "::test_the_page_runs_as_it_stands",
+    "docs/tutorials/digits.md": "tests/system/test_tutorials.py::test_digits",
+    "docs/tutorials/your-photographs.md": "tests/system/test_tutorials.py::test_your_photographs",
     "docs/teachers/rectified-flow.md": "tests/boss_core/checkpoints/test_rectified_flow.py"
     "::test_the_page_runs_as_it_stands",
 }
@@ -44,7 +48,8 @@ OF_USERS = ("docker/.env", "docs/results/NAME.md")
 
 # Fenced blocks, and scripts that a shell block hands to Python.
 PYTHON = re.compile(
-    r"^```python\n(.*?)^```$|^python - <<'EOF'\n(.*?)^EOF$", flags=re.MULTILINE | re.DOTALL
+    r"^```python(?: title=\"[\w.]+\")?\n(.*?)^```$|^python - <<'EOF'\n(.*?)^EOF$",
+    flags=re.MULTILINE | re.DOTALL,
 )
 
 
@@ -112,7 +117,7 @@ def test_your_network(boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         exec(compile(block, page, "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     numbers = [float(n) for line in printed for n in re.findall(r"[0-9]\.[0-9]+", line)]
-    shown = re.findall(r"^    (?:100 steps|squared distance) .*$", read(page), flags=re.MULTILINE)
+    shown = re.findall(r"^(?:100 steps|squared distance) .*$", read(page), flags=re.MULTILINE)
     expected = [float(n) for line in shown for n in re.findall(r"[0-9]\.[0-9]+", line)]
     assert len(expected) == 5
     assert numbers == pytest.approx(expected, rel=0.15)  # of training, which rounds as its machine

@@ -1,6 +1,7 @@
 """Experiments side by side: metrics of a real DVC experiment, read where git and DVC keep them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from boss_core.errors import InputError
 from flows.cli.compare import compare
+from flows.cli.run import show
 from flows.workspace.experiment import isolated_copy
 from tests.helpers.checkout import ROOT
 from tests.helpers.project import Project
@@ -19,10 +21,12 @@ params = yaml.safe_load(open("params.yaml"))
 seed, budgets = params["seed"], params["budgets"]
 folder = pathlib.Path("metrics")
 folder.mkdir(exist_ok=True)
-about = {"samples": params["evaluate"]["samples"], "extractor": "classifier", "extractor_hash": "e",
-         "judges": {"second_classifier": "s"}, "reference_hash": "r"}
+names = {"classifier": ["classifier", "second_classifier"],
+         "imagenet": ["efficientnet_lite0"]}[params["features"]["extractor"]]
+about = {"samples": params["evaluate"]["samples"], "extractor": names[0], "extractor_hash": "e",
+         "judges": dict.fromkeys(names[1:], "s"), "reference_hash": "r"}
 def row(value, error):
-    return {f"frechet_{n}{s}": v for n in ("classifier", "second_classifier")
+    return {f"frechet_{n}{s}": v for n in names
             for s, v in (("", value), ("_se", error))}
 for k in budgets:
     record = {"nfe": k, "chosen_solver": "ab2", **about}
@@ -34,7 +38,7 @@ PIPELINE = {
     "stages": {
         "measure": {
             "cmd": "python stage.py && rm -rf out && mkdir out",
-            "params": ["seed", "budgets", "evaluate.samples"],
+            "params": ["seed", "budgets", "evaluate.samples", "features.extractor"],
             "deps": ["stage.py"],
             "outs": ["out"],
             "metrics": ["metrics/2.json", "metrics/4.json", "metrics/teacher.json"],
@@ -57,6 +61,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.commit("start")
     project.run("dvc", "repro", "-q")
     with isolated_copy(project.folder, "seed-1", ["seed=1"]) as copy:
+        Project(copy).run("dvc", "repro", "-q")
+    with isolated_copy(project.folder, "other", ["features.extractor=imagenet"]) as copy:
         Project(copy).run("dvc", "repro", "-q")
     project.set({"seed": 7})
     return project
@@ -119,7 +125,7 @@ def test_what_is_no_measure_of_the_same_is_said(project: Project, capsys) -> Non
 
 def test_mistakes(project: Project) -> None:
     with pytest.raises(
-        InputError, match="seed-2: no experiment and no commit; one of them needed, as seed-1"
+        InputError, match="seed-2: no experiment and no commit; one of them needed, as other, see"
     ):
         compare(["seed-2"])
     with pytest.raises(InputError, match=r"HEAD: has no dvc.lock"):
@@ -134,3 +140,25 @@ def test_metrics_that_the_cache_has_lost(project: Project, tmp_path: Path, monke
             file.unlink()
     with pytest.raises(InputError, match=r"seed-1: metrics/2.json is not in DVC's cache any more"):
         compare(["seed-1"])
+
+
+def test_a_run_shows_its_table_beside_the_folders_where_they_have_a_judge_in_common(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    show("seed-1")
+    assert "NFE method workspace seed-1" in " ".join(capsys.readouterr().out.split())
+    show("other")
+    shown = capsys.readouterr()
+    assert shown.out.startswith(
+        "not beside this folder's last run: evaluate.judges: no distance in common: measured are"
+        " workspace by second_classifier, classifier; other by efficientnet_lite0\n"
+    )
+    assert "NFE method other" in " ".join(shown.out.split())
+    # And alone beside a folder that has measured nothing.
+    copy = project.copy(tmp_path / "copy")
+    shutil.rmtree(copy.folder / "metrics")
+    monkeypatch.chdir(copy.folder)
+    show("seed-1")
+    assert "NFE method seed-1" in " ".join(capsys.readouterr().out.split())
+    show("none")
+    assert capsys.readouterr().err.startswith("warning: no table: none: ")

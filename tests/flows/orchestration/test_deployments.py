@@ -1,4 +1,4 @@
-"""From nothing to a scheduled run, by the commands of the README: real server, worker, MLflow."""
+"""From nothing to a scheduled run, by the commands of a tutorial: real server, worker, MLflow."""
 
 import os
 import re
@@ -14,6 +14,7 @@ import mlflow
 import pytest
 
 from tests.helpers.checkout import ROOT
+from tests.helpers.pages import blocks, commands
 from tests.helpers.prefect_api import api
 from tests.helpers.project import Project, environment, running_in
 from tests.helpers.servers import free_port
@@ -23,12 +24,15 @@ pytestmark = pytest.mark.slow
 AT_ONCE = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 
 
-def pasted(heading: str) -> str:
-    """The block of commands under a heading of the README."""
+PAGE = "docs/tutorials/nightly.md"
+
+
+def test_the_readme_has_the_commands_of_the_page() -> None:
     text = (ROOT / "README.md").read_text()
-    found = re.search(rf"\*\*{heading}\*\*.*?```\n(.*?)```", text, re.DOTALL)
+    found = re.search(r"\*\*On a schedule\*\*.*?```\n(.*?)```", text, re.DOTALL)
     assert found
-    return found[1]
+    short = [" ".join(line.partition("  #")[0].split()) for line in found[1].splitlines()]
+    assert [line for line in short if line not in commands(PAGE)] == []
 
 
 # A record of Prefect's logs begins with the time.
@@ -98,23 +102,23 @@ def own_server(tmp_path: Path) -> Iterator[dict[str, str]]:
         wait_until(lambda: not Path(f"/proc/{number}").exists(), 30)
 
 
-def test_the_readme_from_nothing_to_runs_that_start_by_themselves(
+def test_from_nothing_to_runs_that_start_by_themselves(
     flowed, tmp_path: Path, own_server: dict[str, str]
 ) -> None:
     project: Project = flowed[0].copy(tmp_path / "project")
     deployments = project.folder / "prefect.yaml"
-    text = deployments.read_text()
-    assert 'cron: "0 2 * * *"' in text
-    deployments.write_text(text.replace("0 2 * * *", "*/2 * * * *"))  # a night takes too long
-    block = pasted("On a schedule")
-    assert "127.0.0.1:4200" in block
+    assert 'cron: "0 2 * * *"' in deployments.read_text()
+    script = "".join(block.text for block in blocks(PAGE, "bash"))
+    assert script.count("30 3 * * 1-5") == 1
+    assert "127.0.0.1:4200" in script
+    script = script.replace("30 3 * * 1-5", "*/2 * * * *")  # a night takes too long
     port = own_server["PREFECT_API_URL"].rsplit(":", 1)[1].removesuffix("/api")
     shell = project.start(
         "bash", "-ex", env={"PREFECT_HOME": own_server["PREFECT_HOME"]} | AT_ONCE, pipe=True
     )
     try:
         assert shell.stdin is not None
-        shell.stdin.write(block.replace("4200", port))
+        shell.stdin.write(script.replace("4200", port))
         shell.stdin.close()
         shell.stdin = None
         shown, _ = shell.communicate(timeout=400)
@@ -146,7 +150,6 @@ def test_the_readme_from_nothing_to_runs_that_start_by_themselves(
         refused, asked = sorted(runs("on-demand"), key=lambda r: r["state_type"], reverse=True)
         assert (refused["state_type"], asked["state_type"]) == ("FAILED", "COMPLETED")
         assert refused["state"]["message"].startswith("--set: budgets.0: 0 found; input should be")
-        project.run(*run, "boss-pipeline/evaluate-only", env=own_server)
         assert [r["state_type"] for r in runs("evaluate-only")] == ["COMPLETED"]
         wait_until(by_itself, 240)
         log = without_lost_heartbeats((Path(own_server["PREFECT_HOME"]) / "server.log").read_text())

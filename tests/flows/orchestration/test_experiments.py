@@ -24,9 +24,8 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     params = (project.folder / "params.yaml").read_bytes()
     abandoned = project.folder / ".dvc" / "tmp" / "boss-copies" / "killed" / "models"
     abandoned.mkdir(parents=True)  # by a run that was killed
-    first = project.start(
-        "boss", "run", "--set", "budgets=[3,2]", "--name", "two", env=prefect_server
-    )
+    options = ("--preset", "smoke", "--set", "budgets=[3,2]", "--name", "two")
+    first = project.start("boss", "run", *options, env=prefect_server)
     change = ("--set", "finetune.training.iterations=14")
     shown = run(project, prefect_server, *change, "--name", "longer")
     output, _ = first.communicate(timeout=300)
@@ -72,7 +71,9 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
         for r in runs
         if (r.data.tags.get("dvc_experiment"), r.info.run_name) == ("two", "boss K=2")
     ]
-    assert of_copy.data.tags["mlflow.source.name"] == "boss run --set 'budgets=[3,2]' --name two"
+    assert of_copy.data.tags["mlflow.source.name"] == (
+        "boss run --preset smoke --set 'budgets=[3,2]' --name two"
+    )
     (output,) = of_copy.outputs.model_outputs
     (weights,) = (project.folder / "mlruns/models" / output.model_id).rglob("model.safetensors")
     (of_budget,) = [r for r in runs if r.info.run_id == of_copy.data.tags["boss.budget_run"]]
@@ -87,8 +88,8 @@ def test_an_experiment_of_some_stages_says_nothing_of_the_others(
 ) -> None:
     project = flowed[0].copy(tmp_path / "project")
     change = ("--set", "evaluate.samples=44", "--set", "evaluate.kid_subset_size=40")
-    run(project, prefect_server, *change, "--target", "features")
-    name = "evaluate.samples-44_kid_subset_size-40"  # says what was changed
+    run(project, prefect_server, "--preset", "smoke", *change, "--target", "features")
+    name = "smoke_evaluate.samples-44_kid_subset_size-40"  # says what was changed
     listed = pd.read_csv(
         pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
     ).set_index("Experiment")

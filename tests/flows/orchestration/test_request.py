@@ -27,7 +27,7 @@ def here(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["budgets=[0]"], [], None, "--set: budgets.0: 0 found; input should be greater"),
         (["budgets"], [], None, "--set: 'budgets'; NAME=VALUE needed"),
         (["budgets=[13]"], [], None, "--set: budgets: 13 is above cost.grid (12)"),
-        ([], [], "mine", "--name: 'mine' without --set;"),
+        ([], [], "mine", "--name: 'mine' without --set or --preset;"),
         (["budgets=[4"], [], None, "--set: budgets: '[4'; a value as YAML has it needed"),
         (["budgets=${x}"], [], None, "--set: budgets: '${x}'; a value as YAML has it needed"),
         (["data.path=/none"], [], None, "--set: data.path: /none: no such file or folder;"),

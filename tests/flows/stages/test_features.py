@@ -1,13 +1,10 @@
 """The stage `features` with the judge that needs no labels, and what its records are called."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="not installed (pip install .[judges])")
@@ -21,19 +18,12 @@ from flows.records.extractor import read_extractor
 from flows.records.json_files import read_json
 from flows.stages import (
     check,
-    cost,
-    evaluate,
     features,
-    finetune,
     floor,
     prepare,
-    report,
-    schedule,
     teacher,
-    trajectories,
 )
 from tests.helpers.draws_of_parameters import write_parameters
-from tests.helpers.project import Project
 
 FRECHET = "frechet_efficientnet_lite0"
 
@@ -95,52 +85,3 @@ def test_without_the_packages_nothing_is_begun(
         features.main(params)
     assert [path.name for path in paths.FEATURES.iterdir()] == ["card.json"]
     assert (paths.FEATURES / "card.json").read_text() == "of the last run"
-
-
-@pytest.mark.slow
-def test_every_record_has_the_judges_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Photographs without labels through DVC, and what the judge's stage leaves through all
-    others: table, report and MLflow."""
-    project = Project.create(
-        tmp_path / "project",
-        images(tmp_path / "images", (8, 8, 3))
-        | {
-            "data.path": str(tmp_path / "images" / "few.npz"),
-            "budgets": [2],
-            "finetune.methods": ["boss"],
-            "schedule.objective": "l2_squared",
-            "evaluate.samples": 24,
-            "evaluate.reference_samples": 40,
-            "evaluate.kid_subset_size": 9,
-        },
-    )
-    shown = project.run("dvc", "repro", "features").stdout
-    monkeypatch.chdir(project.folder)
-    params = load_params()
-    for stage in (teacher, cost, schedule, trajectories, floor):
-        stage.main(params)
-    finetune.main(params, 2)
-    evaluate.main(params, 2)
-    report.main(params)
-    shown += capsys.readouterr().out + project.run("boss", "table").stdout
-    assert FRECHET in shown
-    assert "classifier" not in shown
-    found = json.loads((project.folder / "metrics" / "2.json").read_text())
-    assert (found["extractor"], found["extractor_hash"]) == ("efficientnet_lite0", WEIGHTS_SHA256)
-    table = pd.read_csv(project.folder / "results" / "frechet.csv")
-    assert table["boss"].tolist() == [found["boss"][FRECHET]]
-    html = (project.folder / "results" / "report.html").read_text()
-    assert f"<h2>{FRECHET} for every budget" in html
-    assert f"efficientnet_lite0 <code>{WEIGHTS_SHA256[:12]}</code>" in html
-    assert "classifier" not in html
-    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
-    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
-    logged = client.search_runs([experiment.experiment_id])
-    assert {run.data.tags.get("extractor") for run in logged} >= {"efficientnet_lite0"}
-    names = {name for run in logged for name in run.data.metrics}
-    (shown,) = [run.data for run in logged if run.data.tags.get("method") == "boss"]
-    assert shown.tags["judge"] == "efficientnet_lite0"
-    assert shown.metrics["frechet"] == found["boss"][FRECHET]
-    assert not any("classifier" in name for name in names)

@@ -111,6 +111,8 @@ def refusal(project: Project, change: dict[str, Any]) -> str:
         ({"evaluate.judges": ["second_classifier"]}, "evaluate.judges: second_classifier with"
          " teacher.source: diffusers (the judge of a pipeline needs no labels); imagenet or"),
         ({"cost.reference": "heun"}, "cost.reference: heun with teacher.source: diffusers"),
+        ({"schedule.solver": "multistep"}, "schedule.solver: multistep with teacher.source:"
+         " diffusers (`boss schedule` fits its weights); euler or ab2 needed"),
         ({"schedule.objective": "oss"}, "schedule.objective: oss with teacher.source: diffusers"),
         ({"schedule.objective": "auto"}, "schedule.distance: features with teacher.source:"),
         ({"compute.processes": 4, "finetune.training.batch_size": 8},

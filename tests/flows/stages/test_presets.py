@@ -1,0 +1,71 @@
+"""Presets whose data is not here: on a few images in the same files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from boss_core.errors import InputError
+from flows.config import load_params
+from flows.records.json_files import read_json
+from flows.stages import check
+from flows.workspace.presets import read_preset
+from tests.helpers.checkout import ROOT
+from tests.helpers.data_sets import write_cifar10
+from tests.helpers.project import Project
+from tests.helpers.stages import run_until_evaluated
+
+# Beside the preset `smoke`: hardly any training, and as few images as there can be, each of which
+# takes the judge 60 ms.
+FEWER = {
+    "budgets": [2],
+    "teacher.training.iterations": 3,
+    "teacher.training.batch_size": 8,
+    "cost.samples": 6,
+    "trajectories.samples": 10,
+    "finetune.training.iterations": 2,
+    "finetune.training.batch_size": 8,
+    "evaluate.samples": 4,
+    "evaluate.reference_samples": 6,
+    "evaluate.kid_subset_size": 4,
+}
+
+
+@pytest.mark.slow
+def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 images in CIFAR-10's own files. The network and the images fit together as the preset
+    has them; what is trained is the U-Net of `smoke`."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="not installed (pip install .[judges])")
+    project = Project.bare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    preset = read_preset(ROOT, "cifar10")
+    (tmp_path / "studies/cifar10").mkdir(parents=True)
+    (tmp_path / preset["teacher.config"]).write_bytes(
+        (ROOT / preset["teacher.config"]).read_bytes()
+    )
+    draw = np.random.default_rng(0)
+    images = draw.integers(256, size=(60, 3, 32, 32), dtype=np.uint8)
+    write_cifar10(tmp_path / preset["data.path"], images, np.resize(np.arange(10), 60), monkeypatch)
+    project.set(preset)
+    with pytest.raises(InputError, match="reference_samples: 50000, but 51 of the 60 images"):
+        check.check(load_params())  # the last that is amiss
+    fewer = {name: FEWER[name] for name in FEWER if name.startswith("evaluate.")}
+    project.set(fewer)
+    found = check.check(load_params())
+    assert found is not None
+    assert (found.count, found.kinds, found.shape) == (60, 10, (3, 32, 32))
+
+    project.set(read_preset(ROOT, "smoke") | FEWER)
+    params = load_params()
+    run_until_evaluated(params)
+    record = read_json(Path("metrics/2.json"))
+    assert record["extractor"] == "efficientnet_lite0"
+    assert {
+        "straightened_uniform",
+        "boss",
+        "boss_lora",
+        "chosen_uniform",
+        "chosen",
+    } <= record.keys()
+    assert record["chosen_solver"] == "multistep"
+    assert "chosen_straightened" not in record
