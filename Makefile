@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run flow test test-slow test-ui check docs ui lock
+.PHONY: run flow test test-slow test-ui check docs notebooks ui lock
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -36,6 +36,10 @@ docs: $(VENV)/installed
 	@rm -rf site && sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
 	@! grep -rEn --include=*.html '<(script|img|link|iframe)[^>]+(src|href)="?([a-z]+:)?//' site
 	@echo "site/index.html: the docs, for a browser"
+
+# The tutorials' code as notebooks, in build/notebooks.
+notebooks: $(VENV)/installed
+	@python -m docs.notebooks
 
 ui: $(VENV)/installed
 	@boss ui
