@@ -1,4 +1,7 @@
-"""The options that several commands have."""
+"""The options that several commands have, and how wide their tables may be."""
+
+import os
+import sys
 
 import typer
 
@@ -41,3 +44,12 @@ SEED = typer.Option(
     0, min=0, max=2**63 - 1, help="Seed of the noise; sample i depends on it and i alone."
 )
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1 (the second GPU) or, to sample, mps.")
+
+
+def line_width(needed: int) -> int | None:
+    """Of a table, in characters, for rich: None for the terminal's. Where there is none the number
+    in COLUMNS, as of a log with narrow lines, else ``needed``: a row must not be folded."""
+    if sys.stdout.isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else needed

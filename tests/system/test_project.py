@@ -18,6 +18,7 @@ from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.evaluation.frechet import image_hash
 from boss_core.io.files import sha256
+from flows.cli.table import table
 from flows.config import load_params
 from flows.stages import check, cost
 from tests.helpers.costs import cost_matrix
@@ -251,6 +252,23 @@ def test_the_table_shows_every_budget(finished: Project) -> None:
     assert "70 samples against 100 real images" in shown
 
 
+def test_a_narrow_table_has_a_line_for_each_method(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same values and marks as the wide one."""
+    monkeypatch.chdir(finished.folder)
+    table()
+    wide = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "52")
+    table()
+    narrow = capsys.readouterr().out
+    rows = [line for line in wide.splitlines() if re.match(r" *(1|3|12) ", line)]
+    expected = [v for row in rows for v in row.replace("(the floor)", "").split()[1:]]
+    assert len(expected) == 2 * (2 * len(VARIANTS) + 1)  # by both judges
+    assert re.findall(r"(\S+) ±[\d.]+ *$", narrow, flags=re.MULTILINE) == expected
+    assert max(map(len, narrow.splitlines()[1:20])) <= 52
+
+
 def test_a_second_run_does_nothing(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "again")
     shown = project.run("boss", "repro").stdout
@@ -264,7 +282,12 @@ def test_a_second_run_does_nothing(finished: Project, tmp_path: Path) -> None:
 def test_dvc_shows_metrics_parameters_and_plots(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "dvc")
     shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
-    metrics = shown[""]["data"]["metrics/3.json"]["data"]
+    files = {name: of["data"] for name, of in shown[""]["data"].items()}
+    assert set(files) == {"metrics/1.json", "metrics/3.json", "metrics/teacher.json"}
+    for found in files.values():  # a column of `dvc exp show` each, and none of them a word
+        columns = pd.json_normalize(found).iloc[0]
+        assert all(isinstance(value, int | float) for value in columns), columns
+    metrics = files["metrics/3.json"]
     assert metrics["boss"]["frechet_classifier"] == pytest.approx(
         record(project, 3)["boss"]["frechet_classifier"]
     )

@@ -85,6 +85,18 @@ def wait_until(done: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
+def ends_with(watched: str, project: Project, *command: str) -> None:
+    """The last entry of a watched run's log is what a command of ours prints."""
+    log = watched.rpartition(f" boss {' '.join(command)}\n")[2].splitlines()
+    assert len(log) > 10, watched
+    expected = project.run("boss", *command, env={"COLUMNS": "52"}).stdout
+    rows = [line.strip() for line in expected.splitlines() if "±" in line and len(line) <= 52]
+    assert len(rows) > 10
+    found = {line.strip() for line in log}
+    assert [row for row in rows if row not in found] == []
+    assert max(map(len, log)) <= 80
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Where the server of the pasted block will be; it is ended as its user would."""
@@ -146,8 +158,11 @@ def test_the_readme_from_nothing_to_runs_that_start_by_themselves(
         refused, asked = sorted(runs("on-demand"), key=lambda r: r["state_type"], reverse=True)
         assert (refused["state_type"], asked["state_type"]) == ("FAILED", "COMPLETED")
         assert refused["state"]["message"].startswith("--set: budgets.0: 0 found; input should be")
-        project.run(*run, "boss-pipeline/evaluate-only", env=own_server)
+        measured = project.run(*run, "boss-pipeline/evaluate-only", env=own_server).stdout
         assert [r["state_type"] for r in runs("evaluate-only")] == ["COMPLETED"]
+        # What is watched ends with what `boss run` prints, in lines that a terminal has.
+        ends_with(shown, project, "compare", asked["name"])
+        ends_with(measured, project, "table")
         wait_until(by_itself, 240)
         log = without_lost_heartbeats((Path(own_server["PREFECT_HOME"]) / "server.log").read_text())
         assert "Traceback" not in log

@@ -1,6 +1,5 @@
 """The stage `features` with the judge that needs no labels, and what its records are called."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from flows import paths
 from flows.config import load_params
 from flows.records.extractor import read_extractor
 from flows.records.json_files import read_json
+from flows.records.record import read_record
 from flows.stages import (
     check,
     cost,
@@ -68,7 +68,7 @@ def test_images_without_labels(
     assert card["extractor"] == "efficientnet_lite0"
     assert card["weights_sha256"] == WEIGHTS_SHA256 == read_extractor(paths.FEATURES).hash
     assert "test_accuracy" not in card
-    found = read_json(paths.metrics("teacher"))
+    found = read_record("teacher")
     assert (found["extractor"], found["extractor_hash"]) == ("efficientnet_lite0", WEIGHTS_SHA256)
     assert list(found["fine"]) == list(card["test_against_reference"])
     assert next(iter(found["fine"])) == FRECHET
@@ -127,7 +127,7 @@ def test_every_record_has_the_judges_name(
     shown += capsys.readouterr().out + project.run("boss", "table").stdout
     assert FRECHET in shown
     assert "classifier" not in shown
-    found = json.loads((project.folder / "metrics" / "2.json").read_text())
+    found = read_record(2)
     assert (found["extractor"], found["extractor_hash"]) == ("efficientnet_lite0", WEIGHTS_SHA256)
     table = pd.read_csv(project.folder / "results" / "frechet.csv")
     assert table["boss"].tolist() == [found["boss"][FRECHET]]

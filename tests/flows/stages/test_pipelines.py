@@ -29,6 +29,7 @@ from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import load_params
 from flows.records.json_files import read_json, write_json
+from flows.records.record import read_record
 from flows.records.variants import read_schedules
 from flows.search import diffusers_schedule
 from flows.search.export import read_schedule
@@ -323,7 +324,7 @@ def test_the_teachers_variants_are_plain_calls_of_the_pipeline(
     evaluations buy."""
     monkeypatch.chdir(evaluated)
     seed, schedules = seed_for(EVALUATION, 0), read_schedules()[2]
-    record, pipeline = read_json(Path("metrics/2.json")), user_pipeline()
+    record, pipeline = read_record(2), user_pipeline()
     own = pipeline.scheduler
     pipeline.scheduler = fixed_scheduler(own, uniform(8))
     teacher = called(pipeline, 8, seed, GUIDANCE)
@@ -336,7 +337,7 @@ def test_the_teachers_variants_are_plain_calls_of_the_pipeline(
         found = distance(called(pipeline, len(times) - 1, seed, guidance), teacher)
         assert found == pytest.approx(record[name]["latent_distance"], rel=1e-4), name
         assert record[name]["evaluations"] == evaluations
-    floor = read_json(Path("metrics/teacher.json"))
+    floor = read_record("teacher")
     assert floor["fine"]["latent_distance"] == 0.0
     assert floor["fine"]["evaluations"] == 16.0
     # Two sets of the teacher's own images: of other noise, and so never the same.
@@ -606,8 +607,7 @@ def test_films_are_shown_by_their_frames_and_compared_by_the_middle_ones(
         found = row[:, 33 * place : 33 * place + 32]
         assert np.abs(found - (255 * first[frame]).round()).max() <= 1, frame
     said = "frame 7 of 13, the middle one of each film"
-    assert read_json(Path("metrics/teacher.json"))["compared"] == said
-    assert read_json(Path("metrics/2.json"))["compared"] == said
+    assert read_record("teacher")["compared"] == read_record(2)["compared"] == said
     page = Path("results/report.html").read_text()
     assert f"by one image each: {said}" in page
     assert "Each row is a film" in page

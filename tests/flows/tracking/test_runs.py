@@ -289,9 +289,11 @@ def test_mlflow_ends_with_boss_ui(finished: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("metrics/teacher.json", {}, "without nfe, samples, reference_samples, teacher_hash"),
+        ("metrics/teacher.json", {}, "without nfe, samples, reference_samples, fine"),
         ("metrics/teacher.json", {"nfe": "12"}, "nfe: '12'; a number needed"),
-        ("metrics/3.json", {}, "without nfe, samples, reference_samples, teacher_hash"),
+        ("metrics/3.json", {}, "without nfe, samples, reference_samples, a method"),
+        ("samples/3/made_of.json", {}, "without teacher_hash, extractor_hash, extractor, student"),
+        ("samples/teacher/made_of.json", {}, "without teacher_hash, extractor_hash, extractor;"),
         ("metrics/3.json", {"nfe": 4}, "nfe: 4; 3 needed"),
         ("metrics/3.json", {"boss": {"fid": "low"}}, "boss: {'fid': 'low'}; numbers by name"),
         ("data/card.json", {}, "source: None; a name needed"),
