@@ -14,6 +14,7 @@ import mlflow
 import pytest
 
 from tests.helpers.checkout import ROOT
+from tests.helpers.in_process import boss
 from tests.helpers.prefect_api import api
 from tests.helpers.project import Project, environment, running_in
 from tests.helpers.servers import free_port
@@ -87,14 +88,14 @@ def wait_until(done: Callable[[], Any], seconds: float) -> Any:
 
 def ends_with(watched: str, project: Project, *command: str) -> None:
     """The last entry of a watched run's log is what a command of ours prints."""
-    log = watched.rpartition(f" boss {' '.join(command)}\n")[2].splitlines()
-    assert len(log) > 10, watched
-    expected = project.run("boss", *command, env={"COLUMNS": "52"}).stdout
-    rows = [line.strip() for line in expected.splitlines() if "±" in line and len(line) <= 52]
+    _, header, log = watched.rpartition(f" boss {' '.join(command)}\n")
+    assert header, watched
+    expected = boss(project, *command, columns=52).stdout
+    rows = [line.strip() for line in expected.splitlines() if "±" in line]
     assert len(rows) > 10
-    found = {line.strip() for line in log}
+    found = {line.strip() for line in log.splitlines()}
     assert [row for row in rows if row not in found] == []
-    assert max(map(len, log)) <= 80
+    assert max(map(len, log.splitlines())) <= 80
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from flows.stages import (
     trajectories,
 )
 from tests.helpers.draws_of_parameters import write_parameters
+from tests.helpers.in_process import boss
 from tests.helpers.project import Project
 
 FRECHET = "frechet_efficientnet_lite0"
@@ -124,7 +125,7 @@ def test_every_record_has_the_judges_name(
     finetune.main(params, 2)
     evaluate.main(params, 2)
     report.main(params)
-    shown += capsys.readouterr().out + project.run("boss", "table").stdout
+    shown += capsys.readouterr().out + boss(project, "table").stdout
     assert FRECHET in shown
     assert "classifier" not in shown
     found = read_record(2)

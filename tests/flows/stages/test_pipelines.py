@@ -53,6 +53,7 @@ from flows.stages.pipelines.pictures import frames, pictures, thumbnails
 from flows.stages.pipelines.variants import as_student
 from flows.straighten import rollouts
 from tests.helpers.hub_server import hub_server
+from tests.helpers.in_process import boss
 from tests.helpers.pipeline_project import (
     PIPELINE,
     PROMPTS,
@@ -653,7 +654,7 @@ def test_the_whole_under_dvc(tmp_path: Path) -> None:
     there = {f.path for f in client.list_artifacts(logged.info.run_id, "students/boss_lora")}
     assert f"students/boss_lora/{WEIGHTS}" in there
     says = "8 samples against 8 of the teacher; efficientnet_lite0: trained by others on ImageNet\n"
-    assert says in project.run("boss", "table").stdout
+    assert says in boss(project, "table").stdout
     assert "real images" in (project.folder / "results/report.html").read_text()
     assert "up to date" in project.run("dvc", "status").stdout
     project.commit("after the run")
