@@ -113,7 +113,7 @@ def test_changed_parameters_count_for_targets_and_for_what_was_wrong_before(
     project = flowed[0].copy(tmp_path / "project")
     project.set({"budgets": [0]})
     change = ("--set", "budgets=[1,3]", "--set", "tracking.uri=sqlite:///other.db")
-    change += ("--set", "evaluate.samples=46", "--set", "evaluate.kid_subset_size=40")
+    change += ("--set", "evaluate.samples=46")
     shown = run(project, prefect_server, *change, "--target", "evaluate@3", "--name", "right")
     assert tasks(prefect_server, shown)["evaluate@3"]["state_name"] == "Ran"
     assert "right" in project.run("dvc", "exp", "list", "--name-only").stdout.split()
