@@ -33,7 +33,7 @@ def curves(name: int | str) -> Path:
 
 
 def metrics(name: int | str) -> Path:
-    """``metrics/K.json`` of a budget, or of ``teacher``: the floor."""
+    """``metrics/K.json`` of a budget, or of ``teacher``, the floor: numbers only."""
     return Path(f"metrics/{name}.json")
 
 
@@ -45,6 +45,11 @@ def samples(name: int | str) -> Path:
 def replicates(name: int | str) -> Path:
     """What each distance is without each block of samples: see `flows.records.judges`."""
     return samples(name) / "replicates.json"
+
+
+def made_of(name: int | str) -> Path:
+    """What the metrics are of, in words and hashes: see `flows.records.record`."""
+    return samples(name) / "made_of.json"
 
 
 def usage(stage: str) -> Path:

@@ -27,6 +27,7 @@ from flows import paths
 from flows.config import Params, load_params
 from flows.measure.usage import amounts, read_usage
 from flows.records.json_files import Json, frechet_name, read_json
+from flows.records.record import read_record
 from flows.records.variants import Variant, recorded
 from flows.report.image_grid import COLUMNS, ROWS
 from flows.report.plots import COLOURS, figure, log_scale
@@ -81,8 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
 def read_project(folder: Path) -> Project:
     """InputError where a record is missing."""
     params = load_params(folder / "params.yaml")
-    records = {k: read_json(folder / paths.metrics(k)) for k in sorted(params.budgets)}
-    return Project(folder, params, read_json(folder / paths.metrics("teacher")), records)
+    records = {k: read_record(k, folder) for k in sorted(params.budgets)}
+    return Project(folder, params, read_record("teacher", folder), records)
 
 
 def write_page(

@@ -1,6 +1,5 @@
 """``boss compare``."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from boss_core.errors import InputError
+from flows.cli.options import line_width
+from flows.cli.table import FLOOR
 from flows.config import ScheduleSearch
 from flows.strict_yaml import shown
 
@@ -164,7 +165,7 @@ def _rows(found: "Sequence[Revision]", metric: str) -> Iterator[tuple[str, str, 
             value, error = floor["fine"][metric], floor["fine"][f"{metric}_se"]
             fine.setdefault(str(floor["nfe"]), {})[revision.name] = value, error, True
     for nfe, cell in fine.items():
-        yield nfe, "the teacher (the floor)", cell
+        yield nfe, FLOOR, cell
 
 
 def _show(found: "Sequence[Revision]", metric: str) -> None:
@@ -186,9 +187,8 @@ def _show(found: "Sequence[Revision]", metric: str) -> None:
         cells = (_cell(of.get(r.name), best == r.name) for r in found)
         table.add_row("" if budget == before else budget, title, *cells)
         before = budget
-    # In a log there is no terminal to fit into: a row must not be folded.
-    width = 60 + sum(max(20, len(r.name) + 2) for r in found)
-    Console(width=None if sys.stdout.isatty() else width).print(table, highlight=False)
+    width = line_width(60 + sum(max(20, len(r.name) + 2) for r in found))
+    Console(width=width).print(table, highlight=False)
 
 
 def _best(of: Mapping[str, Cell]) -> str | None:

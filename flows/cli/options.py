@@ -1,4 +1,7 @@
-"""The options that several commands have."""
+"""The options that several commands have, and how wide their tables may be."""
+
+import os
+import sys
 
 import typer
 
@@ -49,3 +52,12 @@ PRESET = typer.Option(
     " smoke, or a file of yours. Repeat for more: a later one goes over an earlier one, and --set"
     " over all.",
 )
+
+
+def line_width(needed: int) -> int | None:
+    """Of a table, in characters, for rich: None for the terminal's. Where there is none the number
+    in COLUMNS, as of a log with narrow lines, else ``needed``: a row must not be folded."""
+    if sys.stdout.isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else needed

@@ -1,12 +1,12 @@
 """``boss table``."""
 
-import sys
 from typing import TYPE_CHECKING
 
-from flows import paths
+from flows.cli.options import line_width
 from flows.config import load_params
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from boss_core.evaluation.comparison import Estimate
@@ -19,6 +19,9 @@ LEGEND = (
     " chance, in pairs from the same noise (5 %, for all pairs of a row). = level: the nearest,"
     " and what cannot be told from it. In brackets: not ranked by this judge."
 )
+FLOOR = "the teacher (the floor)"
+
+Cells = dict[str, tuple["Estimate", str]]  # of a budget: each method's distance and its mark
 
 
 def table() -> None:
@@ -26,13 +29,13 @@ def table() -> None:
     judge, the one that decides first."""
     from rich.console import Console
 
-    from flows.records.json_files import read_json
     from flows.records.judges import ABOUT, judges, remark
+    from flows.records.record import read_record
     from flows.records.variants import recorded
 
     params = load_params()
-    floor = read_json(paths.metrics("teacher"))
-    records = {k: read_json(paths.metrics(k)) for k in sorted(params.budgets)}
+    floor = read_record("teacher")
+    records = {k: read_record(k) for k in sorted(params.budgets)}
     variants = {name: found for r in records.values() for name, found in recorded(r).items()}
     own = "reference" in floor  # of a pipeline, whose budgets are steps
     whose = "of the teacher" if own else "real images"
@@ -40,46 +43,90 @@ def table() -> None:
     if "compared" in floor:  # of films
         against += f", by {floor['compared']}"
     found = judges(floor, params.schedule)
-    # In a log there is no terminal to fit into: a row must not be folded.
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=line_width(150))
     for judge in found:
         print(f"{judge.metric} (lower is better): {against}; {judge.name}: {ABOUT[judge.name]}")
-        console.print(_table(judge, records, floor, variants))
+        console.print(_table(console, judge, records, floor, variants))
     for line in (LEGEND, remark(found, variants)):
         if line:
             console.print(line, highlight=False)
 
 
 def _table(
-    judge: "Judge", records: "dict[int, Json]", floor: "Json", variants: "dict[str, Variant]"
+    console: "Console",
+    judge: "Judge",
+    records: "dict[int, Json]",
+    floor: "Json",
+    variants: "dict[str, Variant]",
 ) -> "Table":
-    """The table of one judge: two lines for a budget, values and their standard errors."""
-    from rich import box
-    from rich.table import Table
+    """The table of one judge: with a column for each method, or where these do not fit with a line
+    for each."""
+    from rich.measure import Measurement
 
     from flows.records.judges import marks, read_estimates
     from flows.records.variants import recorded
 
+    rows: dict[int, Cells] = {}
+    for budget, record in records.items():
+        estimates, of_budget = read_estimates(budget, record, judge.metric), recorded(record)
+        marked = marks(judge, of_budget, estimates)
+        rows[budget] = {name: (estimates[name], marked[name]) for name in of_budget}
+    fine = read_estimates("teacher", floor, judge.metric)["fine"]
+    first, last = "steps" if "reference" in floor else "NFE", (str(floor["nfe"]), fine)
+    wide = _columns(first, rows, last, variants)
+    needed = Measurement.get(console, console.options.update(width=1000), wide).minimum
+    return wide if needed <= console.width else _lines(first, rows, last, variants)
+
+
+def _columns(
+    first: str,
+    rows: dict[int, Cells],
+    last: "tuple[str, Estimate]",
+    variants: "dict[str, Variant]",
+) -> "Table":
+    """Two lines for a budget, values and their standard errors."""
     # Seven columns fit into 100 characters with one word a line and little around it, all ten
     # into 140.
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("steps" if "reference" in floor else "NFE", justify="right")
+    shown = _empty(first)
     for variant in variants.values():
         words = variant.title.replace(",", "").replace(":", "").split()
         shown.add_column("\n".join(words), justify="right", vertical="bottom")
-    for budget, record in records.items():
-        estimates = read_estimates(budget, record, judge.metric)
-        of_budget = recorded(record)
-        marked = marks(judge, of_budget, estimates)
-        cells = (_cell(estimates[v], marked[v]) if v in of_budget else "" for v in variants)
-        shown.add_row(str(budget), *cells)
+    for budget, cells in rows.items():
+        values = (_cell(*cells[name], "\n") if name in cells else "" for name in variants)
+        shown.add_row(str(budget), *values)
     shown.add_section()
-    fine = read_estimates("teacher", floor, judge.metric)["fine"]
-    shown.add_row(str(floor["nfe"]), _cell(fine, ""), "(the floor)")
+    shown.add_row(last[0], _cell(last[1], "", "\n"), "(the floor)")
     return shown
 
 
-def _cell(estimate: "Estimate", mark: str) -> str:
+def _lines(
+    first: str,
+    rows: dict[int, Cells],
+    last: "tuple[str, Estimate]",
+    variants: "dict[str, Variant]",
+) -> "Table":
+    """As `boss compare` has them."""
+    shown = _empty(first)
+    shown.add_column("method")
+    shown.add_column("distance", justify="right", no_wrap=True)
+    for budget, cells in rows.items():
+        for place, (name, cell) in enumerate(cells.items()):
+            shown.add_row("" if place else str(budget), variants[name].title, _cell(*cell, " "))
+        shown.add_section()
+    shown.add_row(last[0], FLOOR, _cell(last[1], "", " "))
+    return shown
+
+
+def _empty(first: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column(first, justify="right")
+    return shown
+
+
+def _cell(estimate: "Estimate", mark: str, between: str) -> str:
     value = f"{estimate.value:.4g}"
     shown = {"()": f"({value})", "": value}.get(mark, f"[bold]{value}{mark}[/bold]")
-    return f"{shown}\n±{estimate.standard_error:.2g}"
+    return f"{shown}{between}±{estimate.standard_error:.2g}"

@@ -1,8 +1,10 @@
-"""What the Prefect run page shows at the end: the table of results, what it says, and links to
-MLflow."""
+"""What a run shows at its end: on Prefect's page the table of results, what it says, and links to
+MLflow; in the log of a deployment's run, which is what `prefect deployment run --watch` prints, the
+table."""
 
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from prefect.states import Completed, Failed
 
 from flows import paths
 from flows.config import Params
-from flows.records.json_files import read_json
 from flows.records.judges import judges, marks, read_estimates, remark
+from flows.records.record import read_record
 from flows.records.variants import Variant, recorded
 from flows.report.conclusion import conclude
 from flows.tracking.connection import tracking_uri
@@ -24,6 +26,8 @@ from flows.tracking.links import read_links
 from flows.workspace.process import dvc_environment
 
 RETRIES = 2  # of the projection into MLflow
+# Characters that Prefect leaves of a terminal of 80 for a line of a log, behind time and run.
+LOG_WIDTH = 52
 
 
 class TrackingLostError(Exception):
@@ -94,6 +98,25 @@ def publish_results(
     create_table_artifact(rows, key="boss-results", description="\n\n".join(said))
 
 
+def log_table(root: Path, command: Sequence[str]) -> None:
+    """What a `boss` command prints, ``table`` or ``compare``, as the last entry of this run's log,
+    narrow enough for a terminal; a warning where it has no table to print."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli.app", *command],
+        cwd=root,
+        env=dvc_environment() | {"COLUMNS": str(LOG_WIDTH)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [""])[-1].removeprefix("error: ")
+        get_run_logger().warning("no table: %s", reason)
+        return
+    lines = (textwrap.fill(line, LOG_WIDTH) if len(line) > LOG_WIDTH else line.rstrip()
+             for line in done.stdout.rstrip().splitlines())  # fmt: skip
+    get_run_logger().info("%s\n%s", f"boss {' '.join(command)}", "\n".join(lines))
+
+
 def read_table(
     params: Params, folder: Path, budgets: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -102,7 +125,7 @@ def read_table(
 
     After a run of some stages the record of another budget may be one of earlier parameters, with
     other methods or without this judge: it has a row of what it has, and no marks."""
-    floor = read_json(folder / paths.metrics("teacher"))
+    floor = read_record("teacher", folder)
     found = judges(floor, params.schedule)
     judge = found[0]
     of_floor = read_estimates("teacher", floor, judge.metric, folder)["fine"]
@@ -110,7 +133,7 @@ def read_table(
     came_out: list[str] = []
     every: dict[str, Variant] = {}
     for budget in budgets:
-        record = read_json(folder / paths.metrics(budget))
+        record = read_record(budget, folder)
         variants = recorded(record)
         every |= variants
         row: dict[str, Any] = {"NFE": budget, "MLflow run": "not logged yet"}

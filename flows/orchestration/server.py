@@ -17,6 +17,12 @@ from flows.telemetry import TELEMETRY_OFF
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_URL = "http://127.0.0.1:4200/api"
+# `prefect deployment run --watch` shows a run's log only where the server sends that out, which by
+# itself it does not.
+STREAMED_LOGS = {
+    "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+    "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
+}
 START_TIMEOUT = 120.0  # seconds; a new database on a busy machine takes a while
 
 
@@ -99,7 +105,7 @@ def _start_process(url: str, host: str, port: int, log: Path) -> "subprocess.Pop
     with open(log, "wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *server],
-            env=os.environ | TELEMETRY_OFF | own,
+            env=STREAMED_LOGS | os.environ | TELEMETRY_OFF | own,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

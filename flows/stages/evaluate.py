@@ -10,8 +10,9 @@ from flows import paths
 from flows.config import Params
 from flows.measure.usage import write_usage
 from flows.records.extractor import only_classifiers
-from flows.records.json_files import Json, write_json
+from flows.records.json_files import Json
 from flows.records.judges import write_replicates
+from flows.records.record import write_record
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Variant, chosen_solver, read_schedules, students, variants
 from flows.stages.evaluation import Evaluation, Found
@@ -23,12 +24,11 @@ def main(params: Params, budget: int) -> None:
     if is_pipeline():
         from flows.stages.pipelines.variants import evaluate_pipeline
 
-        record, found = evaluate_pipeline(params, budget)
+        about, found = evaluate_pipeline(params, budget)
     else:
-        record, found = _evaluate(params, budget)
+        about, found = _evaluate(params, budget)
     write_replicates(budget, {name: of.estimates for name, of in found.items()})
-    metrics = {name: of.metrics for name, of in found.items()}
-    write_json(paths.metrics(budget), record | metrics)
+    write_record(budget, about, {name: of.metrics for name, of in found.items()})
     write_usage(f"evaluate-{budget}", {name: of.usage for name, of in found.items()})
     try:
         track_budget(params, budget)
@@ -37,7 +37,7 @@ def main(params: Params, budget: int) -> None:
 
 
 def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
-    """The record of a budget but for what was measured, and that of every variant."""
+    """What the record of a budget is of, and what was measured of every variant."""
     teacher, teacher_card = load_checkpoint(paths.TEACHER)
     small = only_classifiers(params) and is_small(teacher)
     evaluation = Evaluation(params, device(params, small=small))
@@ -47,7 +47,7 @@ def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
         name: _student(paths.student(budget) / name, variant)
         for name, variant in students(schedules, methods).items()
     }
-    record: Json = {
+    about: Json = {
         "nfe": budget,
         "chosen_solver": chosen_solver(schedules),
         **evaluation.provenance,
@@ -68,7 +68,7 @@ def _evaluate(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
             solver=steps.solver,
             weights=steps.weights,
         )
-    return record, found
+    return about, found
 
 
 def _student(folder: Path, variant: Variant) -> tuple[Network, Card | AdapterCard]:

@@ -8,8 +8,8 @@ from flows import paths
 from flows.config import Params
 from flows.measure.usage import write_usage
 from flows.records.extractor import only_classifiers
-from flows.records.json_files import write_json
 from flows.records.judges import write_replicates
+from flows.records.record import write_record
 from flows.records.teachers import is_pipeline
 from flows.stages.evaluation import Evaluation
 from flows.stages.runner import device, is_small, run_stage
@@ -30,7 +30,7 @@ def main(params: Params) -> None:
             network, np.asarray(uniform(grid)), f"floor: K = {grid}", "teacher", "fine"
         )
     write_replicates("teacher", {"fine": found.estimates})
-    write_json(paths.metrics("teacher"), {"nfe": grid, **provenance, "fine": found.metrics})
+    write_record("teacher", {"nfe": grid, **provenance}, {"fine": found.metrics})
     write_usage("floor", {"fine": found.usage})
 
 

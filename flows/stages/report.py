@@ -20,6 +20,7 @@ from flows.config import Params
 from flows.records.json_files import Json, read_images, read_json
 from flows.records.judges import ABOUT, Judge, judges, marks, read_estimates, remark
 from flows.records.passwords import without_password
+from flows.records.record import read_record
 from flows.records.teachers import CARD
 from flows.records.variants import Variant, read_schedules, recorded
 from flows.report import plots
@@ -33,8 +34,8 @@ from flows.tracking.runs import track_report
 def main(params: Params) -> None:
     budgets = sorted(params.budgets)
     remove_others(budgets)
-    records = {k: read_json(paths.metrics(k)) for k in budgets}
-    floor = read_json(paths.metrics("teacher"))
+    records = {k: read_record(k) for k in budgets}
+    floor = read_record("teacher")
     schedules = read_schedules()
     # All budgets have the same: `schedule` and `evaluate` ran for all with the same parameters.
     variants = recorded(records[budgets[0]])

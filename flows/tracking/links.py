@@ -31,11 +31,14 @@ def lacking(budget: int, folder: Path = Path()) -> str | None:
 
 
 def record_hash(budget: int, folder: Path = Path()) -> str:
-    """The hash of all that a run shows: metrics, training curve, schedules of the budget;
-    the record has to be whole."""
+    """The hash of all that a run shows: metrics and what they are of, training curve, schedules of
+    the budget; the record has to be whole."""
     schedules = read_json(folder / paths.SCHEDULES)[str(budget)]
     digest = hashlib.sha256(json.dumps(schedules, sort_keys=True).encode())
-    for path in (paths.metrics(budget), paths.curves(budget)):
+    files = [paths.metrics(budget), paths.curves(budget)]
+    if (folder / paths.made_of(budget)).exists():  # not of a record of an earlier version
+        files.append(paths.made_of(budget))
+    for path in files:
         digest.update((folder / path).read_bytes())
     return digest.hexdigest()[:32]
 

@@ -10,13 +10,15 @@ from flows import paths
 from flows.config import Params
 from flows.records.json_files import Json, read_json
 from flows.records.judges import best, judges, read_estimates, remark
+from flows.records.record import read_record
 from flows.records.variants import read_schedules, recorded
 from flows.strict_yaml import shown
 from flows.tracking.links import record_hash
 
 NOTE_TAG = "mlflow.note.content"
 Curve = list[tuple[int, dict[str, float]]]  # of a training: (step, its values)
-_IN_RECORD = ("samples", "reference_samples", "teacher_hash", "extractor_hash", "extractor")
+_NUMBERS = ("nfe", "samples", "reference_samples")
+_WORDS = ("teacher_hash", "extractor_hash", "extractor")
 _MEND = "remove it, and `dvc repro` brings it back"
 
 
@@ -24,8 +26,8 @@ _MEND = "remove it, and `dvc repro` brings it back"
 class Record:
     """All that is shown of one budget.
 
-    source: of the data, which names the experiment. digest: see `record_hash`. metrics: what is in
-    ``metrics/K.json``. floor: the same of the teacher on the whole grid. schedules: by their names.
+    source: of the data, which names the experiment. digest: see `record_hash`. metrics: all of
+    `read_record`. floor: the same of the teacher on the whole grid. schedules: by their names.
     curves: of all its trainings. decided: tags that say what is best, and by whom."""
 
     budget: int
@@ -38,19 +40,16 @@ class Record:
     decided: dict[str, str]
 
 
-def read_record(params: Params, budget: int) -> Record:
+def whole_record(params: Params, budget: int) -> Record:
     """InputError with the file that is not there, or that has not in it what its stage writes."""
     path = paths.metrics(budget)
-    metrics = read_json(path)
+    metrics = read_record(budget)
     variants = recorded(metrics)
-    needed = ("nfe", *_IN_RECORD, "student_hash")
-    lacks = [key for key in needed if key not in metrics] + ["a method"] * (not variants)
-    if lacks:
-        raise InputError(f"{path}: without {', '.join(lacks)}; {_MEND}")
+    _check_there(budget, metrics, (*_WORDS, "student_hash"), bool(variants), "a method")
     if metrics["nfe"] != budget:
         raise InputError(f"{path}: nfe: {shown(metrics['nfe'])}; {budget} needed; {_MEND}")
     if not isinstance(metrics["student_hash"], dict):
-        raise InputError(f"{path}: student_hash: a JSON object needed; {_MEND}")
+        raise InputError(f"{paths.made_of(budget)}: student_hash: a JSON object needed; {_MEND}")
     _check_numbers(f"{path}", metrics, list(variants))
 
     source = _source()
@@ -70,17 +69,15 @@ def read_record(params: Params, budget: int) -> Record:
 
 
 def read_floor() -> Json:
-    """The record of the teacher on the whole grid; InputError as for `read_record`."""
-    path = paths.metrics("teacher")
-    floor = read_json(path)
-    if lacks := [key for key in ("nfe", *_IN_RECORD, "fine") if key not in floor]:
-        raise InputError(f"{path}: without {', '.join(lacks)}; {_MEND}")
-    _check_numbers(f"{path}", floor, ["fine"], "nfe")
+    """The record of the teacher on the whole grid; InputError as for `whole_record`."""
+    floor = read_record("teacher")
+    _check_there("teacher", floor, _WORDS, "fine" in floor, "fine")
+    _check_numbers(f"{paths.metrics('teacher')}", floor, ["fine"], "nfe")
     return floor
 
 
 def read_curve(name: int | str) -> Curve:
-    """The training's curve of a budget or of the teacher; InputError as for `read_record`."""
+    """The training's curve of a budget or of the teacher; InputError as for `whole_record`."""
     path = paths.curves(name)
     try:
         rows = pd.read_csv(path).to_dict("records")
@@ -89,6 +86,20 @@ def read_curve(name: int | str) -> Curve:
         raise InputError(f"{path}: no such file; `dvc repro` makes it") from error
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: no training's curve; {_MEND}") from error
+
+
+def _check_there(
+    name: int | str, record: Json, words: tuple[str, ...], measured: bool, of_what: str
+) -> None:
+    """InputError with the file that lacks something of a record: numbers, words and hashes, or what
+    was measured."""
+    lacks = [key for key in _NUMBERS if key not in record] + [of_what] * (not measured)
+    for path, keys in (
+        (paths.metrics(name), lacks),
+        (paths.made_of(name), [key for key in words if key not in record]),
+    ):
+        if keys:
+            raise InputError(f"{path}: without {', '.join(keys)}; {_MEND}")
 
 
 def _check_numbers(path: str, record: Json, names: list[str], *keys: str) -> None:

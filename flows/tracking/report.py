@@ -11,7 +11,7 @@ from flows import paths
 from flows.config import Params
 from flows.tracking.links import lacking
 from flows.tracking.methods import method_runs, teacher_run
-from flows.tracking.record import Record, read_record
+from flows.tracking.record import Record, whole_record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +40,7 @@ def read_report(params: Params) -> Report | None:
     budgets = sorted(params.budgets)
     if not paths.REPORT.is_file() or not paths.PLOTS.is_dir() or any(map(lacking, budgets)):
         return None
-    records = [read_record(params, k) for k in budgets]
+    records = [whole_record(params, k) for k in budgets]
     if not _is_of(records):
         return None
     return Report(

@@ -1,8 +1,9 @@
 """MLflow shows what the files record: one run for each budget and one for each method
 at it (`flows.tracking.methods`), under one for the pipeline run.
 
-``metrics/K.json`` and the curves are the record; a run is a projection of them and carries the
-hash of its record, so projecting twice adds nothing and a lost database loses nothing.
+``metrics/K.json``, ``samples/K/made_of.json`` and the curves are the record; a run is a
+projection of them and carries the hash of its record, so projecting twice adds nothing and a lost
+database loses nothing.
 
 The parent says in words what is best at each budget, has each method's distance against the budget,
 so that pipeline runs can be laid over each other, and the report (`flows.tracking.report`).
@@ -33,7 +34,7 @@ from flows.tracking.methods import (
     teacher_run,
 )
 from flows.tracking.models import log_student, register_students
-from flows.tracking.record import NOTE_TAG, Record, read_record
+from flows.tracking.record import NOTE_TAG, Record, whole_record
 from flows.tracking.report import Report, log_report, read_report
 from flows.tracking.work import Work, of_budget
 
@@ -53,7 +54,7 @@ def track_budget(params: Params, budget: int) -> str:
     Raises InputError when the record is not whole, and when MLflow cannot be reached or refuses:
     the record is kept all the same.
     """
-    record = read_record(params, budget)  # before, so that MLflow is not blamed for it
+    record = whole_record(params, budget)  # before, so that MLflow is not blamed for it
     return _blamed(
         tracking_uri(params),
         f"metrics are safe in {paths.metrics(budget)}",

@@ -2,8 +2,9 @@
 git and DVC's cache have them, without a checkout."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ WORKSPACE = "workspace"  # this folder, as DVC calls it
 
 @dataclass(frozen=True)
 class Revision:
-    """params: those that its records were made with. records: of its metrics, by the names of their
-    files, as ``4`` and ``teacher``."""
+    """params: those that its records were made with. records: by the names of their files, as ``4``
+    and ``teacher``; see `flows.records.record`."""
 
     name: str
     params: Mapping[str, Any]
@@ -34,24 +35,24 @@ def read_revision(root: Path, name: str) -> Revision:
     """What an experiment, a commit or `WORKSPACE` has recorded.
 
     InputError where there is none of that name, and where DVC's cache has lost its metrics."""
+    content: Callable[[Path], bytes]
     if name == WORKSPACE:
-        found = {p.stem: p.read_bytes() for p in sorted((root / _folder()).glob("*.json"))}
+        found = [p.relative_to(root) for p in sorted((root / _folder()).glob("*.json"))]
+        content = partial(_in_place, root)
         params: Any = read_mapping(root / "params.yaml")
         _put_back(params, locked_stages(root))
     else:
         require_commit(root)
         commit = _resolve(root, name)
-        found = _metrics(root, name, commit)
+        outs = _outputs(root, name, commit)
+        found = [path for path in outs if path.parent == _folder() and path.suffix == ".json"]
+        content = partial(_in_cache, cache_folder(root), name, outs)
         params = yaml.safe_load(_content(root, name, commit, "params.yaml"))
     params = params if isinstance(params, dict) else {}
     # Other budgets are of runs before, whose stages dvc.lock keeps: made with other parameters.
     wanted = {"teacher", *map(str, params.get("budgets") or ())}
-    try:
-        records = {stem: json.loads(text) for stem, text in found.items() if stem in wanted}
-    except ValueError as error:
-        mend = "`dvc repro` mends it"
-        raise InputError(f"{name}: {_folder()}: not JSON ({error}); {mend}") from error
-    return Revision(name, params, records)
+    names = [path.stem for path in found if path.stem in wanted]
+    return Revision(name, params, {stem: _record(name, stem, content) for stem in names})
 
 
 def _put_back(params: dict[str, Any], stages: Mapping[str, Any]) -> None:
@@ -89,22 +90,61 @@ def _resolve(root: Path, name: str) -> str:
     return found.stdout.split()[-1]
 
 
-def _metrics(root: Path, name: str, commit: str) -> dict[str, bytes]:
-    lock = read_lock(_content(root, name, commit, str(LOCK)).encode(), LOCK)
-    cache, found = cache_folder(root), {}
-    for stage in lock.get("stages", {}).values():
-        for out in stage.get("outs", []):
-            path = Path(out["path"])
-            if path.parent != _folder() or path.suffix != ".json":
-                continue
-            kept = in_cache(cache, out["md5"])
-            if not kept.is_file() or altered(kept, out["md5"]):
-                raise InputError(
-                    f"{name}: {path} is not in DVC's cache any more; a run with the same --set, or"
-                    " `dvc pull` from where it was pushed, needed"
-                )
-            found[path.stem] = kept.read_bytes()
+def _record(name: str, stem: str, content: Callable[[Path], bytes]) -> dict[str, Any]:
+    """As `flows.records.record.read_record`, from wherever a revision has its files."""
+    metrics = _parsed(name, paths.metrics(stem), content)
+    if "extractor" in metrics:  # of an earlier version
+        return metrics
+    return _parsed(name, paths.made_of(stem), content) | metrics
+
+
+def _parsed(name: str, path: Path, content: Callable[[Path], bytes]) -> dict[str, Any]:
+    try:
+        found = json.loads(content(path))
+    except ValueError as error:
+        raise InputError(f"{name}: {path}: not JSON ({error}); `dvc repro` mends it") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{name}: {path}: no JSON object; `dvc repro` mends it")
     return found
+
+
+def _in_place(root: Path, path: Path) -> bytes:
+    try:
+        return (root / path).read_bytes()
+    except FileNotFoundError as error:
+        lacks = "no such file; `dvc repro` makes it"
+        raise InputError(f"{WORKSPACE}: {path}: {lacks}") from error
+
+
+def _outputs(root: Path, name: str, commit: str) -> dict[Path, str]:
+    """The hash of every output that the dvc.lock of a commit names."""
+    lock = read_lock(_content(root, name, commit, str(LOCK)).encode(), LOCK)
+    stages = lock.get("stages", {}).values()
+    return {Path(out["path"]): out["md5"] for stage in stages for out in stage.get("outs", [])}
+
+
+def _in_cache(cache: Path, name: str, outs: Mapping[Path, str], path: Path) -> bytes:
+    """An output's content, or that of a file in one that is a folder, from DVC's cache."""
+    if path in outs:
+        return _cached(cache, name, path, outs[path])
+    if path.parent in outs:
+        for file in json.loads(_cached(cache, name, path.parent, outs[path.parent])):
+            if file["relpath"] == path.name:
+                return _cached(cache, name, path, file["md5"])
+    raise InputError(
+        f"{name}: recorded by another version of this project, without {path}; a run of this one"
+        " needed"
+    )
+
+
+def _cached(cache: Path, name: str, path: Path, md5: str) -> bytes:
+    kept = in_cache(cache, md5)
+    if not kept.is_file() or altered(kept, md5.removesuffix(".dir")):
+        raise InputError(
+            f"{name}: {path} is not in DVC's cache any more; a run with the same --set, or"
+            " `dvc pull` from where it was pushed, needed"
+        )
+    return kept.read_bytes()
 
 
 def _content(root: Path, name: str, commit: str, path: str) -> str:

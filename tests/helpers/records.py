@@ -1,7 +1,6 @@
 """What a finished small project has recorded."""
 
-import json
-
+from flows.records.record import read_record
 from tests.helpers.project import Project
 
 PAPERS = ("pretrained_uniform", "pretrained_bellman", "straightened_uniform", "boss")
@@ -15,4 +14,4 @@ STUDENTS = {"straightened_uniform": "uniform", "boss": "bellman", "chosen_straig
 
 
 def record(project: Project, name: int | str) -> dict:
-    return json.loads((project.folder / "metrics" / f"{name}.json").read_text())
+    return read_record(name, project.folder)

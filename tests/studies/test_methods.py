@@ -127,13 +127,13 @@ def test_projects_that_differ_by_more_than_their_seed_are_refused(
         with pytest.raises(SystemExit, match=found):
             make(docs, [finished, other])
     other.set({"budgets": [1, 3], "tracking.uri": "http://elsewhere", "device": "cpu"})
-    path = other.folder / "metrics" / "teacher.json"
+    path = other.folder / "samples" / "teacher" / "made_of.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"teacher_hash": "abc"}))
     with pytest.raises(SystemExit, match="teacher_hash: abc, but "):
         make(docs, [finished, other])
     path.unlink()
-    with pytest.raises(SystemExit, match=r"metrics/teacher.json: no such file"):
+    with pytest.raises(SystemExit, match=r"samples/teacher/made_of.json: no such file"):
         make(docs, [finished, other])
     assert not docs.exists()
     path.write_text(json.dumps(content))

@@ -15,6 +15,7 @@ from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.checkpoints.lora import load_adapter
 from boss_core.io.files import sha256
 from flows.config import Method, load_params
+from tests.helpers.in_process import boss
 from tests.helpers.project import Project
 from tests.helpers.records import record
 from tests.helpers.stages import run_after_teacher
@@ -126,6 +127,6 @@ def test_all_methods_side_by_side(
     page = (project.folder / "plots" / "index.html").read_text()
     assert "Frechet distance against NFE, LoRA" in page
     assert "Frechet distance against NFE, reflow" in page
-    shown = project.run("boss", "table").stdout
+    shown = boss(project, "table").stdout
     for name in METHODS:
         assert f"{record(project, 3)[name]['frechet_classifier']:.4g}" in shown

@@ -18,9 +18,11 @@ from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
 from boss_core.evaluation.frechet import image_hash
 from boss_core.io.files import sha256
+from flows.cli.table import table
 from flows.config import load_params
 from flows.stages import check, cost
 from tests.helpers.costs import cost_matrix
+from tests.helpers.in_process import boss
 from tests.helpers.project import Project
 from tests.helpers.records import PAPERS, STUDENTS, VARIANTS, record
 from tests.helpers.rectified_flow import publish, settings, small
@@ -176,7 +178,9 @@ def test_the_report_is_one_file_with_everything(finished: Project) -> None:
     commands = re.findall("<code>(boss sample .*?)</code>", section)
     assert len(commands) == 2
     for budget, command in zip((1, 3), commands, strict=True):
-        said = finished.run(*shlex.split(command), "-n", "4", "--out", "build/said.png").stdout
+        said = boss(
+            finished, *shlex.split(command)[1:], "-n", "4", "--out", "build/said.png"
+        ).stdout
         assert f"build/said.png: 4 images, {budget} network evaluation" in said
     assert html.count(str(escape((finished.folder / "params.yaml").read_text()))) == 1
     assert "searched by the features of the classifier, which therefore does not rank" in html
@@ -207,7 +211,7 @@ def test_what_is_best_is_ahead_by_more_than_chance(finished: Project) -> None:
     """Table, report and record, of budgets whose networks are hardly trained: each by the
     replicates beside the samples, Student's t of 19 degrees of freedom and its rivals by hand."""
     html = (finished.folder / "results" / "report.html").read_text()
-    shown = finished.run("boss", "table").stdout
+    shown = boss(finished, "table").stdout
     for name in ("second_classifier", "classifier"):
         metric = f"frechet_{name}"
         section = html.partition(f"<h2>{metric} for every budget")[2].partition("</table>")[0]
@@ -244,11 +248,28 @@ def test_what_is_best_is_ahead_by_more_than_chance(finished: Project) -> None:
 
 
 def test_the_table_shows_every_budget(finished: Project) -> None:
-    shown = finished.run("boss", "table").stdout
+    shown = boss(finished, "table").stdout
     for budget in (1, 3):
         for variant in VARIANTS:
             assert f"{record(finished, budget)[variant]['frechet_classifier']:.4g}" in shown
     assert "70 samples against 100 real images" in shown
+
+
+def test_a_narrow_table_has_a_line_for_each_method(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same values and marks as the wide one."""
+    monkeypatch.chdir(finished.folder)
+    table()
+    wide = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "52")
+    table()
+    narrow = capsys.readouterr().out
+    rows = [line for line in wide.splitlines() if re.match(r" *(1|3|12) ", line)]
+    expected = [v for row in rows for v in row.replace("(the floor)", "").split()[1:]]
+    assert len(expected) == 2 * (2 * len(VARIANTS) + 1)  # by both judges
+    assert re.findall(r"(\S+) ±[\d.]+ *$", narrow, flags=re.MULTILINE) == expected
+    assert max(map(len, narrow.splitlines()[1:20])) <= 52
 
 
 def test_a_second_run_does_nothing(finished: Project, tmp_path: Path) -> None:
@@ -264,7 +285,12 @@ def test_a_second_run_does_nothing(finished: Project, tmp_path: Path) -> None:
 def test_dvc_shows_metrics_parameters_and_plots(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "dvc")
     shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
-    metrics = shown[""]["data"]["metrics/3.json"]["data"]
+    files = {name: of["data"] for name, of in shown[""]["data"].items()}
+    assert set(files) == {"metrics/1.json", "metrics/3.json", "metrics/teacher.json"}
+    for found in files.values():  # a column of `dvc exp show` each, and none of them a word
+        columns = pd.json_normalize(found).iloc[0]
+        assert all(isinstance(value, int | float) for value in columns), columns
+    metrics = files["metrics/3.json"]
     assert metrics["boss"]["frechet_classifier"] == pytest.approx(
         record(project, 3)["boss"]["frechet_classifier"]
     )
@@ -286,15 +312,17 @@ def test_dvc_shows_metrics_parameters_and_plots(finished: Project, tmp_path: Pat
 def test_an_experiment_runs_what_it_changes_and_is_listed(
     finished: Project, tmp_path: Path
 ) -> None:
+    """A parameter of one stage. What follows from another stage's, in an experiment of `boss run`:
+    tests/flows/orchestration/test_experiments.py."""
     project = finished.copy(tmp_path / "exp")
-    change = "finetune.training.iterations=14"
-    shown = project.run("dvc", "exp", "run", "-n", "longer", "-S", change).stdout
+    change = "tracking.grid_intensity=100"
+    shown = project.run("dvc", "exp", "run", "-n", "cleaner", "-S", change).stdout
     ran = set(re.findall(r"Running stage '([^']+)'", shown))
-    assert ran == {"check", "finetune@1", "finetune@3", "evaluate@1", "evaluate@3", "report"}
+    assert ran == {"check", "report"}  # which read the whole file
     listed = pd.read_csv(
         pd.io.common.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)
     ).set_index("Experiment")
-    assert listed.loc["longer", "finetune.training.iterations"] == 14
+    assert listed.loc["cleaner", "tracking.grid_intensity"] == 100
     project.run("dvc", "exp", "run", "-S", "finetune.training.iteratoins=5", code=255)
 
 

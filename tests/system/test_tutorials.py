@@ -5,7 +5,6 @@ your-network.md is run by `test_docs.py`, diffusers-pipeline.md by
 `tests/flows/orchestration/test_deployments.py`.
 """
 
-import json
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from PIL import Image
 
 from boss_core.networks.efficientnet import WEIGHTS_SHA256
 from flows.config import load_params
+from flows.records.record import read_record
 from flows.stages import (
     check,
     cost,
@@ -136,7 +136,7 @@ def test_your_photographs(
 
     assert FRECHET in shown
     assert "classifier" not in shown
-    found = json.loads(Path("metrics/2.json").read_text())
+    found = read_record(2)
     assert (found["extractor"], found["extractor_hash"]) == ("efficientnet_lite0", WEIGHTS_SHA256)
     table = pd.read_csv("results/frechet.csv")
     assert table["boss"].tolist() == [found["boss"][FRECHET]]

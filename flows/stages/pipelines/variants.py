@@ -23,8 +23,8 @@ SAMPLED = "sampled"  # the name of a student's adapter while it is
 
 
 def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Found]]:
-    """The record of a budget but for what was measured, as `flows.stages.evaluate` has it, and
-    that of every variant."""
+    """What the record of a budget is of, as `flows.stages.evaluate` has it, and what was measured
+    of every variant."""
     teacher, _ = open_teacher(params, batch_size=params.evaluate.batch_size)
     evaluation = PipelineEvaluation(params, teacher, paths.samples("teacher"))
     schedules, methods = read_schedules()[budget], params.finetune.methods
@@ -32,7 +32,7 @@ def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Foun
     wanted = variants(schedules, methods, unguided=unguided)
     folder = paths.student(budget)
     hashes = {name: student_hash(folder / name) for name in students(schedules, methods)}
-    record: Json = {
+    about: Json = {
         "nfe": budget,
         "chosen_solver": chosen_solver(schedules),
         **evaluation.provenance,
@@ -49,7 +49,7 @@ def evaluate_pipeline(params: Params, budget: int) -> tuple[Json, dict[str, Foun
                 paths.samples(budget) / f"{name}.png",
                 guided=variant.guided and not variant.trained,
             )
-    return record, found
+    return about, found
 
 
 def student_hash(folder: Path) -> str:

@@ -1,5 +1,6 @@
-"""Experiments side by side: metrics of a real DVC experiment, read where git and DVC keep them."""
+"""Experiments side by side: records of a real DVC experiment, read where git and DVC keep them."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,33 +15,43 @@ from flows.workspace.experiment import isolated_copy
 from tests.helpers.checkout import ROOT
 from tests.helpers.project import Project
 
-# In place of the pipeline: metrics by arithmetic from two parameters.
+# In place of the pipeline: metrics by arithmetic from two parameters. As an earlier version wrote
+# them, all in one file, unless there is a file ``new``.
 STAGE = """
 import json, pathlib, sys, yaml
 params = yaml.safe_load(open("params.yaml"))
 seed, budgets = params["seed"], params["budgets"]
-folder = pathlib.Path("metrics")
-folder.mkdir(exist_ok=True)
 names = {"classifier": ["classifier", "second_classifier"],
          "imagenet": ["efficientnet_lite0"]}[params["features"]["extractor"]]
-about = {"samples": params["evaluate"]["samples"], "extractor": names[0], "extractor_hash": "e",
-         "judges": dict.fromkeys(names[1:], "s"), "reference_hash": "r"}
+numbers = {"samples": params["evaluate"]["samples"]}
+words = {"extractor": names[0], "extractor_hash": "e", "judges": dict.fromkeys(names[1:], "s"),
+         "reference_hash": "r", "chosen_solver": "ab2"}
 def row(value, error):
     return {f"frechet_{n}{s}": v for n in names
             for s, v in (("", value), ("_se", error))}
+def write(name, measured):
+    made_of = pathlib.Path("samples", str(name), "made_of.json")
+    for folder in (made_of.parent, pathlib.Path("metrics")):
+        folder.mkdir(exist_ok=True, parents=True)
+    if pathlib.Path("new").exists():
+        made_of.write_text(json.dumps(words))
+    else:
+        measured = words | measured
+    pathlib.Path("metrics", f"{name}.json").write_text(json.dumps(numbers | measured))
+for k in (2, 4):
+    pathlib.Path("samples", str(k)).mkdir(exist_ok=True, parents=True)
 for k in budgets:
-    record = {"nfe": k, "chosen_solver": "ab2", **about}
-    record |= {"pretrained_uniform": row(8 / k, 0.3), "boss": row(4 / k - 0.5 * seed, 0.1)}
-    (folder / f"{k}.json").write_text(json.dumps(record))
-(folder / "teacher.json").write_text(json.dumps({"nfe": 100, **about, "fine": row(0.5, 0.01)}))
+    boss = row(4 / k - 0.5 * seed, 0.1)
+    write(k, {"nfe": k, "pretrained_uniform": row(8 / k, 0.3), "boss": boss})
+write("teacher", {"nfe": 100, "fine": row(0.5, 0.01)})
 """
 PIPELINE = {
     "stages": {
         "measure": {
-            "cmd": "python stage.py && rm -rf out && mkdir out",
+            "cmd": "python stage.py",
             "params": ["seed", "budgets", "evaluate.samples", "features.extractor"],
             "deps": ["stage.py"],
-            "outs": ["out"],
+            "outs": ["samples/2", "samples/4", "samples/teacher"],
             "metrics": ["metrics/2.json", "metrics/4.json", "metrics/teacher.json"],
         }
     }
@@ -49,7 +60,8 @@ PIPELINE = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A folder that has run with seed 0, and an experiment of seed 1; its file says 7 since."""
+    """A folder that an earlier version has run with seed 0, and an experiment of this one with seed
+    1; its file says 7 since."""
     project = Project(tmp_path_factory.mktemp("compared") / "project")
     project.folder.mkdir()
     (project.folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -60,6 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.set({"budgets": [2, 4]})
     project.commit("start")
     project.run("dvc", "repro", "-q")
+    (project.folder / "new").touch()
     with isolated_copy(project.folder, "seed-1", ["seed=1"]) as copy:
         Project(copy).run("dvc", "repro", "-q")
     with isolated_copy(project.folder, "other", ["features.extractor=imagenet"]) as copy:
@@ -86,6 +99,20 @@ def test_distances_side_by_side(project: Project, capsys) -> None:
     assert "4 pretrained, uniform steps 2 ±0.3 2 ±0.3" in rows
     assert "100 the teacher (the floor) 0.5 ±0.01 0.5 ±0.01" in rows
     assert not [line for line in shown if line.startswith("warning")]
+
+
+def test_a_commit_of_an_earlier_version(project: Project, tmp_path: Path, monkeypatch, capsys):
+    """Beside the folder it was made in, all of whose words are in the files that DVC shows."""
+    copy = project.copy(tmp_path / "copy")
+    monkeypatch.chdir(copy.folder)
+    assert "extractor_hash" in Path("metrics/4.json").read_text()
+    copy.commit("a run of an earlier version")
+    for name in ("metrics", "samples"):
+        shutil.rmtree(name)
+    compare(["HEAD", "seed-1"])
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "NFE method HEAD seed-1" in rows
+    assert "BOSS: straightened, Bellman steps 2 ±0.1 1.5* ±0.1" in rows
 
 
 def test_budgets_of_runs_before_are_not_shown(
@@ -162,3 +189,22 @@ def test_a_run_shows_its_table_beside_the_folders_where_they_have_a_judge_in_com
     assert "NFE method seed-1" in " ".join(capsys.readouterr().out.split())
     show("none")
     assert capsys.readouterr().err.startswith("warning: no table: none: ")
+
+
+def test_words_that_are_not_there(project: Project, tmp_path: Path, monkeypatch) -> None:
+    """Of a commit whose record has numbers alone."""
+    copy = project.copy(tmp_path / "copy")
+    monkeypatch.chdir(copy.folder)
+    numbers = b'{"nfe": 2}'
+    md5 = hashlib.md5(numbers, usedforsecurity=False).hexdigest()
+    cached = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
+    cached.parent.mkdir(exist_ok=True)
+    cached.write_bytes(numbers)
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    (out,) = (o for o in lock["stages"]["measure"]["outs"] if o["path"] == "metrics/2.json")
+    out["md5"] = md5
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    copy.commit("numbers alone")
+    says = r"HEAD: recorded by another version of this project, without samples/2/made_of\.json"
+    with pytest.raises(InputError, match=says):
+        compare(["HEAD"])

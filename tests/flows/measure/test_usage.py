@@ -13,6 +13,7 @@ from flows.measure.energy import COUNTER
 from flows.measure.usage import read_usage, stages
 from flows.records.json_files import write_json
 from flows.stages.report import remove_others
+from tests.helpers.in_process import boss
 from tests.helpers.project import Project
 from tests.helpers.records import STUDENTS, VARIANTS
 
@@ -88,7 +89,7 @@ def test_mlflow_shows_them_for_each_budget(on_a_gpu: Project) -> None:
     for path in (project.folder / "results/usage").glob("*-1.json"):
         path.unlink()  # as of stages that were restored
     project.set({"tracking.grid_intensity": 300.0})
-    project.run("boss", "track", "--rebuild")
+    boss(project, "track", "--rebuild")
     client = mlflow.MlflowClient(f"sqlite:///{database}")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
@@ -118,7 +119,7 @@ def test_mlflow_shows_them_for_each_budget(on_a_gpu: Project) -> None:
         assert runs[name].metrics["usage/cost/search_seconds"] == cost["seconds"]
         assert "usage/schedule/search_images_per_second" not in runs[name].metrics
 
-    again = project.run("boss", "track", "--rebuild").stdout
+    again = boss(project, "track", "--rebuild").stdout
     assert again.splitlines() == ["K=1: in MLflow", "K=3: in MLflow"]
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     # The pipeline and its teacher, budgets, and methods at each.
@@ -129,7 +130,7 @@ def test_mlflow_shows_them_for_each_budget(on_a_gpu: Project) -> None:
 def test_a_table_of_them(on_a_gpu: Project) -> None:
     project = on_a_gpu
     (project.folder / "results/usage/teacher.json").unlink()
-    shown = project.run("boss", "usage").stdout
+    shown = boss(project, "usage").stdout
     rows = {
         match[1]: match[2].split()
         for line in shown.splitlines()

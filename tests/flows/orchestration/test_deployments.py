@@ -14,6 +14,7 @@ import mlflow
 import pytest
 
 from tests.helpers.checkout import ROOT
+from tests.helpers.in_process import boss
 from tests.helpers.pages import blocks, commands
 from tests.helpers.prefect_api import api
 from tests.helpers.project import Project, environment, running_in
@@ -89,6 +90,18 @@ def wait_until(done: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
+def ends_with(watched: str, project: Project, *command: str) -> None:
+    """The last entry of a watched run's log is what a command of ours prints."""
+    _, header, log = watched.rpartition(f" boss {' '.join(command)}\n")
+    assert header, watched
+    expected = boss(project, *command, columns=52).stdout
+    rows = [line.strip() for line in expected.splitlines() if "±" in line]
+    assert len(rows) > 10
+    found = {line.strip() for line in log.splitlines()}
+    assert [row for row in rows if row not in found] == []
+    assert max(map(len, log.splitlines())) <= 80
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Where the server of the pasted block will be; it is ended as its user would."""
@@ -151,6 +164,12 @@ def test_from_nothing_to_runs_that_start_by_themselves(
         assert (refused["state_type"], asked["state_type"]) == ("FAILED", "COMPLETED")
         assert refused["state"]["message"].startswith("--set: budgets.0: 0 found; input should be")
         assert [r["state_type"] for r in runs("evaluate-only")] == ["COMPLETED"]
+        # What is watched ends with what `boss run` prints, in lines that a terminal has.
+        of_experiment, _, measured = shown.partition(
+            "\n+ prefect deployment run boss-pipeline/evaluate-only --watch\n"
+        )
+        ends_with(of_experiment, project, "compare", asked["name"])
+        ends_with(measured, project, "table")
         wait_until(by_itself, 240)
         log = without_lost_heartbeats((Path(own_server["PREFECT_HOME"]) / "server.log").read_text())
         assert "Traceback" not in log

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers.flow import run, states, tasks
+from tests.helpers.in_process import boss
 from tests.helpers.prefect_api import STAGES, VARIANTS, api, artifacts, flow_run
 from tests.helpers.project import Project, running_in
 
@@ -67,7 +68,7 @@ def test_the_flow_ends_with_a_table_and_links(flowed, prefect_server) -> None:
     distances = [float(v.rstrip("*=")) for v in values]
     by = "frechet_second_classifier"
     assert distances == pytest.approx([record[v][by] for v in VARIANTS], rel=1e-3)
-    table = project.run("boss", "table").stdout.partition("lower is better")[2]
+    table = boss(project, "table").stdout.partition("lower is better")[2]
     of_3 = next(line for line in table.splitlines() if re.match(r"\W*3\b", line))
     assert [v[-1] for v in values if v[-1] in "*="] == re.findall(r"[*=]", of_3)
     description = found["boss-results"]["description"]

@@ -1,17 +1,15 @@
 """The table at the end of a run, from records in a folder."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from boss_core.evaluation.comparison import Estimate
-from flows import paths
 from flows.config import load_params
 from flows.orchestration.prefect_artifacts import read_table
 from flows.records.judges import write_replicates
+from flows.records.record import write_record
 from tests.helpers.checkout import ROOT
 
 METRIC = "frechet_second_classifier"
@@ -23,11 +21,9 @@ def write(name: int | str, metric: str, **values: float) -> None:
         variant: Estimate(value, value + 1e-4 * np.random.default_rng(k).normal(size=20))
         for k, (variant, value) in enumerate(values.items())
     }
-    record: dict[str, Any] = {v: {metric: each.value} for v, each in estimates.items()}
-    record |= {"extractor": "classifier", "judges": {"second_classifier": "a hash"}}
-    paths.metrics(name).parent.mkdir(exist_ok=True)
-    paths.metrics(name).write_text(json.dumps(record | {"chosen_solver": "ab2"}))
-    paths.samples(name).mkdir(parents=True)
+    about = {"extractor": "classifier", "judges": {"second_classifier": "a hash"}}
+    measured = {v: {metric: each.value} for v, each in estimates.items()}
+    write_record(name, about | {"chosen_solver": "ab2"}, measured)
     write_replicates(name, {v: {metric: each} for v, each in estimates.items()})
 
 

@@ -16,6 +16,7 @@ from flows import paths
 from flows.config import load_params
 from flows.records.extractor import read_extractor
 from flows.records.json_files import read_json
+from flows.records.record import read_record
 from flows.stages import (
     check,
     features,
@@ -58,7 +59,7 @@ def test_images_without_labels(
     assert card["extractor"] == "efficientnet_lite0"
     assert card["weights_sha256"] == WEIGHTS_SHA256 == read_extractor(paths.FEATURES).hash
     assert "test_accuracy" not in card
-    found = read_json(paths.metrics("teacher"))
+    found = read_record("teacher")
     assert (found["extractor"], found["extractor_hash"]) == ("efficientnet_lite0", WEIGHTS_SHA256)
     assert list(found["fine"]) == list(card["test_against_reference"])
     assert next(iter(found["fine"])) == FRECHET

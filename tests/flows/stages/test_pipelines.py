@@ -29,6 +29,7 @@ from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import load_params
 from flows.records.json_files import read_json, write_json
+from flows.records.record import read_record
 from flows.records.variants import read_schedules
 from flows.search import diffusers_schedule
 from flows.search.export import read_schedule
@@ -52,6 +53,7 @@ from flows.stages.pipelines.pictures import frames, pictures, thumbnails
 from flows.stages.pipelines.variants import as_student
 from flows.straighten import rollouts
 from tests.helpers.hub_server import hub_server
+from tests.helpers.in_process import boss
 from tests.helpers.pipeline_project import (
     PIPELINE,
     PROMPTS,
@@ -325,7 +327,7 @@ def test_the_teachers_variants_are_plain_calls_of_the_pipeline(
     evaluations buy."""
     monkeypatch.chdir(evaluated)
     seed, schedules = seed_for(EVALUATION, 0), read_schedules()[2]
-    record, pipeline = read_json(Path("metrics/2.json")), user_pipeline()
+    record, pipeline = read_record(2), user_pipeline()
     own = pipeline.scheduler
     pipeline.scheduler = fixed_scheduler(own, uniform(8))
     teacher = called(pipeline, 8, seed, GUIDANCE)
@@ -338,7 +340,7 @@ def test_the_teachers_variants_are_plain_calls_of_the_pipeline(
         found = distance(called(pipeline, len(times) - 1, seed, guidance), teacher)
         assert found == pytest.approx(record[name]["latent_distance"], rel=1e-4), name
         assert record[name]["evaluations"] == evaluations
-    floor = read_json(Path("metrics/teacher.json"))
+    floor = read_record("teacher")
     assert floor["fine"]["latent_distance"] == 0.0
     assert floor["fine"]["evaluations"] == 16.0
     # Two sets of the teacher's own images: of other noise, and so never the same.
@@ -608,8 +610,7 @@ def test_films_are_shown_by_their_frames_and_compared_by_the_middle_ones(
         found = row[:, 33 * place : 33 * place + 32]
         assert np.abs(found - (255 * first[frame]).round()).max() <= 1, frame
     said = "frame 7 of 13, the middle one of each film"
-    assert read_json(Path("metrics/teacher.json"))["compared"] == said
-    assert read_json(Path("metrics/2.json"))["compared"] == said
+    assert read_record("teacher")["compared"] == read_record(2)["compared"] == said
     page = Path("results/report.html").read_text()
     assert f"by one image each: {said}" in page
     assert "Each row is a film" in page
@@ -655,7 +656,7 @@ def test_the_whole_under_dvc(tmp_path: Path) -> None:
     there = {f.path for f in client.list_artifacts(logged.info.run_id, "students/boss_lora")}
     assert f"students/boss_lora/{WEIGHTS}" in there
     says = "8 samples against 8 of the teacher; efficientnet_lite0: trained by others on ImageNet\n"
-    assert says in project.run("boss", "table").stdout
+    assert says in boss(project, "table").stdout
     assert "real images" in (project.folder / "results/report.html").read_text()
     assert "up to date" in project.run("dvc", "status").stdout
     project.commit("after the run")

@@ -7,7 +7,7 @@ import pytest
 
 from boss_core.errors import InputError
 from flows.config import load_params
-from flows.records.json_files import read_json
+from flows.records.record import read_record
 from flows.stages import check
 from flows.workspace.presets import read_preset
 from tests.helpers.checkout import ROOT
@@ -58,7 +58,7 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project.set(read_preset(ROOT, "smoke") | FEWER)
     params = load_params()
     run_until_evaluated(params)
-    record = read_json(Path("metrics/2.json"))
+    record = read_record(2)
     assert record["extractor"] == "efficientnet_lite0"
     assert {
         "straightened_uniform",

@@ -14,6 +14,7 @@ import pytest
 from boss_core.errors import InputError
 from flows.tracking.connection import prepare_database
 from flows.tracking.database import follow, make_database
+from tests.helpers.in_process import boss
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 
@@ -42,7 +43,7 @@ def test_artifacts_move_with_their_folder(
     finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = finished.copy(tmp_path / "a copy é")
-    project.run("boss", "track")
+    boss(project, "track")
     for run in runs(project):
         artifacts = Path(unquote(run.info.artifact_uri.removeprefix("file://")))
         assert artifacts.is_relative_to(project.folder), artifacts

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.tracking.links import read_links, runs_page
+from tests.helpers.in_process import boss
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 from tests.helpers.servers import mlflow_server
@@ -15,7 +16,7 @@ def test_a_budget_whose_record_is_not_whole_is_passed_over(
     finished: Project, tmp_path: Path
 ) -> None:
     project = finished.copy(tmp_path / "project")
-    project.run("boss", "track")  # the links of this folder's database
+    boss(project, "track")  # the links of this folder's database
     uri = f"sqlite:///{project.folder / 'mlflow.db'}"
     assert list(read_links(uri, [1, 3], project.folder)) == [1, 3]
 
@@ -26,7 +27,7 @@ def test_a_budget_whose_record_is_not_whole_is_passed_over(
     assert list(read_links(uri, [1, 3], project.folder)) == [3]
     (project.folder / "results" / "curves" / "3.csv").unlink()
     assert read_links(uri, [1, 3], project.folder) == {}
-    done = project.run("boss", "track", "--rebuild")
+    done = boss(project, "track", "--rebuild")
     assert done.stdout.splitlines() == [
         "K=1: not logged: results/schedules.json: no budget 1; `boss run` makes it",
         "K=3: not logged: results/curves/3.csv: no such file; `boss run` makes it",
@@ -41,7 +42,7 @@ def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Pat
     with mlflow_server(database, tmp_path / "artifacts", tmp_path) as url:
         uri = url.replace("//", "//boss:geheim@")
         project.set({"tracking.uri": uri})
-        done = project.run("boss", "track", "--rebuild")
+        done = boss(project, "track", "--rebuild")
         logged = ["K=1: logged to MLflow", "K=3: logged to MLflow", "report: logged to MLflow"]
         assert done.stdout.splitlines() == logged
         links = read_links(uri, [1, 3], project.folder)
@@ -62,7 +63,7 @@ def test_the_page_of_the_runs(
     project = finished.copy(tmp_path / "project")
     monkeypatch.chdir(project.folder)
     uri = f"sqlite:///{project.folder / 'mlflow.db'}"
-    project.run("boss", "track")
+    boss(project, "track")
     experiment = runs(project)[0].info.experiment_id
     page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
     assert runs_page(uri, [1, 3]) == page

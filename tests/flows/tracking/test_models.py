@@ -19,6 +19,7 @@ from flows.report.image_grid import image_grid
 from flows.tracking.connection import connected
 from flows.tracking.models import log_student
 from tests.helpers.checkout import ROOT
+from tests.helpers.in_process import boss
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 from tests.helpers.records import STUDENTS
@@ -51,12 +52,12 @@ def test_a_student_that_is_loaded_elsewhere_samples_the_same_pictures(
 ) -> None:
     """Also after the project was moved, its folders of students gone."""
     project = finished.copy(tmp_path / "moved é")
-    project.run("boss", "track")  # which follows the folder
+    boss(project, "track")  # which follows the folder
     run_id = of_student(project, "boss K=3")
     for seed in (0, 5):
         picture = tmp_path / f"{seed}.png"
         student = ("--checkpoint", "models/student/3/boss", "--out", str(picture))
-        project.run("boss", "sample", *student, "-n", "16", "--seed", str(seed))
+        boss(project, "sample", *student, "-n", "16", "--seed", str(seed))
     for path in (project.folder / "models" / "student").rglob("*.safetensors"):
         path.unlink()
     asked = {"count": [16, 16], "seed": [0, 5]}
@@ -97,7 +98,7 @@ def test_students_are_registered_on_request(finished: Project, tmp_path: Path) -
     assert client.search_registered_models() == []
     project.set({"tracking.registered_model": "digits"})
     for _ in range(2):  # once
-        shown = project.run("boss", "track", "--rebuild").stdout
+        shown = boss(project, "track", "--rebuild").stdout
         assert shown == "K=1: in MLflow\nK=3: in MLflow\n"
     found = {model.name: model.latest_versions for model in client.search_registered_models()}
     assert set(found) == {f"digits-K{k}-{name}" for k in (1, 3) for name in STUDENTS}
@@ -108,7 +109,7 @@ def test_students_are_registered_on_request(finished: Project, tmp_path: Path) -
     by_run = predicted(project, f"runs:/{version.run_id}/model", {"count": [4]}, tmp_path)
     assert (by_name == by_run).all()
     project.set({"tracking.registered_model": "a/b"})
-    refused = project.run("boss", "track", code=2).stderr
+    refused = boss(project, "track", code=2).stderr
     assert refused.startswith("error: params.yaml: tracking.registered_model: 'a/b' found; ")
     assert len(refused.splitlines()) == 1
 

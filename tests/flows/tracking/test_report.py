@@ -6,6 +6,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
+from tests.helpers.in_process import boss
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 from tests.helpers.records import VARIANTS, record
@@ -53,13 +54,13 @@ def test_a_report_is_logged_once_and_only_beside_its_records(
 ) -> None:
     project = finished.copy(tmp_path / "project")
     folder = project.folder
-    assert "report" not in project.run("boss", "track", "--rebuild").stdout
+    assert "report" not in boss(project, "track", "--rebuild").stdout
     # Another page of the same records: the table does not grow.
     page = folder / "results/report.html"
     text = page.read_text()
     page.unlink()
     page.write_text(text + "<!-- again -->\n")
-    shown = project.run("boss", "track", "--rebuild").stdout
+    shown = boss(project, "track", "--rebuild").stdout
     assert shown.splitlines()[-1] == "report: logged to MLflow"
     assert len(table(project, tmp_path)) == 2 * len(VARIANTS) + 1
     # Of fewer budgets, as in an experiment of some of them: that of more stays.
@@ -70,7 +71,7 @@ def test_a_report_is_logged_once_and_only_beside_its_records(
     distances.write_text("\n".join([rows[0], rows[2]]) + "\n")
     page.unlink()
     page.write_text(text)
-    assert "report" not in project.run("boss", "track", "--rebuild").stdout
+    assert "report" not in boss(project, "track", "--rebuild").stdout
     assert parent_of(project).data.tags["report.budgets"] == "1,3"
     # Of other records than there are: it would show what they are not.
     elsewhere = tmp_path / "elsewhere.db"
@@ -79,5 +80,5 @@ def test_a_report_is_logged_once_and_only_beside_its_records(
     found["boss"]["frechet_second_classifier"] += 1
     (folder / "metrics/3.json").unlink()
     (folder / "metrics/3.json").write_text(json.dumps(found))
-    assert "report" not in project.run("boss", "track", "--rebuild").stdout
+    assert "report" not in boss(project, "track", "--rebuild").stdout
     assert b"report.html" not in elsewhere.read_bytes()

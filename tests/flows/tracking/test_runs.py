@@ -20,6 +20,7 @@ from flows.measure.usage import read_usage
 from flows.records.passwords import without_password
 from flows.tracking.connection import tracking_uri
 from flows.tracking.runs import track_budget
+from tests.helpers.in_process import boss
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project, running_in
 from tests.helpers.records import STUDENTS, VARIANTS, record
@@ -204,13 +205,13 @@ def test_tracking_twice_changes_nothing_and_a_lost_database_loses_nothing(
 ) -> None:
     project = finished.copy(tmp_path / "project")
     before = {run.info.run_id for run in runs(project)}
-    project.run("boss", "track")
+    boss(project, "track")
     assert {run.info.run_id for run in runs(project)} == before
     (project.folder / "mlflow.db").unlink()
     shutil.rmtree(project.folder / "mlruns")
-    project.run("boss", "track", "--rebuild")
+    boss(project, "track", "--rebuild")
     first = {run.info.run_id for run in runs(project)}
-    shown = project.run("boss", "track", "--rebuild").stdout
+    shown = boss(project, "track", "--rebuild").stdout
     assert shown == "K=1: in MLflow\nK=3: in MLflow\n"
     assert {run.info.run_id for run in runs(project)} == first
     again = {run.info.run_name: run.data.metrics for run in runs(project)}
@@ -264,11 +265,11 @@ def test_a_note_cut_short_is_written_anew(finished: Project, tmp_path: Path) -> 
     project = finished.copy(tmp_path / "project")
     for path in (".dvc/tmp/mlflow-runs.json", "results/usage/cost.json"):
         (project.folder / path).write_text('{"K')
-    assert project.run("boss", "track").stdout == "K=1: in MLflow\nK=3: in MLflow\n"
+    assert boss(project, "track").stdout == "K=1: in MLflow\nK=3: in MLflow\n"
     assert len(json.loads((project.folder / ".dvc/tmp/mlflow-runs.json").read_text())) == 2
-    project.run("boss", "usage")
+    boss(project, "usage")
     (project.folder / "metrics/3.json").write_text('{"nfe')
-    done = project.run("boss", "table", code=2)
+    done = boss(project, "table", code=2)
     assert done.stderr.startswith("error: metrics/3.json: truncated or not JSON (")
 
 
@@ -289,9 +290,11 @@ def test_mlflow_ends_with_boss_ui(finished: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("metrics/teacher.json", {}, "without nfe, samples, reference_samples, teacher_hash"),
+        ("metrics/teacher.json", {}, "without nfe, samples, reference_samples, fine"),
         ("metrics/teacher.json", {"nfe": "12"}, "nfe: '12'; a number needed"),
-        ("metrics/3.json", {}, "without nfe, samples, reference_samples, teacher_hash"),
+        ("metrics/3.json", {}, "without nfe, samples, reference_samples, a method"),
+        ("samples/3/made_of.json", {}, "without teacher_hash, extractor_hash, extractor, student"),
+        ("samples/teacher/made_of.json", {}, "without teacher_hash, extractor_hash, extractor;"),
         ("metrics/3.json", {"nfe": 4}, "nfe: 4; 3 needed"),
         ("metrics/3.json", {"boss": {"fid": "low"}}, "boss: {'fid': 'low'}; numbers by name"),
         ("data/card.json", {}, "source: None; a name needed"),
@@ -425,7 +428,7 @@ def test_a_database_of_an_earlier_version_is_logged_to(finished: Project, tmp_pa
     for run in (old, child):
         client.log_metric(run, "boss/frechet_classifier", 1.0, step=3)
         client.set_terminated(run)
-    shown = project.run("boss", "track", "--rebuild").stdout
+    shown = boss(project, "track", "--rebuild").stdout
     assert shown.splitlines() == [
         "K=1: logged to MLflow", "K=3: in MLflow", "report: logged to MLflow",
     ]  # fmt: skip
@@ -437,7 +440,7 @@ def test_a_database_of_an_earlier_version_is_logged_to(finished: Project, tmp_pa
     (project.folder / "metrics/3.json").write_text(
         (project.folder / "metrics/3.json").read_text() + "\n"
     )
-    project.run("boss", "track", "--rebuild")
+    boss(project, "track", "--rebuild")
     parents = [run for run in runs(project) if "boss.pipeline" in run.data.tags]
     assert len(parents) == 2
     assert "boss K=3" in {run.info.run_name for run in runs(project)}

@@ -9,6 +9,7 @@ import pytest
 
 from boss_core.errors import InputError
 from flows.workspace.integrity import cache_folder, recorded, verify
+from tests.helpers.in_process import boss
 from tests.helpers.project import Project
 
 
@@ -82,17 +83,17 @@ def test_an_altered_file_is_not_read_and_comes_back(finished: Project, tmp_path:
     shutil.rmtree(project.folder / "data")
     shown = project.run("dvc", "repro", "prepare").stdout
     assert "> python" not in shown  # DVC restores it, and sees nothing
-    done = project.run("boss", "verify", code=2)
+    done = boss(project, "verify", code=2)
     assert f"(the cache's copy of {found.path}): altered" in done.stdout
     assert f"{found.path}: altered, in this folder" in done.stdout
     said = project.run("dvc", "repro", "--force", "--single-item", "floor", code=255)
     assert "error: data/train.npy: not what its stage made" in said.stdout + said.stderr
     assert "Traceback" not in said.stderr
 
-    project.run("boss", "verify", "--remove")
+    boss(project, "verify", "--remove")
     project.run("boss", "repro")
     assert project.outputs() == finished.outputs()
-    assert "0 altered" in project.run("boss", "verify").stdout
+    assert "0 altered" in boss(project, "verify").stdout
 
 
 @pytest.mark.parametrize(
