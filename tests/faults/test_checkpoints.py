@@ -78,8 +78,8 @@ def test_a_damaged_card_is_the_same_weights_or_one_line(
 
 
 ODD: list[Any] = [
-    None, True, -1, 0, 1, 3, 8, 16, 0.5, 1e9, 2**40, 10**30, "", "unet", "edm", "a\nb", [], [0], [1, 2],
-    [10**9] * 3, [[1]], {}, {"a\nb": 1}, "0" * 64,
+    None, True, -1, 0, 1, 3, 8, 16, 0.5, 1e9, 2**40, 10**30, "", "unet", "edm", "a\nb", [], [0],
+    [1, 2], [10**9] * 3, [[1]], {}, {"a\nb": 1}, "0" * 64,
 ]  # fmt: skip
 
 

@@ -104,7 +104,8 @@ def test_what_is_written_comes_back_to_the_last_bit(tmp_path: Path, total: CostS
     path = tmp_path / "cost.npz"
     content_of(total, tmp_path)
     key, read = read_costs(path)
-    assert key == KEY and same(read, total)
+    assert key == KEY
+    assert same(read, total)
 
 
 @cases(150)
@@ -126,8 +127,8 @@ ODD: list[Any] = [
     -np.ones((20, 5, 5)), -np.ones((5, 5)), np.zeros((20, 5, 5), complex), np.zeros((20, 10, 10)),
     np.array("euler"), np.array("heun"), np.array("{}"), np.array("[1]"), np.array("a\nb"),
     np.array(json.dumps({"a\nb": 1})), np.array("[" * 100_000), np.linspace(0, 1, 9),
-    np.array([0, 0.5, 0.4, 0.9, 1.0]), np.zeros((20, 5, 5), ">f8"), np.zeros((20, 5, 5)).T, np.array(True),
-    np.array([None, {}], dtype=object), np.zeros((5, 5), np.float16), np.array([3]),
+    np.array([0, 0.5, 0.4, 0.9, 1.0]), np.zeros((20, 5, 5), ">f8"), np.zeros((20, 5, 5)).T,
+    np.array(True), np.array([None, {}], dtype=object), np.zeros((5, 5), np.float16), np.array([3]),
 ]  # fmt: skip
 KEYS: list[Any] = [None, True, -1, 0, 5, 1.5, "", "karras", "a\nb", [], {}, 10**30, "x" * 100]
 
@@ -174,9 +175,12 @@ def test_a_mistaken_file_is_one_line_or_costs(tmp_path: Path, content: bytes) ->
     if found is None:
         return
     key, total = found
-    assert isinstance(key.grid, int) and len(key.timesteps) == 5
+    assert type(key.grid) is int
+    assert len(key.timesteps) == 5
     np.testing.assert_allclose(key.timesteps, total.timesteps, rtol=0, atol=1e-12)
     matrix = total.result()
-    assert np.isfinite(matrix.cost).all() and matrix.cost.shape == (5, 5)
-    assert matrix.samples >= 1 and len(matrix.group_cost) == min(matrix.samples, 20)
+    assert np.isfinite(matrix.cost).all()
+    assert matrix.cost.shape == (5, 5)
+    assert matrix.samples >= 1
+    assert len(matrix.group_cost) == min(matrix.samples, 20)
     total.add(torch.zeros(4, 2, 3), None if key.reference == "euler" else torch.zeros(4, 2, 3))

@@ -37,12 +37,13 @@ DEEP: Any = 1
 for _ in range(200):
     DEEP = [DEEP]
 ODD = st.sampled_from([
-    None, True, False, -1, 0, 1, 2, 7, 64, 0.5, -0.5, 1e-300, 1e300, 2.0, math.nan, math.inf, -math.inf,
-    10**9, 10**9 + 1, 2**32, 2**63, 10**30, -(10**30), 10**4000, "", " ", "x", "auto", "1", "no", "é",
-    "a\nb", "\x1b[31m", "\x85", "\u2028", "\U0001f600", "\0", "a\0b", "x" * 5000, "../..", "/", "/dev/null", "~", "a b", "none",
-    "digits", "folder", "npz", "checkpoint", "diffusers", "inception", "multistep", "bfloat16", "512x512",
-    [], [0], [1], [1, 1], [2, 4], [4, 8, 2], [None], ["boss"], ["boss", "boss"], [[1]], {}, {"a": 1}, {"a\nb": {}},
-    {1: 2}, {None: 1}, {"training": {}}, b"\xff", datetime.date(2001, 1, 1), DEEP, [1] * 1000,
+    None, True, False, -1, 0, 1, 2, 7, 64, 0.5, -0.5, 1e-300, 1e300, 2.0, math.nan, math.inf,
+    -math.inf, 10**9, 10**9 + 1, 2**32, 2**63, 10**30, -(10**30), 10**4000, "", " ", "x", "auto",
+    "1", "no", "é", "a\nb", "\x1b[31m", "\x85", "\u2028", "\U0001f600", "\0", "a\0b", "x" * 5000,
+    "../..", "/", "/dev/null", "~", "a b", "none", "digits", "folder", "npz", "checkpoint",
+    "diffusers", "inception", "multistep", "bfloat16", "512x512", [], [0], [1], [1, 1], [2, 4],
+    [4, 8, 2], [None], ["boss"], ["boss", "boss"], [[1]], {}, {"a": 1}, {"a\nb": {}}, {1: 2},
+    {None: 1}, {"training": {}}, b"\xff", datetime.date(2001, 1, 1), DEEP, [1] * 1000,
 ])  # fmt: skip
 FREE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 KEYS = st.sampled_from(
@@ -142,14 +143,16 @@ def test_one_wrong_value_is_named_with_its_key(
 
 # As somebody types them, in place of a value or of a line.
 TYPED = [
-    "!!python/object/apply:os.system ['true']", "!!binary aGVsbG8=", "!!set {a, b}", "!!omap [a: 1]",
-    "!!int '7'", "!!str 7", "!!float 1", "!unknown x", "&a [*a]", "*nowhere", "&a 1", "<<: *a", "{<<: {a: 1}}",
-    "<<: [1]", ".nan", ".inf", "-.INF", "0o17", "017", "0x1F", "0b1", "1_000", "1e3", "1.e+3", "190:20:30", "2001-01-01",
-    "2001-13-45", "yes", "on", "~", "", "'", '"', '"\\ud800"', '"\\0"', '"\\x"', "|", ">-\n  a\n  b", "? [1]\n: 2",
-    "? {a: 1}\n: 2", "[1, 2", "{a: 1", "a: b: c", "- 1", "- 1\n- 2", "%YAML 1.1", "---", "---\na: 1", "...", "\t1",
-    "@a", "`a`", "#", "seed: 1", "seed: 1\nseed: 2", "1" * 5000, "[" * 3000, "{a: " * 300, "0." + "1" * 500,
-    "=", "!!null x", "!!bool 7", "!!timestamp x", "!!seq {}", "!!map []", "!", "!!", "&", "*", "<<: 1", "1e400", "1e-400",
-    "\ufeff", "\x07", "\u2028", "\x85", "é: è", "null: 1", "1: 2", "true: 1", "[a]: 1", "+1", "-0", "-0.0", "0777", "08",
+    "!!python/object/apply:os.system ['true']", "!!binary aGVsbG8=", "!!set {a, b}",
+    "!!omap [a: 1]", "!!int '7'", "!!str 7", "!!float 1", "!unknown x", "&a [*a]", "*nowhere",
+    "&a 1", "<<: *a", "{<<: {a: 1}}", "<<: [1]", ".nan", ".inf", "-.INF", "0o17", "017", "0x1F",
+    "0b1", "1_000", "1e3", "1.e+3", "190:20:30", "2001-01-01", "2001-13-45", "yes", "on", "~", "",
+    "'", '"', '"\\ud800"', '"\\0"', '"\\x"', "|", ">-\n  a\n  b", "? [1]\n: 2", "? {a: 1}\n: 2",
+    "[1, 2", "{a: 1", "a: b: c", "- 1", "- 1\n- 2", "%YAML 1.1", "---", "---\na: 1", "...", "\t1",
+    "@a", "`a`", "#", "seed: 1", "seed: 1\nseed: 2", "1" * 5000, "[" * 3000, "{a: " * 300,
+    "0." + "1" * 500, "=", "!!null x", "!!bool 7", "!!timestamp x", "!!seq {}", "!!map []", "!",
+    "!!", "&", "*", "<<: 1", "1e400", "1e-400", "\ufeff", "\x07", "\u2028", "\x85", "é: è",
+    "null: 1", "1: 2", "true: 1", "[a]: 1", "+1", "-0", "-0.0", "0777", "08",
 ]  # fmt: skip
 
 
@@ -213,4 +216,5 @@ def test_boss_check_says_all_right_or_one_line(project, edit: tuple[str, list[st
     if code == 0:
         assert "all right" in out
     else:
-        assert err.startswith("error: ") and len(err.splitlines()) == 1, err
+        assert err.startswith("error: "), err
+        assert len(err.splitlines()) == 1, err

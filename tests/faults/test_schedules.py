@@ -1,5 +1,6 @@
 """Files of schedules: what is written comes back to the last bit, anything else is one line."""
 
+import itertools
 import json
 import math
 from typing import Any
@@ -121,7 +122,8 @@ def taken(text: str | bytes) -> None:
     finite = [n for n in numbers(content) if isinstance(n, float)]
     assert all(map(math.isfinite, finite))
     times = schedule.timesteps
-    assert times[-1] == 1.0 and all(a < b for a, b in zip(times, times[1:], strict=False))
+    assert times[-1] == 1.0
+    assert all(a < b for a, b in itertools.pairwise(times))
     assert Schedule.from_json(schedule.to_json()) == schedule
 
 

@@ -54,12 +54,9 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
             found[draw(st.integers(0, len(found) - 1))] ^= 1 << draw(st.integers(0, 7))
         return bytes(found)
     length = draw(st.integers(1, 64))
+    after = content[place + length :]
     if how == "zero":
-        return (
-            content[:place]
-            + bytes(len(content[place : place + length]))
-            + content[place + length :]
-        )
+        return content[:place] + bytes(len(content) - place - len(after)) + after
     if how == "longer":
         return content + draw(st.binary(min_size=1, max_size=64))
-    return content[:place] + content[place + length :]
+    return content[:place] + after
