@@ -166,6 +166,24 @@ def test_of_no_command(folder, words: list[str]) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("index", ["[" * 100_000, "[]", "{}", "1", "", "\x00"])
+def test_a_pipeline_whose_index_is_none(folder, index: str) -> None:
+    """One that is nested without end was a RecursionError."""
+    Path("folder/model_index.json").write_text(index)
+    for command in ("schedule", "straighten"):
+        given = ["--pipeline", "folder", "--prompts", "prompts.txt", "--budget", "2"]
+        ends_well(folder, command, [*given, "--out", "new"])
+    ends_well(folder, "export", ["steps.json", "--to", "diffusers", "--scheduler", "folder"])
+    ends_well(folder, "export", ["steps.json", "--to", "diffusers", "--scheduler", "deep.json"])
+
+
+@pytest.mark.parametrize("shape", ["9" * 5000, "3x" + "9" * 5000, "²x2", "1x0"])
+def test_a_shape_that_is_none(folder, shape: str) -> None:
+    """Of more digits than Python reads was a ValueError."""
+    given = ["--velocity", "math:hypot", "--shape", shape, "--budget", "2"]
+    ends_well(folder, "schedule", given)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(folder, command: str) -> None:
     code, out, err = folder(command, "--help")

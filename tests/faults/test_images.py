@@ -180,6 +180,14 @@ def test_a_damaged_file_is_one_line_or_an_image(
         assert found[0].dtype == np.uint8
 
 
+def test_an_avif_whose_pixels_are_gone_is_one_line(tmp_path: Path) -> None:
+    """Pillow raises a RuntimeError there."""
+    root = emptied(tmp_path / "images")
+    before, mark, pixels = FILES["plain.avif"].partition(b"mdat")
+    (root / "a.avif").write_bytes(before + mark + b"\xff" * 20 + pixels[20:])
+    assert result_or_line(lambda: read(image_folder(root)), str(root / "a.avif")) is None
+
+
 @cases(60)
 @given(
     content=st.binary(max_size=300), magic=st.sampled_from(sorted(FILES)), kept=st.integers(0, 40)

@@ -181,6 +181,8 @@ def typed(draw: st.DrawFn) -> str:
 
 @cases(100)
 @given(text=typed())
+@example(text="seed: !!bool 7")  # a KeyError of PyYAML, and the next an AttributeError
+@example(text="seed: !!timestamp x")
 @example(text="")
 @example(text="---\n")
 @example(text="[" * 100_000)
