@@ -54,7 +54,7 @@ def weights_or_line(folder: Path, whole: Path) -> None:
         assert all(torch.equal(there[name], right[name]) for name in right)
 
 
-@cases(60)
+@cases(24)
 @given(data=st.data())
 def test_damaged_weights_are_one_line(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     folder = copied(whole, tmp_path / "net")
@@ -66,7 +66,7 @@ def test_damaged_weights_are_one_line(whole: Path, tmp_path: Path, data: st.Data
         assert result_or_line(lambda: load_checkpoint(folder), "truncated or altered") is None
 
 
-@cases(100)
+@cases(30)
 @given(data=st.data())
 def test_a_damaged_card_is_the_same_weights_or_one_line(
     whole: Path, tmp_path: Path, data: st.DataObject
@@ -83,7 +83,7 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-@cases(100)
+@cases(30)
 @given(data=st.data())
 def test_a_mistaken_card_is_the_same_weights_or_one_line(
     whole: Path, tmp_path: Path, data: st.DataObject
@@ -115,7 +115,7 @@ CHANGES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 )
 
 
-@cases(60)
+@cases(24)
 @given(data=st.data())
 def test_weights_of_another_network_are_one_line(
     whole: Path, tmp_path: Path, data: st.DataObject
@@ -146,7 +146,7 @@ def test_weights_of_another_network_are_one_line(
         assert torch.equal(found[0].state_dict()[name], tensors[name].float())
 
 
-@cases(60)
+@cases(24)
 @given(data=st.data())
 def test_damaged_bytes_that_the_card_vouches_for_are_no_traceback(
     whole: Path, tmp_path: Path, data: st.DataObject
@@ -162,7 +162,7 @@ def test_damaged_bytes_that_the_card_vouches_for_are_no_traceback(
     result_or_line(lambda: load_checkpoint(folder), str(folder / WEIGHTS))
 
 
-@cases(60)
+@cases(24)
 @given(content=st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(

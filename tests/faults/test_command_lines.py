@@ -119,7 +119,7 @@ def ends_well(boss, command: str, arguments: list[str]) -> None:
 SEARCHES = ("schedule", "straighten", "merge")
 
 
-@cases(60)
+@cases(20)
 @given(data=st.data())
 def test_of_a_network(folder, data: st.DataObject) -> None:
     command = data.draw(st.sampled_from(SEARCHES))
@@ -132,7 +132,7 @@ def test_of_a_network(folder, data: st.DataObject) -> None:
     ends_well(folder, command, found)
 
 
-@cases(40)
+@cases(12)
 @given(data=st.data(), number=st.sampled_from(["1", "2", "3", "0", "x"]))
 def test_of_a_student(folder, data: st.DataObject, number: str) -> None:
     command = data.draw(st.sampled_from(["sample", "export"]))
@@ -144,14 +144,14 @@ def test_of_a_student(folder, data: st.DataObject, number: str) -> None:
     ends_well(folder, command, found)
 
 
-@cases(40)
+@cases(12)
 @given(data=st.data())
 def test_of_a_project_where_there_is_none(folder, data: st.DataObject) -> None:
     command = data.draw(st.sampled_from([c.__name__ for c in OF_A_PROJECT]))
     ends_well(folder, command, data.draw(lines(command)))
 
 
-@cases(40)
+@cases(12)
 @given(
     words=st.lists(
         st.sampled_from([*COMMANDS, "--version", "--help", "--x", "-h", "chekc"]) | VALUES,

@@ -34,7 +34,7 @@ def paths(n: int, steps: int) -> list[tuple[int, ...]]:
     return [(0, *inner, n) for inner in itertools.combinations(range(1, n), steps - 1)]
 
 
-@cases(40)
+@cases(24)
 @given(matrices(), st.sampled_from([1.0, 0.5, 1.15]), st.sampled_from(["sum", "max"]))
 def test_the_recursion_finds_the_best_of_all_paths(
     cost: np.ndarray, gamma: float, combine: str
@@ -60,7 +60,7 @@ def test_the_recursion_finds_the_best_of_all_paths(
             )
 
 
-@cases(40)
+@cases(24)
 @given(matrices(), st.data())
 def test_what_is_no_cost_is_one_line(cost: np.ndarray, data: st.DataObject) -> None:
     n = len(cost) - 1
@@ -108,7 +108,7 @@ def test_what_is_written_comes_back_to_the_last_bit(tmp_path: Path, total: CostS
     assert same(read, total)
 
 
-@cases(150)
+@cases(24)
 @given(st.data())
 def test_a_damaged_file_is_one_line_or_the_same_costs(tmp_path: Path, data: st.DataObject) -> None:
     total = data.draw(sums())
@@ -166,7 +166,7 @@ def mistaken(draw: st.DrawFn) -> bytes:
     return file.getvalue()
 
 
-@cases(150)
+@cases(24)
 @given(mistaken())
 def test_a_mistaken_file_is_one_line_or_costs(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "cost.npz"

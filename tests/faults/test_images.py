@@ -97,7 +97,7 @@ def emptied(path: Path) -> Path:
     return path
 
 
-@cases(150)
+@cases(50)
 @given(
     picture=pictures(),
     folders=st.lists(NAMES, max_size=2),
@@ -153,7 +153,7 @@ def files() -> dict[str, bytes]:
 FILES = files()
 
 
-@cases(200)
+@cases(40)
 @given(name=st.sampled_from(sorted(FILES)), share=st.floats(0, 1, exclude_max=True))
 def test_a_file_that_is_cut_is_one_line_or_the_same_pixels(
     tmp_path: Path, name: str, share: float
@@ -168,7 +168,7 @@ def test_a_file_that_is_cut_is_one_line_or_the_same_pixels(
         np.testing.assert_array_equal(found[0], right)
 
 
-@cases(200)
+@cases(40)
 @given(name=st.sampled_from(sorted(FILES)), data=st.data())
 def test_a_damaged_file_is_one_line_or_an_image(
     tmp_path: Path, name: str, data: st.DataObject
@@ -188,7 +188,7 @@ def test_an_avif_whose_pixels_are_gone_is_one_line(tmp_path: Path) -> None:
     assert result_or_line(lambda: read(image_folder(root)), str(root / "a.avif")) is None
 
 
-@cases(60)
+@cases(40)
 @given(
     content=st.binary(max_size=300), magic=st.sampled_from(sorted(FILES)), kept=st.integers(0, 40)
 )
@@ -217,7 +217,7 @@ def arrays() -> dict[str, bytes]:
 ARRAYS = arrays()
 
 
-@cases(200)
+@cases(40)
 @given(name=st.sampled_from(sorted(ARRAYS)), data=st.data())
 def test_damaged_arrays_are_one_line_or_images(
     tmp_path: Path, name: str, data: st.DataObject

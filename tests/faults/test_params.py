@@ -103,7 +103,7 @@ def taken(path: Path, *named: str) -> bool:
     return True
 
 
-@cases(60)
+@cases(12)
 @given(edit=edited())
 def test_edited_parameters_are_those_written_or_one_line_with_the_key(
     tmp_path: Path, edit: tuple[str, list[str]]
@@ -117,7 +117,7 @@ def test_edited_parameters_are_those_written_or_one_line_with_the_key(
 WRONG_TYPES = [None, True, -1, "x\ny", [], {}, 10**30, math.nan]
 
 
-@cases(40)
+@cases(10)
 @given(name=st.sampled_from(NAMES), value=st.sampled_from(WRONG_TYPES))
 def test_one_wrong_value_is_named_with_its_key(
     tmp_path: Path, name: tuple[str, ...], value: Any
@@ -179,21 +179,21 @@ def typed(draw: st.DrawFn) -> str:
     return "\n".join(lines)
 
 
-@cases(100)
+@cases(20)
 @given(text=typed())
 @example(text="seed: !!bool 7")  # a KeyError of PyYAML, and the next an AttributeError
 @example(text="seed: !!timestamp x")
 @example(text="")
 @example(text="---\n")
-@example(text="[" * 100_000)
-@example(text="a: " + "{a: " * 20_000)
+@example(text="[" * 3_000)
+@example(text="a: " + "{a: " * 1_000)
 def test_typed_mistakes_are_one_line_or_what_is_written(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     taken(path)
 
 
-@cases(60)
+@cases(12)
 @given(content=damaged(TEXT.encode()) | st.binary(max_size=200))
 def test_damaged_parameters_are_one_line_or_what_is_written(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "params.yaml"
@@ -207,7 +207,7 @@ def project(boss, tmp_path: Path):
     return boss
 
 
-@cases(30)
+@cases(8)
 @given(edit=edited())
 def test_boss_check_says_all_right_or_one_line(project, edit: tuple[str, list[str]]) -> None:
     Path("params.yaml").write_text(edit[0])

@@ -55,7 +55,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     return Schedule(**fields)
 
 
-@cases(60)
+@cases(24)
 @given(schedules())
 def test_what_is_written_comes_back_to_the_last_bit(schedule: Schedule) -> None:
     text = schedule.to_json()
@@ -127,7 +127,7 @@ def taken(text: str | bytes) -> None:
     assert Schedule.from_json(schedule.to_json()) == schedule
 
 
-@cases(100)
+@cases(30)
 @given(mistaken())
 @example('{"timesteps": [0, 1], "a\\nb": 1}')  # was two lines
 @example('{"timesteps": [false, true]}')  # was taken for 0 and 1, as texts were
@@ -141,7 +141,7 @@ def test_a_mistaken_schedule_is_one_line(text: str) -> None:
     taken(text)
 
 
-@cases(100)
+@cases(30)
 @given(st.data())
 def test_a_damaged_schedule_is_one_line(data: st.DataObject) -> None:
     content = data.draw(schedules()).to_json().encode()
@@ -151,7 +151,7 @@ def test_a_damaged_schedule_is_one_line(data: st.DataObject) -> None:
         taken(damage)
 
 
-@cases(60)
+@cases(24)
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 @example(b"[" * 100_000)
 @example(b'{"timesteps": ' + b"[" * 100_000)
