@@ -89,7 +89,7 @@ def same(found: Any, written: Any) -> bool:
     if isinstance(written, float) and written != written:
         return found != found
     if isinstance(found, float) and type(written) is int:
-        return found == written
+        return found == float(written)
     return type(found) is type(written) and found == written
 
 
