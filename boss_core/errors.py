@@ -3,7 +3,17 @@
 
 class InputError(ValueError):
     """Bad input: the message is one line that names the file or parameter, the value found
-    and what would be right. Command lines print it without a traceback and exit with 2."""
+    and what would be right. Command lines print it without a traceback and exit with 2.
+
+    Names and values come from files and command lines, and may hold anything: what would begin
+    another line, or is no text that a terminal can show, stands there as Python escapes it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(map(_shown, message)))
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def lacks_memory(error: BaseException) -> bool:

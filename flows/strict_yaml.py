@@ -15,6 +15,9 @@ from boss_core.errors import InputError
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
+# What the readers raise, beside their own errors, for `!!bool 7` and `!!timestamp x`.
+_MISFITS = (LookupError, AttributeError, TypeError, ArithmeticError)
+
 
 def shown(value: Any) -> str:
     """A value as Python writes it, in part where that would be long."""
@@ -46,6 +49,8 @@ def _read(text: str, path: Path) -> dict[Any, Any]:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of numbers and dates
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except _MISFITS as error:
+        raise InputError(f"{path}: not YAML: a value does not fit its tag ({error})") from error
     if not isinstance(content, dict):
         found = "empty" if content is None else f"{shown(content)} found"
         raise InputError(f"{path}: {found}; parameters as NAME: VALUE needed")
@@ -60,6 +65,10 @@ def _as_dvc_reads(text: str, path: Path) -> Any:
 
     try:
         return YAML(typ="safe").load(text) or {}
+    except _MISFITS as error:
+        raise InputError(
+            f"{path}: not YAML to DVC: a value does not fit its tag ({error})"
+        ) from error
     except (YAMLError, ValueError) as error:
         why = " ".join(str(error).split("\n\n")[0].split())
         raise InputError(f"{path}: not YAML to DVC: {why}") from error

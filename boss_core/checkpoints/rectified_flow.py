@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.io.weights import check_sums, check_weights, is_of_the_disk, skeleton
+from boss_core.io.files import is_of_the_disk
+from boss_core.io.weights import check_sums, check_weights, skeleton
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 
 # Published networks by name, as JSON of what shapes them.

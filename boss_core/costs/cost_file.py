@@ -9,15 +9,14 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
-from zipfile import BadZipFile
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from boss_core.costs.matrix import CostSum
 from boss_core.errors import InputError
-from boss_core.io.files import replacing
+from boss_core.io.files import ALTERED, is_of_the_disk, replacing
 from boss_core.ode.noise import NoiseSource
 from boss_core.ode.timesteps import GRIDS, Times
 
@@ -99,9 +98,32 @@ def read_costs(path: Path, device: torch.device | str = "cpu") -> tuple[CostKey,
         with np.load(path, allow_pickle=False) as file:
             # What a file does not name is what there was before there were others.
             found = {"reference": "euler", "noise": "rows"} | json.loads(str(file["search"]))
-            return CostKey(**found), CostSum.from_state(file, device)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise InputError(f"{path}: not the costs of a search ({error})") from error
+            total = CostSum.from_state(file, device)
+            return _key_of(found, total), total
+    except (*ALTERED, KeyError, TypeError, AttributeError, MemoryError) as error:
+        if is_of_the_disk(error):
+            raise
+        # numpy explains some of them in paragraphs.
+        why = str(error).splitlines()[:1]
+        raise InputError(f"{path}: not the costs of a search ({''.join(why)})") from error
+
+
+def _key_of(found: dict[str, Any], total: CostSum) -> CostKey:
+    """The key of these fields; ValueError unless it is one, and that of the sum."""
+    key = CostKey(**found)
+    for name, value in found.items():
+        kinds = (int,) if name in ("grid", "seed") else (str, type(None))
+        if type(value) not in kinds:
+            raise ValueError(f"search: {name} is {value!r:.60}")
+    steps = len(total.timesteps) - 1
+    if key.grid != steps or key.reference != total.reference or key.spacing not in GRIDS:
+        raise ValueError(
+            f"search: a {key.spacing} grid of {key.grid} steps by {key.reference}, but the costs"
+            f" are of {steps} steps by {total.reference}"
+        )
+    if not np.allclose(key.timesteps, total.timesteps, rtol=0, atol=1e-12):
+        raise ValueError(f"timesteps: not those of a {key.spacing} grid of {steps} steps")
+    return key
 
 
 def read_own_costs(path: Path, key: CostKey, device: torch.device | str = "cpu") -> CostSum:

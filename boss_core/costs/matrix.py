@@ -184,14 +184,19 @@ class CostSum:
     def from_state(
         cls, state: Mapping[str, NDArray], device: torch.device | str = "cpu"
     ) -> "CostSum":
-        """The sum that `state` described; where it names no reference, it is Euler's."""
+        """The sum that `state` described; where it names no reference, it is Euler's. InputError
+        for arrays of another kind or shape, of no trajectory, not finite, or negative where no sum
+        can be."""
         reference = str(state["reference"]) if "reference" in state else "euler"
-        total = cls(state["timesteps"], device, reference=reference)
-        total.samples = int(state["samples"])
-        total.grams = torch.from_numpy(state["grams"]).to(device)
-        total.sums = torch.from_numpy(state["sums"]).to(device)
-        total.squares = torch.from_numpy(state["squares"]).to(device)
-        total.norms = torch.from_numpy(state["norms"]).to(device)
+        times = state["timesteps"]
+        if times.dtype != np.float64:
+            raise InputError(f"timesteps: {times.dtype}; float64 needed")
+        total = cls(times, device, reference=reference)
+        total.samples = _count(state["samples"])
+        total.grams = _like(total.grams, state["grams"], "grams")
+        total.sums = _like(total.sums, state["sums"], "sums", least=0.0)
+        total.squares = _like(total.squares, state["squares"], "squares", least=0.0)
+        total.norms = _like(total.norms, state["norms"], "norms", least=0.0)
         return total
 
     def result(self) -> CostMatrix:
@@ -209,6 +214,24 @@ class CostSum:
             self.grams[: len(sizes)].cpu().numpy() / sizes,
             self.norms[: len(sizes)].cpu().numpy() / sizes,
         )
+
+
+def _count(samples: NDArray) -> int:
+    """The number of trajectories, at least one."""
+    if samples.shape != () or samples.dtype.kind not in "iu" or samples < 1:
+        raise InputError(f"samples: {samples!r:.60}; a number of 1 or more needed")
+    return int(samples)
+
+
+def _like(empty: Tensor, found: NDArray, name: str, least: float = -np.inf) -> Tensor:
+    """An array of a state, where ``empty`` is, whose shape it has to have."""
+    if found.shape != tuple(empty.shape) or found.dtype != np.float64:
+        raise InputError(
+            f"{name}: {found.dtype} of shape {found.shape}; float64 of {tuple(empty.shape)} needed"
+        )
+    if not np.isfinite(found).all() or (found < least).any():
+        raise InputError(f"{name}: an entry is not finite or negative; a sum of costs needed")
+    return torch.from_numpy(found).to(empty.device)
 
 
 def group_sizes(samples: int) -> NDArray[np.int64]:

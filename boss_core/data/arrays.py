@@ -1,7 +1,7 @@
 """NumPy's .npy and .npz files, read from front to back and never whole."""
 
+import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from boss_core.data.images import ImageSource, StoredImage, check_labels, to_pillow
 from boss_core.errors import InputError
+from boss_core.io.files import ALTERED, is_of_the_disk
 
 _NEEDED = "uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, needed"
 
@@ -48,8 +49,8 @@ def npz(path: Path) -> ImageSource:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path}: truncated or not an .npz file ({error})") from error
+    except ALTERED as error:
+        raise _altered(str(path), "truncated or not an .npz file", error) from error
     images, labels = "images.npy", "labels.npy"
     if images not in sizes:
         images, labels = "arr_0.npy", "arr_1.npy"
@@ -65,14 +66,22 @@ def npz(path: Path) -> ImageSource:
             # The member keeps the file open for as long as it is open itself.
             with zipfile.ZipFile(path) as archive:
                 return archive.open(member)
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{name(member)}: truncated or altered ({error})") from error
+        except ALTERED as error:
+            raise _altered(name(member), "truncated or altered", error) from error
 
     source = _source(name(images), partial(open_member, images), sizes[images])
     if labels not in sizes:
         return source
     with open_member(labels) as stream:
         return _labelled(source, stream, name(labels))
+
+
+def _altered(name: str, what: str, error: BaseException) -> BaseException:
+    """What to raise for an error of reading: itself where that is the disk's."""
+    if is_of_the_disk(error):
+        return error
+    why = "".join(str(error).splitlines()[:1])  # numpy explains some in paragraphs
+    return InputError(f"{name}: {what} ({why})")
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -85,7 +94,7 @@ def _source(name: str, open_stream: Callable[[], IO[bytes]], length: int) -> Ima
         shape = _image_header(name, stream)
         header = stream.tell()
     one = shape[1:]
-    size = int(np.prod(one))
+    size = math.prod(one)
     if length < header + shape[0] * size:
         raise InputError(
             f"{name}: truncated: {length} bytes; {header + shape[0] * size} needed for {shape}"
@@ -97,8 +106,8 @@ def _source(name: str, open_stream: Callable[[], IO[bytes]], length: int) -> Ima
             for index in range(shape[0]):
                 try:
                     content = stream.read(size)
-                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                    raise InputError(f"{name}: truncated or altered ({error})") from error
+                except ALTERED as error:
+                    raise _altered(name, "truncated or altered", error) from error
                 if len(content) < size:
                     raise InputError(f"{name}: truncated at image {index} of {shape[0]}")
                 array = _channels_last(np.frombuffer(content, np.uint8).reshape(one))
@@ -111,8 +120,8 @@ def _source(name: str, open_stream: Callable[[], IO[bytes]], length: int) -> Ima
 def _labelled(source: ImageSource, stream: IO[bytes], name: str) -> ImageSource:
     try:
         labels = np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{name}: truncated or not an array of numbers ({error})") from error
+    except (*ALTERED, MemoryError) as error:  # of memory for as many as its header says
+        raise _altered(name, "truncated or not an array of numbers", error) from error
     return ImageSource(
         source.count, check_labels(labels, source.count, name), source.images, source.shape
     )
@@ -128,8 +137,8 @@ def _image_header(name: str, stream: IO[bytes]) -> tuple[int, ...]:
             else np.lib.format.read_array_header_2_0
         )
         shape, fortran_order, dtype = read(stream)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{name}: truncated or not an .npy array ({error})") from error
+    except ALTERED as error:
+        raise _altered(name, "truncated or not an .npy array", error) from error
     if dtype != np.uint8:
         raise InputError(f"{name}: dtype {dtype}; {_NEEDED}")
     if (

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,10 @@ Shape = tuple[int, int, int]
 _BATCH = 16  # images that a thread decodes at a time
 _THREADS = 8  # at most; reading, not decoding, is the limit with more
 # How Pillow's formats fail on files that are damaged.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, ArithmeticError,
+    TypeError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 _LABELS = 2**16  # below which a label may be whatever the number of images
 
 

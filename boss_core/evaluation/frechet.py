@@ -44,10 +44,9 @@ from torch_fidelity.utils import (
 from boss_core.errors import InputError
 from boss_core.evaluation.comparison import Estimate
 from boss_core.evaluation.uncertainty import blocks_of, frechet_with_error, kid_with_error
-from boss_core.io.files import sha256
+from boss_core.io.files import is_of_the_disk, sha256
 from boss_core.io.pixels import to_uint8
 from boss_core.io.tensor_files import arrays_only, read_tensors
-from boss_core.io.weights import is_of_the_disk
 from boss_core.networks import efficientnet
 from boss_core.networks.classifier import load_classifier
 from boss_core.networks.efficientnet import check_efficientnet, load_efficientnet

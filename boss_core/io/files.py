@@ -1,14 +1,27 @@
 """Files that are written whole or not at all, and their hashes."""
 
+import errno
 import hashlib
+import lzma
 import os
 import shutil
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+# What zipfile and numpy raise where a bit of an archive or of an array is another than it was: by
+# names, lengths, places and methods, and by the array's header, which is Python.
+ALTERED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError,
+    ValueError, OverflowError, OSError, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
 
 
 @contextmanager
@@ -87,3 +100,9 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be read, rather than not be what it should: a place that a wrong
+    length in a file leads to is an OSError, too."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.io.weights import check_sums, is_of_the_disk
+from boss_core.io.files import is_of_the_disk
+from boss_core.io.weights import check_sums
 
 # What a pickled array consists of, which torch does not count as harmless by itself: no more than
 # numbers, their kind and their shape.

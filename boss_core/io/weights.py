@@ -1,11 +1,7 @@
 """Weights from a file, before they become a network's."""
 
-import errno
-import lzma
 import math
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from boss_core.errors import InputError
+from boss_core.io.files import ALTERED, is_of_the_disk
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-# What zipfile raises where a bit is another than it was: by names, lengths, places and methods.
-_ALTERED = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError,
-    ValueError, OverflowError, OSError,
-)  # fmt: skip
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
@@ -121,12 +112,6 @@ def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
-def is_of_the_disk(error: BaseException) -> bool:
-    """Whether a file could not be read, rather than not be what it should: a place that a wrong
-    length in a file leads to is an OSError, too."""
-    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-
-
 def check_sums(path: Path) -> None:
     """InputError where a part of a zip archive, as torch writes them, has not the checksum that it
     was written with: torch compares none. 0 stands for one that was not computed
@@ -141,7 +126,7 @@ def check_sums(path: Path) -> None:
                     with archive.open(part) as file:
                         while file.read(1 << 20):
                             pass
-    except _ALTERED as error:
+    except ALTERED as error:
         if is_of_the_disk(error):
             raise
         where = "its table" if part is None else part.filename

@@ -17,6 +17,7 @@ from boss_core.ode.timesteps import validate_timesteps
 VERSION = 2
 # By so much the fitted weights of a step may miss 1 together: they are written in decimals.
 _SUM = 1e-6
+_LARGEST = 1e100  # of one weight
 # A last noise level up to this is no step before 0, but a 0 for samplers that would divide by it.
 _ZERO = 1e-9
 
@@ -47,7 +48,7 @@ class HeldOut(BaseModel):
     rivals: the number of different steps beside those of ``l2_squared``; more ask for more.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     winner: str
     gain: float
@@ -85,7 +86,8 @@ class Schedule(BaseModel):
     version: of the form of the file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN and no infinity: they would come back as null.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     timesteps: tuple[float, ...]
     indices: tuple[int, ...] = Field(default_factory=lambda data: _own_grid(data))
@@ -98,9 +100,7 @@ class Schedule(BaseModel):
     settings_hash: str | None = None
     held_out: HeldOut | None = None
     # Left out where it says nothing: files are those of before it.
-    evaluations: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, exclude_if=lambda value: value is None
-    )
+    evaluations: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
 
     weights: StepWeights | None = Field(default=None, exclude_if=lambda value: value is None)
     weights_error: StepWeights | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -169,7 +169,8 @@ class Schedule(BaseModel):
     def from_json(cls, text: str | bytes, source: str | Path = "schedule") -> Self:
         """Parse and validate; ``source`` is named in the InputError when it does not hold."""
         try:
-            return cls.model_validate_json(text)
+            # Strict: a text or a truth value is no number.
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -190,7 +191,9 @@ def check_weights(solver: str, weights: Sequence[Sequence[float]] | None, steps:
         most = min(k, SOLVERS[solver].looks_back) + 1
         if not 1 <= len(of_step) <= most:
             raise InputError(f"weights: {len(of_step)} of step {k}; 1 to {most} needed")
-        if not abs(math.fsum(of_step) - 1.0) <= _SUM:
+        # The sum of numbers of that size is beyond float64, which fsum raises for.
+        small = all(abs(weight) <= _LARGEST for weight in of_step)
+        if not small or not abs(math.fsum(of_step) - 1.0) <= _SUM:
             shown = ", ".join(f"{weight:g}" for weight in of_step)
             raise InputError(f"weights: {shown} of step {k}; weights that add up to 1 needed")
 

@@ -14,6 +14,8 @@ PIPELINE, OF_STUDENT = "model_index.json", "schedule.json"
 FLOW = "flow_prediction"
 # Given sigmas, they still tell their network the times of steps of their own.
 _OWN_TIMES = ("CogView4", "GlmImage")
+# What JSON of the wrong kind raises, the last where it is nested without end.
+_UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 WRITERS: dict[str, Callable[[Schedule], str]] = {
     "diffusers": export.to_diffusers,
@@ -120,7 +122,7 @@ def scheduler_lines(path: Path, folder: Path, mu: float | None) -> Iterator[str]
     try:
         config = json.loads(file.read_text())
         made = _scheduler_class(config["_class_name"]).from_config(config)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{file}: not the configuration of a scheduler ({error})") from error
     pipeline, takes_sigmas = _pipeline_call(file.parent.parent / PIPELINE, diffusers)
     if mu is not None and not made.config.get("use_dynamic_shifting"):
@@ -173,7 +175,7 @@ def _pipeline_call(index: Path, diffusers: Any) -> tuple[str | None, bool]:
     try:
         name = json.loads(index.read_text())["_class_name"]
         call = getattr(diffusers, name).__call__
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except _UNREADABLE:
         return None, True
     sets_times = name.startswith(_OWN_TIMES)
     return name, "sigmas" in inspect.signature(call).parameters and not sets_times

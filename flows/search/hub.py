@@ -80,5 +80,5 @@ def at_revision(source: str, revision: str | None) -> str:
 def _kind(path: Path, where: str) -> str:
     try:
         return str(json.loads(path.read_text())["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{where}: {path}: names no pipeline; one that does needed") from error

@@ -47,10 +47,13 @@ def refuse_options(of: str, given: Mapping[str, object]) -> None:
 def parse_shape(text: str, length: int | None = None) -> tuple[int, ...]:
     """``3x32x32`` as a shape; ``length``: how many numbers there must be, where it matters."""
     parts = text.lower().split("x")
-    right = all(part.isdecimal() and int(part) > 0 for part in parts)
+    # Of more digits than any size has: Python itself reads no more than 4300.
+    right = all(part.isdecimal() and len(part) < 20 and int(part) > 0 for part in parts)
     if not right or length not in (None, len(parts)):
         option, example = ("--shape", "3x32x32") if length is None else ("--size", "512x512")
-        raise InputError(f"{option}: {text!r}; positive numbers joined by x, as {example}, needed")
+        raise InputError(
+            f"{option}: {text!r:.80}; positive numbers joined by x, as {example}, needed"
+        )
     return tuple(int(part) for part in parts)
 
 

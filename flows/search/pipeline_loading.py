@@ -42,7 +42,9 @@ def load_pipeline(source: str, dtype: str, device: torch.device) -> tuple[Any, s
             pipeline = DiffusionPipeline.from_pretrained(
                 name, revision=revision, use_safetensors=True, **{dtype_argument(): DTYPES[dtype]}
             )
-    except (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
+    except (
+        OSError, ValueError, AttributeError, ImportError, TypeError, KeyError, RecursionError,
+    ) as error:  # fmt: skip
         unknown = isinstance(error, AttributeError)  # a class that this diffusers does not have
         needed = "; one of the installed diffusers, or a newer diffusers, needed" if unknown else ""
         raise InputError(f"--pipeline: {source}: {one_line(error)}{needed}") from error

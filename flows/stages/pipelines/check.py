@@ -78,7 +78,7 @@ def _class_of(folder: Path) -> object:
     needed = "a folder as a pipeline's save_pretrained writes it needed"
     try:
         name = json.loads((folder / INDEX).read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"params.yaml: teacher.path: {folder}: no {INDEX} that names a pipeline; {needed}"
         ) from error
