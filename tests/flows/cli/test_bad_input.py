@@ -193,7 +193,7 @@ def test_images_of_mixed_size(workspace: Project) -> None:
 
 def test_a_check_says_what_it_has_looked_at(workspace: Project, capsys) -> None:
     images(workspace)  # of which 15 % are 20, 19.5 rounded
-    check_command()
+    check_command(presets=[], overrides=[])
     shown = capsys.readouterr().out.splitlines()
     assert shown[:4] == [
         "params.yaml: every name, type and range; budgets 1, 3; students: straightened_uniform,"
