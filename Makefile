@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run flow test test-slow test-ui check docs notebooks ui lock
+.PHONY: run flow test test-slow test-long test-ui check docs notebooks ui lock
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -20,7 +20,12 @@ test: $(VENV)/installed
 # tests/conftest.py, the long ones first. A third process would take from the servers the time that
 # they answer in.
 test-slow: $(VENV)/installed
-	@OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 python -m pytest -m "slow and not long" -n 2 --dist loadfile --no-loadscope-reorder
+
+# What .ci/run has no time for, and kills of the whole pipeline: before a release, and after a change
+# of what they are about.
+test-long: $(VENV)/installed
+	@OMP_NUM_THREADS=1 BOSS_KILLS=$${BOSS_KILLS:-10} python -m pytest -m long -n 2 --dist loadfile
 
 # The pages of Prefect and MLflow in Debian's Chromium; leaves pictures in screenshots/.
 test-ui: $(VENV)/installed

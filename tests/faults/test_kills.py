@@ -1,6 +1,6 @@
 """The whole pipeline, killed at random moments until it ends: as one that nothing disturbed.
 
-Takes minutes, so it is asked for: BOSS_KILLS=50 pytest -m slow tests/faults (docs/reliability.md);
+Takes minutes, so it is asked for: BOSS_KILLS=50 pytest -m long tests/faults (docs/reliability.md);
 BOSS_SEED for other moments.
 """
 
@@ -27,6 +27,7 @@ LONGEST = 16.0
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not KILLS, reason="takes minutes: set BOSS_KILLS to a number of kills"),
 ]
 

@@ -108,6 +108,7 @@ def test_schedules_are_the_papers_and_the_chosen_ones(finished: Project) -> None
     assert table["bellman_stability"].between(0, 1).all()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_paper_alone(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "paper")
@@ -260,6 +261,7 @@ def test_a_narrow_table_has_a_line_for_each_method(
 ) -> None:
     """With the same values and marks as the wide one."""
     monkeypatch.chdir(finished.folder)
+    monkeypatch.delenv("COLUMNS", raising=False)  # of who started the tests
     table()
     wide = capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "52")

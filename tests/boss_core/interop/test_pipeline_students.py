@@ -153,6 +153,7 @@ def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
         assert (weight - other[name]).norm() <= 1e-4 * weight.norm().clamp_min(1e-3), name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "checkpointing"), [("sd3", (False,)), ("wan 2.2", (False, True))])
 def test_compiled_blocks_train_the_same_student(
@@ -177,6 +178,7 @@ def test_compiled_blocks_train_the_same_student(
 
 @pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8)  # torch's own, which this raises; put back
+@pytest.mark.long
 def test_a_network_of_many_kinds_of_blocks_trains_compiled() -> None:
     """Three kinds as SD3.5-medium has, with guidance and without, and then with an adapter and with
     gradients: more graphs of one function than torch makes unasked, after which blocks run as they

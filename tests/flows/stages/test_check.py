@@ -64,6 +64,7 @@ def test_what_check_lets_through_ends_no_stage_with_an_error(project) -> None:
     draw_until(2, project, first=0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_same_of_many_more(project) -> None:
     draw_until(9, project, first=1000)

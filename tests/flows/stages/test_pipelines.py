@@ -406,6 +406,7 @@ def test_other_weights_than_the_teachers_stage_saw_are_refused(
     assert Path("results/cost.npz").read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_dvc_sees_a_new_revision_on_the_hub(inputs: Path, tmp_path: Path) -> None:
     """The name in params.yaml stays. What is there goes on with the revision that it was begun
