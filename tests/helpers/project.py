@@ -22,6 +22,21 @@ SOURCES = (
 # The smallest run there is, which users have as `boss run --preset smoke`.
 TINY: dict[str, Any] = read_preset(ROOT, "smoke")
 
+# Beside the preset `smoke`, which takes minutes with photographs on a CPU: hardly any training, and
+# as few images as there can be, each of which takes the judge 60 ms.
+FEWER: dict[str, Any] = {
+    "budgets": [2],
+    "teacher.training.iterations": 3,
+    "teacher.training.batch_size": 8,
+    "cost.samples": 6,
+    "trajectories.samples": 10,
+    "finetune.training.iterations": 2,
+    "finetune.training.batch_size": 8,
+    "evaluate.samples": 4,
+    "evaluate.reference_samples": 6,
+    "evaluate.kid_subset_size": 4,
+}
+
 
 class Project:
     """A copy of this repository's pipeline, as a git and DVC repository."""

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pandas as pd
@@ -36,26 +35,12 @@ from flows.workspace.experiment_names import named_after
 from flows.workspace.presets import named_by, read_preset
 from tests.helpers.checkout import ROOT
 from tests.helpers.pages import blocks, commands
-from tests.helpers.project import Project
+from tests.helpers.project import FEWER, Project
 
 DIGITS = "docs/tutorials/digits.md"
 PHOTOGRAPHS = "docs/tutorials/your-photographs.md"
 STAGES = (check, prepare, features, teacher, cost, schedule, trajectories, floor)  # before budgets
 FRECHET = "frechet_efficientnet_lite0"
-# Beside the preset `smoke`, which takes minutes with photographs on a CPU: hardly any training, and
-# as few images as there can be, each of which takes the judge 60 ms.
-FEWER: dict[str, Any] = {
-    "budgets": [2],
-    "teacher.training.iterations": 3,
-    "teacher.training.batch_size": 8,
-    "cost.samples": 6,
-    "trajectories.samples": 10,
-    "finetune.training.iterations": 2,
-    "finetune.training.batch_size": 8,
-    "evaluate.samples": 4,
-    "evaluate.reference_samples": 6,
-    "evaluate.kid_subset_size": 4,
-}
 
 
 def printed(page: str) -> list[str]:

@@ -12,23 +12,8 @@ from flows.stages import check
 from flows.workspace.presets import read_preset
 from tests.helpers.checkout import ROOT
 from tests.helpers.data_sets import write_cifar10
-from tests.helpers.project import Project
+from tests.helpers.project import FEWER, Project
 from tests.helpers.stages import run_until_evaluated
-
-# Beside the preset `smoke`: hardly any training, and as few images as there can be, each of which
-# takes the judge 60 ms.
-FEWER = {
-    "budgets": [2],
-    "teacher.training.iterations": 3,
-    "teacher.training.batch_size": 8,
-    "cost.samples": 6,
-    "trajectories.samples": 10,
-    "finetune.training.iterations": 2,
-    "finetune.training.batch_size": 8,
-    "evaluate.samples": 4,
-    "evaluate.reference_samples": 6,
-    "evaluate.kid_subset_size": 4,
-}
 
 
 @pytest.mark.slow
