@@ -144,6 +144,7 @@ def test_a_parameter_changed_and_changed_back(flowed, tmp_path: Path, prefect_se
 def test_a_stage_that_takes_too_long_is_ended(flowed, tmp_path: Path, prefect_server) -> None:
     project = flowed[0].copy(tmp_path / "project")
     project.set({"trajectories.samples": 50_000})
+    project.run("dvc", "repro", "check")  # which on a busy machine takes as long
     shown = run(project, prefect_server, "--target", "trajectories", "--timeout", "4", code=2)
     assert "error: trajectories: ended after 4 s" in shown
     assert not running_in(project.folder)
