@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from tests.helpers.flow import wait_until_ended
-from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project, environment
+from tests.helpers.undisturbed import assert_as_undisturbed
 
 KILLS = int(os.environ.get("BOSS_KILLS", "0"))
 SEED = int(os.environ.get("BOSS_SEED", "0"))
@@ -47,7 +47,7 @@ def test_killed_at_random_moments_it_ends_as_undisturbed(
             assert "Traceback" not in shown, shown
             if killed:
                 at.append(last_line(shown))
-        assert_as_undisturbed(project, finished, prefect_server, way)
+        assert_as_undisturbed(project, finished, way, prefect_server)
         ended += 1
         shutil.rmtree(project.folder)
     print(f"\n{way}: {kills} kills, {ended} runs ended; at:", *at, sep="\n  ")
@@ -88,22 +88,6 @@ def in_lock(project: Project) -> set[str]:
     """The stages that DVC has on record as done."""
     path = project.folder / "dvc.lock"
     return set(yaml.safe_load(path.read_text())["stages"]) if path.exists() else set()
-
-
-def assert_as_undisturbed(
-    project: Project, finished: Project, server: dict[str, str], way: str
-) -> None:
-    """The same outputs, the same runs in MLflow, and nothing left to do or to clear away."""
-    assert project.outputs() == finished.outputs()
-    assert "up to date" in project.run("dvc", "status").stdout
-    assert "Running stage" not in project.run("boss", way, env=server).stdout
-    assert project.run("git", "status", "--porcelain", "--", ".", ":!dvc.lock").stdout == ""
-    assert logged(project) == logged(finished)
-
-
-def logged(project: Project) -> list[tuple[str, str]]:
-    """Of every run in MLflow its name and state."""
-    return sorted((run.info.run_name, run.info.status) for run in runs(project))
 
 
 def last_line(shown: str) -> str:
