@@ -92,6 +92,24 @@ class Runner:
             )
         raise StageError(f"{stage}: {told.error or told.last.removeprefix('ERROR: ')}")
 
+    def call(
+        self,
+        stage: str,
+        command: list[str],
+        *,
+        environment: Mapping[str, str],
+        log: Callable[[str], None],
+        timeout: float,
+    ) -> None:
+        """A command that a stage needs done before or after it, as one that moves its data; the
+        arguments are those of `run`. StageError where it fails."""
+        told = _Told(log)
+        code = self._follow(command, environment, told, timeout)
+        if code is None:
+            raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
+        if code:
+            raise StageError(f"{stage}: {told.error or told.last.removeprefix('ERROR: ')}")
+
     def _follow(
         self, command: list[str], environment: Mapping[str, str], told: "_Told", timeout: float
     ) -> int | None:
