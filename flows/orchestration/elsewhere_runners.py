@@ -1,6 +1,7 @@
 """Prefect's task runners of Dask and Ray: connecting to a cluster, sending a task without a secret
 of the caller's, and how it ended."""
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -20,15 +21,27 @@ def connected(cluster: Cluster) -> Iterator[TaskRunner[Any]]:
     runner = _dask(cluster) if cluster.kind == "dask" else _ray(cluster)
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(runner)
             if cluster.kind == "dask":
-                runner.client.wait_for_workers(1, timeout=PATIENCE)
+                asyncio.run(asyncio.wait_for(_has_workers(runner.address), PATIENCE))
+            held.enter_context(runner)
         # Of what answers and is no such cluster they raise what they like.
         except Exception as error:
+            late = isinstance(error, TimeoutError) and not str(error)
+            why = f"no worker within {PATIENCE:g} s" if late else said(error)
             raise InputError(
-                f"--runner: {cluster.address}: {said(error)}; a cluster there with a worker needed"
+                f"--runner: {cluster.address}: {why}; a cluster there with a worker needed"
             ) from error
         yield runner
+
+
+async def _has_workers(address: str) -> None:
+    """Wait until a scheduler of Dask's knows a worker: its client would wait for ever for what
+    takes a connection and says nothing."""
+    from distributed.core import rpc
+
+    async with rpc(address) as scheduler:
+        while not (await scheduler.identity())["workers"]:
+            await asyncio.sleep(0.5)
 
 
 def _dask(cluster: Cluster) -> Any:

@@ -1,6 +1,7 @@
 """The DVC remote through which stages on other machines get what they read and hand over what they
 made: which it is, what of a project goes there, and what comes back."""
 
+import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ def check_remote(root: Path) -> str:
     """The name of the DVC remote that every machine has with a revision of the project; InputError
     where there is none, or none that they could use."""
     from dvc.config import Config
+    from dvc.config_schema import RelPath
     from dvc.exceptions import DvcException
 
     try:
@@ -49,9 +51,10 @@ def check_remote(root: Path) -> str:
             f".dvc/config: remote {name!r} is in the settings of this machine only, which do not"
             f" leave it{needed}"
         )
+    if isinstance(found["url"], RelPath):
+        path = os.path.relpath(found["url"], root / ".dvc")
+        raise InputError(f".dvc/config: remote {name!r}: {path}: a path from here{needed}")
     url = urlsplit(found["url"])
-    if not url.scheme and not Path(found["url"]).is_absolute():
-        raise InputError(f".dvc/config: remote {name!r}: {found['url']}: a path from here{needed}")
     secret = sorted(_SECRET & found.keys()) + (["url: a password"] if url.password else [])
     if secret:
         raise InputError(
