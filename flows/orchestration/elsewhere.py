@@ -22,6 +22,7 @@ from flows.workspace.bundle import bundle, left_behind
 from flows.workspace.dvc_lock import locked_stages, put
 from flows.workspace.graph import Stage
 from flows.workspace.integrity import cache_folder
+from flows.workspace.process import RUNNING_ELSEWHERE
 from flows.workspace.remote import Reads, check_remote, pull, push, read_outputs, restorable
 
 # `check` looks at inputs that dvc.yaml does not name; `report` at whole folders, from which it
@@ -71,6 +72,7 @@ class Elsewhere:
             0 if not stage.computes else self.processes if stage.trains else 1,
             self.timeout,
         )
+        RUNNING_ELSEWHERE.add(stage.name)
         task: Any = stage_elsewhere.with_options(name=stage.name, task_run_name=stage.name)
         return submit(
             self.runner,
@@ -115,15 +117,18 @@ def machines(
     check_seen(folder, params)
     check_cluster(runner)
     with connected(cluster) as tasks:
-        yield Elsewhere(
-            folder,
-            tasks,
-            bundle(folder),
-            read_outputs(folder),
-            environment,
-            params.compute.processes,
-            timeout,
-        )
+        try:
+            yield Elsewhere(
+                folder,
+                tasks,
+                bundle(folder),
+                read_outputs(folder),
+                environment,
+                params.compute.processes,
+                timeout,
+            )
+        finally:
+            RUNNING_ELSEWHERE.clear()
 
 
 def check_seen(folder: Path, params: Params) -> None:

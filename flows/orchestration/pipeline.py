@@ -42,6 +42,7 @@ from flows.workspace.experiment import isolated_copy
 from flows.workspace.experiment_names import named_after, unused_name
 from flows.workspace.graph import Stage, out_of_date, read_stages
 from flows.workspace.process import (
+    RUNNING_ELSEWHERE,
     TURNS_FILE,
     Outcome,
     Runner,
@@ -208,6 +209,7 @@ def _all_stages(
 
     def how_it_ended(future: Any) -> Outcome | str:
         state = end_of(future)  # known to be over: this fetches how
+        RUNNING_ELSEWHERE.discard(name_of(future))
         if isinstance(state, str):
             return f"{name_of(future)}: {state}"
         if not state.is_completed():

@@ -34,8 +34,12 @@ def bundle(root: Path) -> bytes:
         _borrow(root, aside / "git")
         (aside / "git" / "info" / "attributes").write_text(_AS_IT_IS)
         there = {"GIT_DIR": str(aside / "git"), "GIT_WORK_TREE": str(root.resolve())}
-        leave = [f":(exclude){path}" for path in _STAYS]
-        _git(root, "add", "--all", "--", ".", *leave, env=there)
+        _git(root, "add", "--all", env=there)
+        # What is tracked though it is ignored, as what somebody has forced.
+        if forced := [name for name in _tracked(root) if not _stays(name)]:
+            listed = "\0".join(forced)
+            names = ["--pathspec-from-file=-", "--pathspec-file-nul"]
+            _git(root, "--literal-pathspecs", "add", "--force", *names, env=there, given=listed)
         _check_no_repositories(_git(root, "ls-files", "--stage", "-z", env=there))
         tree = _git(root, "write-tree", env=there).strip()
         commit = _git(root, "commit-tree", tree, "-m", "as it stands", env=there | _NOBODY).strip()
@@ -74,17 +78,29 @@ def _of_dvc(root: Path, path: Path) -> bool:
     return any((root / place.with_name(f"{place.name}.dvc")).is_file() for place in places)
 
 
+def _tracked(root: Path) -> list[str]:
+    """The files that the project's own repository tracks and that are there."""
+    listed = _run(root, "ls-files", "-z", "--cached").stdout  # nothing where there is none
+    return [name for name in listed.split("\0") if name and os.path.lexists(root / name)]
+
+
+def _stays(name: str) -> bool:
+    return any(name == path or name.startswith(f"{path}/") for path in _STAYS)
+
+
 def _borrow(root: Path, aside: Path) -> None:
     """Let a repository find what that of the project has, which so is not written once more, and
-    ignore what it ignores."""
+    ignore what it ignores, and what stays on this machine."""
+    ignored = "".join(f"/{path}\n" for path in _STAYS)
     found = _run(root, "rev-parse", "--git-common-dir")
-    if found.returncode:
-        return  # none: a folder that git knows nothing of makes a revision as well
-    own = (root / found.stdout.strip()).resolve()
-    (aside / "objects" / "info").mkdir(exist_ok=True)
-    (aside / "objects" / "info" / "alternates").write_text(f"{own / 'objects'}\n")
-    if (own / "info" / "exclude").is_file():
-        (aside / "info" / "exclude").write_bytes((own / "info" / "exclude").read_bytes())
+    if found.returncode == 0:  # else a folder that git knows nothing of, which does as well
+        own = (root / found.stdout.strip()).resolve()
+        (aside / "objects" / "info").mkdir(exist_ok=True)
+        (aside / "objects" / "info" / "alternates").write_text(f"{own / 'objects'}\n")
+        exclude = own / "info" / "exclude"
+        if exclude.is_file():
+            ignored = f"{exclude.read_text(errors='surrogateescape')}\n{ignored}"
+    (aside / "info" / "exclude").write_text(ignored, errors="surrogateescape")
 
 
 def _check_no_repositories(listed: str) -> None:
@@ -97,15 +113,17 @@ def _check_no_repositories(listed: str) -> None:
             )
 
 
-def _git(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    done = _run(root, *arguments, env=env)
+def _git(
+    root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None
+) -> str:
+    done = _run(root, *arguments, env=env, given=given)
     if done.returncode:
         raise StageError(f"git {arguments[0]}: {' '.join(done.stderr.split())}")
     return done.stdout
 
 
 def _run(
-    root: Path, *arguments: str, env: Mapping[str, str] | None = None
+    root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
     # As inside a git hook, where these would lead to the user's repository.
     own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
@@ -114,6 +132,7 @@ def _run(
             ["git", *arguments],
             cwd=root,
             env=own | {"LC_ALL": "C"} | dict(env or {}),
+            input=given,
             capture_output=True,
             text=True,
             errors="surrogateescape",

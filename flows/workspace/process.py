@@ -46,11 +46,13 @@ class StageError(Exception):
 
 # The stages that run, of whichever runner of this process.
 _RUNNING: set["subprocess.Popen[str]"] = set()
+# Those that this process waits for and that run on other machines.
+RUNNING_ELSEWHERE: set[str] = set()
 
 
 def stages_running() -> bool:
-    """Whether this process runs a stage at the moment."""
-    return bool(_RUNNING)
+    """Whether this process runs a stage at the moment, here or elsewhere."""
+    return bool(_RUNNING or RUNNING_ELSEWHERE)
 
 
 class Runner:

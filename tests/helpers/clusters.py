@@ -115,6 +115,25 @@ def dask_cluster(at: Place, folder: Path, workers: int) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
+def ray_cluster(at: Place, folder: Path, workers: int) -> Iterator[Cluster]:
+    """A head on which nothing runs, and nodes for one stage at a time."""
+    gcs, clients = free_port(), free_port()
+    # Its sockets lie there, whose paths may not be long.
+    own = ["--block", "--disable-usage-stats", "--object-store-memory", "80000000"]
+    head = ["ray", "start", "--head", "--node-ip-address", "127.0.0.1", "--port", str(gcs)]
+    head += ["--ray-client-server-port", str(clients), "--num-cpus", "0"]
+    head += ["--include-dashboard", "false", "--temp-dir", str(at.workers / "r"), *own]
+    node = ["ray", "start", "--address", f"127.0.0.1:{gcs}", "--num-cpus", "1", *own]
+    with contextlib.ExitStack() as held:
+        logs = [folder / "head.log", *(folder / f"node-{n}.log" for n in range(workers))]
+        held.enter_context(_process(at.apart(*head), at, logs[0]))
+        _wait_for_lines(logs[:1], "Ray runtime started")
+        found = [held.enter_context(_process(at.apart(*node), at, log)) for log in logs[1:]]
+        _wait_for_lines(logs[1:], "Ray runtime started")
+        yield Cluster(f"ray://127.0.0.1:{clients}", found, logs[1:])
+
+
+@contextlib.contextmanager
 def _process(command: list[str], at: Place, log: Path) -> "Iterator[subprocess.Popen[bytes]]":
     with open(log, "wb") as out:
         process = subprocess.Popen(
@@ -129,15 +148,16 @@ def _process(command: list[str], at: Place, log: Path) -> "Iterator[subprocess.P
 
 def end(process: "subprocess.Popen[bytes]") -> None:
     """Kill a worker and all that it started."""
-    descendants = _descendants(process.pid)
-    for pid in (process.pid, *descendants):
+    started = descendants(process.pid)
+    for pid in (process.pid, *started):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
             os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and theirs."""
     import psutil
 
     try:

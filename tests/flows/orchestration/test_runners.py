@@ -1,4 +1,4 @@
-"""Stages on the machines of a cluster that share no folder with the caller, nor with each other."""
+"""What is asked for and not there, or not to be had by machines elsewhere, is a line."""
 
 import socket
 import threading
@@ -12,30 +12,7 @@ from boss_core.errors import InputError
 from flows.config import load_params
 from flows.orchestration.elsewhere import check_seen
 from flows.orchestration.elsewhere_clusters import Cluster, check_cluster, named_cluster
-from tests.helpers.clusters import dask_cluster, give_remote, needs_namespaces, place
-from tests.helpers.flow import run
 from tests.helpers.project import Project
-
-
-@needs_namespaces
-@pytest.mark.slow
-def test_on_dask(
-    finished: Project, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, prefect_server
-) -> None:
-    project = Project.create(tmp_path / "project")
-    with (
-        place(tmp_path_factory.getbasetemp()) as at,
-        dask_cluster(at, tmp_path, 3) as cluster,
-    ):
-        give_remote(project, at)
-        shown = run(project, prefect_server, "--runner", cluster.address, "--workers", "3")
-        print(shown)
-        for log in cluster.logs:
-            print(log.read_text())
-    assert project.outputs() == finished.outputs()
-    assert "up to date" in project.run("dvc", "status").stdout
-    locks = [(each.folder / "dvc.lock").read_bytes() for each in (project, finished)]
-    assert locks[0] == locks[1]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ def project(tmp_path: Path) -> Path:
     (folder / "script.sh").write_text("echo\n")
     (folder / "script.sh").chmod(0o755)
     (folder / "gone.txt").write_text("removed later")
+    (folder / "forced.npz").write_text("ignored, and tracked")
+    (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
     git(folder, "add", "--all")
+    git(folder, "add", "--force", "forced.npz")
     git(folder, "commit", "--quiet", "--message", "start")
     (folder / "kept.txt").write_bytes(b"edited\r\nand\nnot committed")
     (folder / "gone.txt").unlink()
@@ -56,11 +59,12 @@ def test_it_has_what_stands_there_and_leaves_the_repository_alone(
     unbundle(content, clone)
     found = {p.relative_to(clone) for p in clone.rglob("*") if ".git" not in p.parts}
     names = {
-        ".dvc", ".gitignore", ".gitattributes", "kept.txt", "weights.bin", "script.sh",
+        ".dvc/.gitignore", ".gitignore", ".gitattributes", "kept.txt", "forced.npz",
+        "weights.bin", "script.sh",
         "new name ß.txt", "link",
     }  # fmt: skip
-    assert found - {Path(".dvc")} == {Path(name) for name in names - {".dvc"}}
-    for name in names - {".dvc"}:
+    assert found - {Path(".dvc")} == {Path(name) for name in names}
+    for name in names:
         assert (clone / name).read_bytes() == (project / name).read_bytes()
     assert (clone / "script.sh").stat().st_mode & 0o111
     assert (clone / "link").readlink() == Path("kept.txt")
