@@ -22,7 +22,7 @@ from flows.workspace.bundle import bundle, left_behind
 from flows.workspace.dvc_lock import locked_stages, put
 from flows.workspace.graph import Stage
 from flows.workspace.integrity import cache_folder
-from flows.workspace.process import RUNNING_ELSEWHERE
+from flows.workspace.process import RUNNING_ELSEWHERE, StageError
 from flows.workspace.remote import Reads, check_remote, pull, push, read_outputs, restorable
 
 # `check` looks at inputs that dvc.yaml does not name; `report` at whole folders, from which it
@@ -98,6 +98,14 @@ class Elsewhere:
         """The outputs that machines made into the folder. StageError where the remote fails."""
         pull(self.folder, self.pending)
         self.pending.clear()
+
+    def lacking(self) -> list[str]:
+        """`bring`, and why that failed, if it did."""
+        try:
+            self.bring()
+        except StageError as error:
+            return [str(error)]
+        return []
 
 
 @contextlib.contextmanager

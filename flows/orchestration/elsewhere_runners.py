@@ -3,6 +3,7 @@ of the caller's, and how it ended."""
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,6 +48,8 @@ async def _has_workers(address: str) -> None:
 def _dask(cluster: Cluster) -> Any:
     from prefect_dask import DaskTaskRunner
 
+    # At length, that a scheduler is gone, which the run's end says in a line.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     address = cluster.address.replace("dask://", "tcp://")
     return DaskTaskRunner(address=address, client_kwargs={"timeout": PATIENCE})
 

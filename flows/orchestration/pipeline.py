@@ -162,7 +162,7 @@ def _run(
         with machines(where, folder, params, called, timeout) as elsewhere:
             outcomes, failures = _all_stages(run, stages, out_of_date(folder), elsewhere)
             if elsewhere:
-                elsewhere.bring()
+                failures += elsewhere.lacking()
     except BaseException:  # cancelled, as by Ctrl-C
         runner.stop()  # nothing goes on behind its back
         if folder == root:

@@ -124,4 +124,5 @@ def _say(what: str, done: "subprocess.CompletedProcess[str]") -> None:
     if done.returncode:
         said = done.stderr or done.stdout
         lines = [line for line in said.splitlines() if line.startswith("ERROR")] or [said]
-        raise StageError(f"dvc {what}: {' '.join(lines[-1].removeprefix('ERROR: ').split())}")
+        why = " ".join(lines[-1].removeprefix("ERROR: ").split())
+        raise StageError(f"dvc {what}: {why or f'exit code {done.returncode}'}")

@@ -75,9 +75,9 @@ def test_one_worker_killed_and_one_slow_it_ends_as_on_one_machine(
         give_remote(project, at)
         log = tmp_path / "log"
         process = start(project, prefect_server, log, "--runner", cluster.address, "--workers", "3")
-        killed = until(lambda: works_on(cluster, "teacher"), 200, process)
+        killed = until(lambda: works_on(cluster, "teacher"), 600, process)
         end(cluster.workers[killed])
-        slow = until(lambda: works_on(cluster, "cost"), 200, process)
+        slow = until(lambda: works_on(cluster, "cost"), 600, process)
         for pid in (
             stopped := [cluster.workers[slow].pid, *descendants(cluster.workers[slow].pid)]
         ):
@@ -85,7 +85,7 @@ def test_one_worker_killed_and_one_slow_it_ends_as_on_one_machine(
         time.sleep(20)
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-        assert process.wait(400) == 0, log.read_text()
+        assert process.wait(1200) == 0, log.read_text()
         shown = log.read_text()
         assert "Traceback" not in shown
         assert list(at.workers.iterdir()) == []  # here is nothing of theirs
@@ -115,12 +115,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Clus
 
 
 def plain(project: Project, **first: str) -> None:
-    """Let every stage write its own name, and nothing more: for tests of who runs it and when.
+    """Let every stage but `check` write its own name and nothing more: for tests of who runs it and
+    when.
 
     first: shell commands that come before, by the stage."""
     path = project.folder / "dvc.yaml"
     pipeline = yaml.safe_load(path.read_text())
     for name, stage in pipeline["stages"].items():
+        if name == "check":
+            continue
         outs = [*stage["outs"], *stage.get("metrics", ())]
         files = [out if Path(out).suffix else f"{out}/file" for out in outs]
         made = [f"mkdir -p $(dirname {file}); echo {name} > {file}" for file in files]
@@ -156,7 +159,7 @@ def test_ctrl_c_ends_what_runs_there_and_the_next_run_goes_on(
     options = ["--runner", cluster.address, "--target", "cost"]
     log = tmp_path / "log"
     process = start(project, prefect_server, log, *options)
-    until(lambda: asleep(cluster, 777), 120, process)
+    until(lambda: asleep(cluster, 777), 400, process)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(90) != 0
     end = time.monotonic() + 30
