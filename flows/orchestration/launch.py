@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from boss_core.errors import InputError
+from flows.orchestration.elsewhere_clusters import THREADS, check_cluster, named_cluster
 from flows.orchestration.request import changed_by, check_folder, check_request
 from flows.orchestration.server import DEFAULT_URL, answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
@@ -38,11 +39,13 @@ def launch(
     timeout: float,
     name: str | None,
     presets: Sequence[str] = (),
+    runner: str = THREADS,
 ) -> str | None:
     """Run the flow in this process, and return the name of the experiment that it made, None
     where nothing is changed by ``presets`` or ``overrides``; InputError when it fails.
 
     What can be refused is refused before a server is started."""
+    named_cluster(runner)
     check_folder(Path())
     changes = [*preset_overrides(Path(), presets), *overrides]
     set_aside_cut_short(Path())
@@ -50,6 +53,7 @@ def launch(
     check_request(Path(), changes, targets, name, changed_by(presets, overrides))
     if presets and name is None:  # which alone say more than all that they change
         name = unused_name(Path(), named_by(Path(), presets, overrides))
+    check_cluster(runner)
     _prepare_prefect()
     import httpx
 
@@ -69,6 +73,7 @@ def launch(
             workers=workers,
             timeout=timeout,
             name=name,
+            runner=runner,
             return_state=True,
         )
     except httpx.TransportError as error:

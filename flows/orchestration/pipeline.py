@@ -24,6 +24,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from boss_core.errors import InputError
 from flows.config import TIMEOUT, WORKERS, load_params
 from flows.measure.command import named, typed
+from flows.orchestration.elsewhere import Elsewhere, machines
+from flows.orchestration.elsewhere_clusters import THREADS, named_cluster
+from flows.orchestration.elsewhere_runners import end_of
+from flows.orchestration.elsewhere_task import Done
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.orchestration.order import run_all
 from flows.orchestration.prefect_artifacts import log_table, publish_results
@@ -38,6 +42,7 @@ from flows.workspace.experiment import isolated_copy
 from flows.workspace.experiment_names import named_after, unused_name
 from flows.workspace.graph import Stage, out_of_date, read_stages
 from flows.workspace.process import (
+    RUNNING_ELSEWHERE,
     TURNS_FILE,
     Outcome,
     Runner,
@@ -54,7 +59,8 @@ MEASURE = {"evaluate", "report"}  # targets that bring the metrics of all budget
 
 @dataclass(frozen=True)
 class Run:
-    """What all tasks of one run of the flow share. processes: of a stage that trains."""
+    """What all tasks of one run of the flow share on this machine. processes: of a stage that
+    trains."""
 
     runner: Runner
     environment: dict[str, str]
@@ -71,6 +77,7 @@ def pipeline(
     workers: int = WORKERS,
     timeout: float = TIMEOUT,
     name: str | None = None,
+    runner: str = THREADS,
 ) -> Any:
     """Bring the pipeline up to date.
 
@@ -81,24 +88,28 @@ def pipeline(
         workers: Stages that may run side by side.
         timeout: Seconds after which a single stage is ended.
         name: The experiment's name; none for one that says what is changed.
+        runner: Where stages run: `threads`, on this machine; or on those of a cluster, which share
+            no folder with it, `dask://HOST:PORT` or `ray://HOST:PORT`.
     """
     root = Path.cwd()
     try:
         if workers < 1:
             raise InputError(f"workers: {workers}; at least 1 needed")
+        named_cluster(runner)
         check_folder(root)
         set_aside_cut_short(root)
         settle_git(root)
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
             with exclusive(root):
-                state = _run(root, root, targets or (), workers, timeout, {})
+                state = _run(root, root, targets or (), workers, timeout, {}, runner)
             if state.is_completed():
                 _end_with_table(root, targets or (), ["table"])
             return state
         experiment = name or _own_name(root, overrides)
         with isolated_copy(root, experiment, overrides, targets or ()) as copy:
-            state = _run(root, copy, targets or (), workers, timeout, {"DVC_EXP_NAME": experiment})
+            extra = {"DVC_EXP_NAME": experiment}
+            state = _run(root, copy, targets or (), workers, timeout, extra, runner)
             if state.is_failed():
                 raise StageError(state.message or "a stage failed")
         get_run_logger().info("experiment %s: the workspace is as it was", experiment)
@@ -131,21 +142,27 @@ def _run(
     workers: int,
     timeout: float,
     extra: dict[str, str],
+    where: str,
 ) -> State[Any]:
-    """All stages in ``folder``: the workspace ``root``, or a copy of it."""
+    """All stages of the project in ``folder``: the workspace ``root``, or a copy of it. where: they
+    run, as ``--runner`` has it."""
     params = load_params(folder / "params.yaml")
     gpus = visible_gpus(params)
     announce_gpus(gpus)
     # A copy's runs belong into the workspace's database, beside those they are compared with.
     # They take turns with those of other copies, too.
     turns = str((root / TURNS_FILE).resolve())
-    environment = {PROJECT: str(root), TURNS: turns, **named(_called()), **extra}
+    called = {**named(_called()), **extra}
+    environment = {PROJECT: str(root), TURNS: turns, **called}
     take_revision(folder, params)
     runner = Runner(folder)
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
     stages = read_stages(folder, targets)
     try:
-        outcomes, failures = _all_stages(run, stages, out_of_date(folder))
+        with machines(where, folder, params, called, timeout) as elsewhere:
+            outcomes, failures = _all_stages(run, stages, out_of_date(folder), elsewhere)
+            if elsewhere:
+                failures += elsewhere.lacking()
     except BaseException:  # cancelled, as by Ctrl-C
         runner.stop()  # nothing goes on behind its back
         if folder == root:
@@ -173,23 +190,38 @@ def _called() -> str:
 
 
 def _all_stages(
-    run: Run, stages: list[Stage], changed: set[str]
+    run: Run, stages: list[Stage], changed: set[str], elsewhere: Elsewhere | None
 ) -> tuple[dict[str, Outcome], list[str]]:
     """All stages as tasks: see `run_all`."""
     futures: dict[str, Any] = {}
+    logger = get_run_logger()
 
     def start(stage: Stage, known: bool) -> Any:
-        named: Any = bring_up_to_date.with_options(name=stage.name, task_run_name=stage.name)
         after = [futures[need] for need in sorted(stage.needs)]  # arrows on the page
+        if elsewhere and not known:
+            if elsewhere.takes(stage):
+                futures[stage.name] = elsewhere.start(stage, after)
+                return futures[stage.name]
+            elsewhere.bring()  # what it reads
+        named: Any = bring_up_to_date.with_options(name=stage.name, task_run_name=stage.name)
         futures[stage.name] = named.submit(stage, run, known, wait_for=after)
         return futures[stage.name]
 
-    def end_of(future: Any) -> Outcome | str:
-        future.wait()  # known to be over: this fetches how it ended
-        state = future.state
-        if state.is_completed():
-            return Outcome(state.name or Outcome.RAN)
-        return str(state.message or state.name)
+    def how_it_ended(future: Any) -> Outcome | str:
+        state = end_of(future)  # known to be over: this fetches how
+        RUNNING_ELSEWHERE.discard(name_of(future))
+        if isinstance(state, str):
+            return f"{name_of(future)}: {state}"
+        if not state.is_completed():
+            return str(state.message or state.name)
+        if elsewhere and isinstance(done := state.result(), Done):
+            elsewhere.receive(name_of(future), done)
+            logger.info("%s: %s on %s", name_of(future), done.outcome, done.host)
+            return done.outcome
+        return Outcome(state.name or Outcome.RAN)
+
+    def name_of(future: Any) -> str:
+        return next(name for name, each in futures.items() if each is future)
 
     return run_all(
         stages,
@@ -197,7 +229,7 @@ def _all_stages(
         run.workers,
         start=start,
         first_of=lambda running: next(iter(as_completed(running))),
-        end_of=end_of,
+        end_of=how_it_ended,
     )
 
 

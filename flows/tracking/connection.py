@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A variable of the stages that the flow runs: the user's folder, where theirs is a copy of it.
 PROJECT = "BOSS_PROJECT"
+# Set for stages on a machine whose folder is gone after them: whoever gets the records logs them.
+LATER = "BOSS_TRACK_LATER"
 
 
 def tracking_uri(params: Params, root: Path | None = None) -> str:

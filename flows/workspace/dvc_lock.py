@@ -83,6 +83,24 @@ def forget(root: Path, stages: Collection[str]) -> None:
     write_bytes(path, dumps_yaml({**content, "stages": kept}).encode())
 
 
+def write_lock(root: Path, stages: Mapping[str, Any]) -> None:
+    """A dvc.lock of these stages, as `locked_stages` has them, and no others."""
+    from dvc.utils.serialize import dumps_yaml
+
+    content = {"schema": "2.0", "stages": dict(stages)}
+    write_bytes(root / LOCK, dumps_yaml(content).encode())
+
+
+def put(root: Path, stage: str, entry: Mapping[str, Any]) -> None:
+    """Record in dvc.lock what a stage read and made elsewhere, beside stages that run here."""
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        stages = locked_stages(root)
+        if stages.get(stage) != entry:
+            write_lock(root, {**stages, stage: entry})
+
+
 def arrange(root: Path, order: Sequence[str]) -> None:
     """Put the stages of dvc.lock into this order, those that it does not name after them. DVC adds
     each as it ends, and of stages side by side either may end first: git would show that."""

@@ -44,9 +44,9 @@ def read_stages(root: Path, targets: Sequence[str] = ()) -> list[Stage]:
     with _refusals("dvc.yaml: "), Repo(str(root)) as repo:
         graph = repo.index.graph
         found = {
-            _address(stage.addressing, root): Stage(
-                _address(stage.addressing, root),
-                frozenset(_address(n.addressing, root) for n in graph.successors(stage)),
+            address(stage.addressing, root): Stage(
+                address(stage.addressing, root),
+                frozenset(address(n.addressing, root) for n in graph.successors(stage)),
                 bool((stage.meta or {}).get("computes")),
                 bool((stage.meta or {}).get("trains")),
             )
@@ -81,9 +81,9 @@ def out_of_date(root: Path) -> set[str]:
 
     with _refusals(), Repo(str(root), _wait_for_lock=True) as repo:
         try:
-            return {_address(name, root) for name in repo.status()}
+            return {address(name, root) for name in repo.status()}
         except LockError:
-            return {_address(stage.addressing, root) for stage in repo.index.graph}
+            return {address(stage.addressing, root) for stage in repo.index.graph}
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _refusals(what: str = "") -> Iterator[None]:
         raise InputError(f"{what}{' '.join(str(error).split())}") from error
 
 
-def _address(name: str, root: Path) -> str:
+def address(name: str, root: Path) -> str:
     """DVC's name of a stage as seen from ``root``: it gives it as seen from here."""
     path, colon, stage = name.rpartition(":")
     if colon:

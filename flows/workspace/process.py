@@ -46,11 +46,13 @@ class StageError(Exception):
 
 # The stages that run, of whichever runner of this process.
 _RUNNING: set["subprocess.Popen[str]"] = set()
+# Those that this process waits for and that run on other machines.
+RUNNING_ELSEWHERE: set[str] = set()
 
 
 def stages_running() -> bool:
-    """Whether this process runs a stage at the moment."""
-    return bool(_RUNNING)
+    """Whether this process runs a stage at the moment, here or elsewhere."""
+    return bool(_RUNNING or RUNNING_ELSEWHERE)
 
 
 class Runner:
@@ -91,6 +93,24 @@ class Runner:
                 f" for it and run again ({told.busy})"
             )
         raise StageError(f"{stage}: {told.error or told.last.removeprefix('ERROR: ')}")
+
+    def call(
+        self,
+        stage: str,
+        command: list[str],
+        *,
+        environment: Mapping[str, str],
+        log: Callable[[str], None],
+        timeout: float,
+    ) -> None:
+        """A command that a stage needs done before or after it, as one that moves its data; the
+        arguments are those of `run`. StageError where it fails."""
+        told = _Told(log)
+        code = self._follow(command, environment, told, timeout)
+        if code is None:
+            raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
+        if code:
+            raise StageError(f"{stage}: {told.error or told.last.removeprefix('ERROR: ')}")
 
     def _follow(
         self, command: list[str], environment: Mapping[str, str], told: "_Told", timeout: float

@@ -1,0 +1,228 @@
+"""Stages on the machines of a Dask cluster that share no folder with the caller, nor with each
+other: a real scheduler and real workers, each in a mount namespace of its own."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helpers.clusters import (
+    Cluster,
+    Place,
+    dask_cluster,
+    descendants,
+    end,
+    give_remote,
+    needs_namespaces,
+    place,
+)
+from tests.helpers.flow import run, states, tasks
+from tests.helpers.mlflow_runs import runs
+from tests.helpers.project import Project, environment
+
+pytestmark = [pytest.mark.slow, needs_namespaces]
+
+
+def until(found: Callable[[], Any], seconds: float, process: "subprocess.Popen[str]") -> Any:
+    """What ``found`` returns once that is something, while the process runs."""
+    until = time.monotonic() + seconds
+    while not (it := found()):
+        assert process.poll() is None, f"ended: {process.returncode}"
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.1)
+    return it
+
+
+def start(
+    project: Project, server: dict[str, str], log: Path, *options: str
+) -> "subprocess.Popen[str]":
+    """``boss run``, its output in a file."""
+    with open(log, "w") as out:
+        return subprocess.Popen(
+            ["boss", "run", *options], cwd=project.folder, env=environment(server), stdout=out,
+            stderr=subprocess.STDOUT, start_new_session=True, text=True,
+        )  # fmt: skip
+
+
+def works_on(cluster: Cluster, stage: str) -> int | None:
+    """The index of the worker that runs the command of a stage."""
+    for number, worker in enumerate(cluster.workers):
+        for pid in descendants(worker.pid):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"flows.stages.{stage}".encode() in command:
+                return number
+    return None
+
+
+def test_one_worker_killed_and_one_slow_it_ends_as_on_one_machine(
+    finished: Project, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, prefect_server
+) -> None:
+    project = Project.create(tmp_path / "project")
+    with (
+        place(tmp_path_factory.getbasetemp()) as at,
+        dask_cluster(at, tmp_path, 3) as cluster,
+    ):
+        give_remote(project, at)
+        log = tmp_path / "log"
+        process = start(project, prefect_server, log, "--runner", cluster.address, "--workers", "3")
+        killed = until(lambda: works_on(cluster, "teacher"), 600, process)
+        end(cluster.workers[killed])
+        slow = until(lambda: works_on(cluster, "cost"), 600, process)
+        for pid in (
+            stopped := [cluster.workers[slow].pid, *descendants(cluster.workers[slow].pid)]
+        ):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(20)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        assert process.wait(1200) == 0, log.read_text()
+        shown = log.read_text()
+        assert "Traceback" not in shown
+        assert list(at.workers.iterdir()) == []  # here is nothing of theirs
+        again = run(project, prefect_server, "--runner", cluster.address)
+    assert project.outputs() == finished.outputs()
+    locks = [(each.folder / "dvc.lock").read_bytes() for each in (project, finished)]
+    assert locks[0] == locks[1]
+    assert "up to date" in project.run("dvc", "status").stdout
+    assert "Running stage" not in project.run("boss", "repro").stdout
+    assert set(states(prefect_server, again).values()) == {"Cached"}
+    found = tasks(prefect_server, shown)
+    assert {name for name, task in found.items() if task["state_name"] == "Ran"} >= {"teacher"}
+    names = [sorted(run.info.run_name for run in runs(each)) for each in (project, finished)]
+    assert names[0] == names[1]
+    used = [
+        {p.name for p in (each.folder / "results/usage").iterdir()} for each in (project, finished)
+    ]
+    assert used[0] == used[1]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Cluster]]:
+    """A cluster of two workers, for tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("pair")
+    with place(tmp_path_factory.getbasetemp()) as at, dask_cluster(at, folder, 2) as cluster:
+        yield at, cluster
+
+
+def plain(project: Project, **first: str) -> None:
+    """Let every stage but `check` write its own name and nothing more: for tests of who runs it and
+    when.
+
+    first: shell commands that come before, by the stage."""
+    path = project.folder / "dvc.yaml"
+    pipeline = yaml.safe_load(path.read_text())
+    for name, stage in pipeline["stages"].items():
+        if name == "check":
+            continue
+        outs = [*stage["outs"], *stage.get("metrics", ())]
+        files = [out if Path(out).suffix else f"{out}/file" for out in outs]
+        made = [f"mkdir -p $(dirname {file}); echo {name} > {file}" for file in files]
+        stage["cmd"] = "; ".join([*filter(None, [first.get(name)]), *made])
+    path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
+
+
+def asleep(cluster: Cluster, seconds: int) -> list[int]:
+    """The processes below the workers that sleep so long."""
+    found = []
+    for worker in cluster.workers:
+        for pid in descendants(worker.pid):
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
+                    found.append(pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, pair: tuple[Place, Cluster]) -> Project:
+    """A project of plain stages that has not run; each test works in a copy of it."""
+    project = Project.create(tmp_path_factory.mktemp("small") / "project")
+    plain(project)
+    give_remote(project, pair[0])
+    return project
+
+
+def test_ctrl_c_ends_what_runs_there_and_the_next_run_goes_on(
+    small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
+) -> None:
+    project, cluster = small.copy(tmp_path / "project"), pair[1]
+    plain(project, teacher="sleep 777")
+    options = ["--runner", cluster.address, "--target", "cost"]
+    log = tmp_path / "log"
+    process = start(project, prefect_server, log, *options)
+    until(lambda: asleep(cluster, 777), 400, process)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(90) != 0
+    end = time.monotonic() + 30
+    while asleep(cluster, 777):
+        assert time.monotonic() < end, "goes on behind its back"
+        time.sleep(0.5)
+    plain(project)
+    found = states(prefect_server, run(project, prefect_server, *options))
+    assert found == {"check": "Ran", "prepare": "Restored", "teacher": "Ran", "cost": "Ran"}
+    assert (project.folder / "results" / "cost.npz").read_text() == "cost\n"
+
+
+def test_what_fails_there_fails_as_here_and_what_is_done_is_kept(
+    small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
+) -> None:
+    project, cluster = small.copy(tmp_path / "project"), pair[1]
+    fails = "echo 'error: cost.samples: 3; more needed' >&2; exit 2"
+    plain(project, cost=fails, schedule="sleep 60")
+    there = run(project, prefect_server, "--runner", cluster.address, "--target", "cost", code=2)
+    assert (project.folder / "models" / "teacher" / "file").read_text() == "teacher\n"
+    here = run(project, prefect_server, "--target", "cost", code=2)
+    line = "error: cost: cost.samples: 3; more needed (every finished stage is kept)"
+    assert there.splitlines()[-1] == here.splitlines()[-1] == line
+    # Here nothing is left to do before it.
+    assert states(prefect_server, here)["teacher"] == "Cached"
+    assert tasks(prefect_server, there)["cost"]["run_count"] == 1
+
+
+def test_another_checkout_has_what_the_remote_has(
+    small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
+) -> None:
+    """Neither cache nor dvc.lock is there: all of it is restored from where others have put it."""
+    cluster = pair[1]
+    options = ["--runner", cluster.address, "--target", "cost"]
+    first = small.copy(tmp_path / "first")
+    plain(first, prepare="echo first")
+    run(first, prefect_server, *options)
+    second = small.copy(tmp_path / "second")
+    plain(second, prepare="echo first")
+    found = states(prefect_server, run(second, prefect_server, *options))
+    assert found.pop("check") == "Ran"  # it looks at what this machine has
+    assert found == dict.fromkeys(["prepare", "teacher", "cost"], "Restored")
+    locks = [(each.folder / "dvc.lock").read_bytes() for each in (first, second)]
+    assert locks[0] == locks[1]
+    # A run without a cluster has nothing to do, and knows these runs as its own.
+    shown = run(second, prefect_server, "--target", "cost")
+    assert set(states(prefect_server, shown).values()) == {"Cached"}
+    (second.folder / "dvc.lock").unlink()
+    shown = run(second, prefect_server, "--target", "cost")
+    assert "> " not in shown
+    assert states(prefect_server, shown)["teacher"] == "Restored"
+
+
+def test_an_experiment(
+    small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
+) -> None:
+    project, cluster = small.copy(tmp_path / "project"), pair[1]
+    before = project.run("git", "status", "--porcelain").stdout
+    run(
+        project, prefect_server, "--runner", cluster.address, "--set", "cost.samples=30",
+        "--target", "cost",
+    )  # fmt: skip
+    assert project.run("git", "status", "--porcelain").stdout == before
+    assert project.run("dvc", "exp", "list", "--name-only").stdout.split()[-1] == "cost.samples-30"
+    project.run("dvc", "exp", "apply", "cost.samples-30")
+    assert (project.folder / "results" / "cost.npz").read_text() == "cost\n"
