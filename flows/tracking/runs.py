@@ -24,7 +24,7 @@ from flows.records.judges import judges
 from flows.records.passwords import without_password
 from flows.records.variants import recorded
 from flows.tracking.connection import connected, find_experiment, sqlite_file, tracking_uri
-from flows.tracking.data_sets import references
+from flows.tracking.data_sets import log_references, references
 from flows.tracking.links import note_link
 from flows.tracking.methods import (
     BUDGET_RUN_TAG,
@@ -250,7 +250,7 @@ def _log(client: "MlflowClient", run: str, params: Params, of_budget: Record, wo
         params=[Param(k, str(v)) for k, v in settings.items()],
         tags=[RunTag(k, v) for k, v in tags.items()],
     )
-    client.log_inputs(run, references(params, record))
+    log_references(client, run, references(params, record))
     client.log_dict(run, schedules, "schedules.json")
     client.log_artifact(run, str(paths.metrics(budget)))
     client.log_artifacts(run, str(paths.samples(budget)), "samples")
