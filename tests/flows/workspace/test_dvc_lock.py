@@ -55,5 +55,5 @@ def test_the_last_stage_may_be_cut_short(tmp_path: Path) -> None:
 def test_a_conflict_of_gits_is_refused(tmp_path: Path) -> None:
     ours, theirs = "<<<<<<< HEAD\n    cmd: ten\n", "=======\n    cmd: 10\n>>>>>>> other\n"
     (tmp_path / "dvc.lock").write_text(TEXT.replace("    cmd: ten\n", ours + theirs))
-    with pytest.raises(InputError, match="a conflict of git's in line 12"):
+    with pytest.raises(InputError, match="a conflict of git's in line 13"):
         locked_stage(tmp_path, "finetune@10")
