@@ -1,6 +1,6 @@
 """What a task costs beyond its work, from 10 to 1,000 tasks.
 
-    python -m benchmarks.load [--tasks 10 30 100 300] [--workers 2] [--csv docs/results/load.csv]
+    python -m benchmarks.load [--tasks 10 30 100 300] [--workers 2] [--track] [--csv FILE]
 
 One small project runs with its real stages and one budget. For each number of tasks, a project of
 so many budgets (two tasks each, of three methods of finetuning, beside nine others) then runs by
@@ -11,8 +11,9 @@ the real kind and next to no work.
 - the floor: ``dvc repro --single-item`` of one such stage in the same project, over the workers
   that are at it side by side, which is the process that a task waits for;
 - before and after: from the command's start to the first task, and from the last stage's end to
-  the command's, which projects every budget into MLflow;
-- again: the same command with nothing to do.
+  the command's, with an MLflow server that is down: three tries, 12 s between them;
+- again: the same command with nothing to do;
+- track, where asked for: ``boss track`` of all budgets into a new database.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.helpers.project import Project
-from tests.helpers.servers import prefect_server
+from tests.helpers.servers import free_port, prefect_server
 
 SINGLE = 9  # stages that are there once; two more for each budget
 KNOWN = 2  # the budget of the small project
@@ -54,6 +55,7 @@ class Load:
     processor: float
     again: float
     floor: float
+    track: float | None
 
     @property
     def a_task(self) -> float:
@@ -70,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 30, 100, 300])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--track", action="store_true")
     parser.add_argument("--csv", type=Path)
     chosen = parser.parse_args()
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -86,7 +89,10 @@ def main() -> None:
             server = folder / f"server-{tasks}"
             server.mkdir()
             with prefect_server(server) as environment:
-                found.append(measure(project, environment, SINGLE + 2 * budgets, chosen.workers))
+                run = measure(
+                    project, environment, SINGLE + 2 * budgets, chosen.workers, chosen.track
+                )
+            found.append(run)
             shutil.rmtree(project.folder)
             show(found)
             if chosen.csv is not None:
@@ -122,8 +128,11 @@ def copied(kept: Path, out: str) -> str:
     return made if "teacher" not in out else made.partition(" && sed")[0]
 
 
-def measure(project: Project, environment: dict[str, str], tasks: int, workers: int) -> Load:
+def measure(
+    project: Project, environment: dict[str, str], tasks: int, workers: int, track: bool
+) -> Load:
     """Run the flow of a project twice, and one of its stages alone."""
+    environment = environment | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     command = ["boss", "run", "--workers", str(workers)]
     used, start = processor(), time.time()
     project.run(*command, env=environment)
@@ -136,7 +145,8 @@ def measure(project: Project, environment: dict[str, str], tasks: int, workers: 
     again = time.perf_counter() - start_again
     alone = ["dvc", "repro", "--single-item", "--force", "evaluate@1"]
     floor = min(timed(project, alone) for _ in range(REPEATS))
-    return Load(tasks, workers, first - start, last - first, end - last, used, again, floor)
+    logged = timed(project, ["boss", "track", "--rebuild"]) if track else None
+    return Load(tasks, workers, first - start, last - first, end - last, used, again, floor, logged)
 
 
 def stage_runs(environment: dict[str, str], tasks: int) -> list[dict[str, Any]]:
@@ -183,12 +193,23 @@ def processor() -> float:
 
 def show(found: list[Load]) -> None:
     """Print the curve so far."""
-    columns = ("tasks", "before", "a task", "floor", "a task of floor", "after", "cpu", "again")
+    columns = (
+        "tasks",
+        "before",
+        "a task",
+        "floor",
+        "a task of floor",
+        "after",
+        "cpu",
+        "again",
+        "track",
+    )
     table = Table(*columns, title=f"seconds; {len(os.sched_getaffinity(0))} cores")
     for load in found:
         values = (load.before, load.a_task, load.floor / load.workers, load.of_the_floor)
         values += (load.after, load.processor / load.tasks, load.again)
-        table.add_row(str(load.tasks), *(f"{value:.2f}" for value in values))
+        track = "" if load.track is None else f"{load.track:.1f}"
+        table.add_row(str(load.tasks), *(f"{value:.2f}" for value in values), track)
     Console(width=100).print(table)
 
 
