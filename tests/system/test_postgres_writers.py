@@ -127,6 +127,22 @@ def test_the_database_is_restarted_in_the_middle_of_a_run(
     assert {run.info.status for run in found} == {"FINISHED"}
 
 
+def test_the_database_is_away_as_a_run_ends(
+    finished: Project, stack: Stack, tmp_path: Path
+) -> None:
+    """The end of the run is what has to be known of it."""
+    project, environment = finished.copy(tmp_path / "project"), environment_of(stack)
+    project.run("boss", "run", env=environment)
+    with project.start("boss", "run", env=environment) as run:
+        wait_for_line(run, "Task run 'check'")
+        bounce(stack, "outage")
+        shown, _ = run.communicate(timeout=300)
+    ended_well_or_says_what_to_do(run, shown)
+    assert run.returncode == 0, shown
+    newest = "SELECT state_name FROM flow_run ORDER BY created DESC LIMIT 1"
+    assert stack.query("prefect", newest) == [("Completed",)]
+
+
 def bounce(stack: Stack, mode: str) -> None:
     if mode != "outage":
         control(stack, "restart", "-m", mode)
