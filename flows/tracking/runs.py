@@ -141,11 +141,17 @@ def _project_report(uri: str, report: Report) -> str:
             parents |= {run.data.tags[PARENT_TAG] for run in found}
         own = {f"K={budget}": digest for budget, digest in report.digests.items()}
         for parent in sorted(parents):
-            below = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'")
+            below = client.search_runs([experiment], _budgets_below(parent))
             there = {run.info.run_name: run.data.tags.get(RECORD_TAG) for run in below}
             if all(there.get(name, digest) in (digest, None) for name, digest in own.items()):
                 done |= log_report(client, parent, report)
     return "report: logged to MLflow" if done else ""
+
+
+def _budgets_below(parent: str) -> str:
+    """A search for the runs of a parent's budgets: of its methods, too, there may be thousands, and
+    one search finds 1,000."""
+    return f"tags.`{PARENT_TAG}` = '{parent}' and attributes.run_name LIKE 'K=%'"
 
 
 def _log_methods(
@@ -207,7 +213,7 @@ def _log_to_parent(
 
 def _describe_best(client: "MlflowClient", experiment: str, parent: str) -> None:
     """The descriptions of all budgets' runs, as the parent's own."""
-    found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'")
+    found = client.search_runs([experiment], _budgets_below(parent))
     words = {
         int(run.data.params["nfe"]): run.data.tags[NOTE_TAG]
         for run in found
