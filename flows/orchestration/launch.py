@@ -29,6 +29,8 @@ LOST = 30.0
 PREFECT_ENVIRONMENT = TELEMETRY_OFF | {
     # A busy machine takes longer than the default to start a server for one run.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # A server says 500 while its database is being restarted: asked again, for half a minute.
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
 }
 
 
@@ -76,10 +78,13 @@ def launch(
             runner=runner,
             return_state=True,
         )
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.HTTPStatusError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
         if url is None:
-            raise InputError(_lost(str(error) or type(error).__name__)) from error
-        _end_at_once(f"error: {_lost(str(error) or type(error).__name__)}", 2)
+            raise InputError(_lost(why)) from error
+        _end_at_once(f"error: {_lost(why)}", 2)
     ended.append(0 if state.is_completed() else 2)
     if state.is_cancelled() or state.name == "Cancelling":
         raise InputError(

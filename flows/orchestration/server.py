@@ -23,6 +23,12 @@ STREAMED_LOGS = {
     "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
     "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
 }
+# By itself Prefect keeps every run for ever, with its log; what counts is in files and in MLflow.
+# Here 90 days, looked at every hour; of events it keeps a week by itself.
+RETENTION = {
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 24 * 3600),  # seconds
+}
 START_TIMEOUT = 120.0  # seconds; a new database on a busy machine takes a while
 
 
@@ -105,7 +111,7 @@ def _start_process(url: str, host: str, port: int, log: Path) -> "subprocess.Pop
     with open(log, "wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *server],
-            env=STREAMED_LOGS | os.environ | TELEMETRY_OFF | own,
+            env=STREAMED_LOGS | RETENTION | os.environ | TELEMETRY_OFF | own,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

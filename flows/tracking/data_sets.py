@@ -15,6 +15,7 @@ from flows.records.json_files import Json, read_json
 from flows.tracking.connection import PROJECT
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
 
 _TRIES, _BETWEEN = 10, 0.1  # and seconds
@@ -39,6 +40,21 @@ def references(params: Params, record: Json) -> "Sequence[DatasetInput]":
         kind, source = _source(params.data)
         found.append(_input(str(card["source"]), digest, kind, source, count, card))
     return found
+
+
+def log_references(client: "MlflowClient", run: str, found: "Sequence[DatasetInput]") -> None:
+    """Name what a run measures against. Of two projects that are the first to name a data set, a
+    server with a database refuses the one whose entry comes second; the next try finds it there."""
+    from mlflow.exceptions import MlflowException
+
+    for tries in range(_TRIES, 0, -1):
+        try:
+            client.log_inputs(run, found)
+            return
+        except MlflowException as error:
+            if tries == 1 or "nique" not in str(error):  # UniqueViolation, UNIQUE constraint
+                raise
+            time.sleep(_BETWEEN)
 
 
 def _input(

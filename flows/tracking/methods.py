@@ -12,7 +12,7 @@ from flows.measure.usage import amounts, read_usage
 from flows.records.json_files import Json
 from flows.records.judges import Judge, best, judges, read_estimates
 from flows.records.variants import recorded
-from flows.tracking.data_sets import references
+from flows.tracking.data_sets import log_references, references
 from flows.tracking.record import Curve, Record, read_curve
 from flows.tracking.work import Work, of_sampling
 
@@ -192,7 +192,7 @@ def log_method(
     client.log_batch(run, metrics=metrics[:900], params=params)  # one call takes 1,000 of both
     for start in range(900, len(metrics), 1000):
         client.log_batch(run, metrics=metrics[start : start + 1000])
-    client.log_inputs(run, each.data)
+    log_references(client, run, each.data)
     return str(run)
 
 

@@ -24,7 +24,7 @@ from flows.records.judges import judges
 from flows.records.passwords import without_password
 from flows.records.variants import recorded
 from flows.tracking.connection import LATER, connected, find_experiment, sqlite_file, tracking_uri
-from flows.tracking.data_sets import references
+from flows.tracking.data_sets import log_references, references
 from flows.tracking.links import note_link
 from flows.tracking.methods import (
     BUDGET_RUN_TAG,
@@ -143,11 +143,17 @@ def _project_report(uri: str, report: Report) -> str:
             parents |= {run.data.tags[PARENT_TAG] for run in found}
         own = {f"K={budget}": digest for budget, digest in report.digests.items()}
         for parent in sorted(parents):
-            below = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'")
+            below = client.search_runs([experiment], _budgets_below(parent))
             there = {run.info.run_name: run.data.tags.get(RECORD_TAG) for run in below}
             if all(there.get(name, digest) in (digest, None) for name, digest in own.items()):
                 done |= log_report(client, parent, report)
     return "report: logged to MLflow" if done else ""
+
+
+def _budgets_below(parent: str) -> str:
+    """A search for the runs of a parent's budgets: of its methods, too, there may be thousands, and
+    one search finds 1,000."""
+    return f"tags.`{PARENT_TAG}` = '{parent}' and attributes.run_name LIKE 'K=%'"
 
 
 def _log_methods(
@@ -209,7 +215,7 @@ def _log_to_parent(
 
 def _describe_best(client: "MlflowClient", experiment: str, parent: str) -> None:
     """The descriptions of all budgets' runs, as the parent's own."""
-    found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'")
+    found = client.search_runs([experiment], _budgets_below(parent))
     words = {
         int(run.data.params["nfe"]): run.data.tags[NOTE_TAG]
         for run in found
@@ -252,7 +258,7 @@ def _log(client: "MlflowClient", run: str, params: Params, of_budget: Record, wo
         params=[Param(k, str(v)) for k, v in settings.items()],
         tags=[RunTag(k, v) for k, v in tags.items()],
     )
-    client.log_inputs(run, references(params, record))
+    log_references(client, run, references(params, record))
     client.log_dict(run, schedules, "schedules.json")
     client.log_artifact(run, str(paths.metrics(budget)))
     client.log_artifacts(run, str(paths.samples(budget)), "samples")

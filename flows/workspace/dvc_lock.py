@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ LOCK = Path("dvc.lock")
 # As git leaves it in a file that it could not merge.
 _CONFLICT = re.compile(r"^<{7}( |$)", re.MULTILINE)
 _TRIES, _BETWEEN = 10, 0.1  # and seconds
+
+
+# Of a stage, in the form that DVC writes; its own lines are further to the right.
+_STAGE = re.compile(r"^  (?=[^ \n])", re.MULTILINE)
 
 
 class CutShortError(InputError):
@@ -36,6 +41,28 @@ def locked_stages(root: Path) -> dict[str, Any]:
                 raise
             time.sleep(_BETWEEN)
     raise AssertionError
+
+
+def locked_stage(root: Path, stage: str) -> dict[str, Any]:
+    """One stage of dvc.lock, empty where there is none; errors as `locked_stages`.
+
+    Of hundreds its own lines alone are read: all of them take a second. The last ones may be cut
+    short, so these are read with the whole."""
+    from dvc.exceptions import DvcException
+    from dvc.utils.serialize import parse_yaml
+
+    path = root / LOCK
+    try:
+        blocks = _STAGE.split(path.read_text("utf-8", errors="replace"))[1:-1]
+    except FileNotFoundError:
+        return {}
+    for block in blocks:
+        if block.startswith(f"{stage}:\n"):
+            with suppress(DvcException):  # such as a conflict of git's in it
+                found: dict[str, Any] = parse_yaml(f"  {block}", path)[stage]
+                return found
+    whole: dict[str, Any] = locked_stages(root).get(stage, {})
+    return whole
 
 
 def read_lock(content: bytes, path: Path) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 
 from boss_core.errors import InputError
 from flows.progress import progress
-from flows.workspace.dvc_lock import LOCK, CutShortError, locked_stages
+from flows.workspace.dvc_lock import LOCK, CutShortError, locked_stage, locked_stages
 
 PIPELINE = Path("dvc.yaml")
 # Where the copies of a project are that runs with changed parameters have.
@@ -65,8 +65,8 @@ def absent(root: Path, stage: str | None = None) -> list[Recorded]:
     full, or the cache was cleared."""
     return [
         entry
-        for entry in recorded(root)
-        if stage in (None, entry.stage) and not entry.cached.exists()
+        for entry in recorded(root, stage)
+        if not entry.cached.exists()
         if (root / entry.path).exists()
     ]
 
@@ -199,10 +199,11 @@ def _not_looked_at(root: Path, outputs: Collection[Recorded]) -> list[str]:
     return found
 
 
-def recorded(root: Path) -> Iterator[Recorded]:
-    """Every file of every output that dvc.lock names."""
+def recorded(root: Path, only: str | None = None) -> Iterator[Recorded]:
+    """Every file of every output that dvc.lock names, or of those of one stage."""
     cache = cache_folder(root)
-    for stage, entry in locked_stages(root).items():
+    found = locked_stages(root) if only is None else {only: locked_stage(root, only)}
+    for stage, entry in found.items():
         for out in entry.get("outs", []):
             path, md5 = Path(out["path"]), out["md5"]
             if not md5.endswith(".dir"):
