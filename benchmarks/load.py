@@ -4,7 +4,7 @@
 
 For each number of tasks, a project of so many budgets (two tasks each, for three methods of
 finetuning, beside nine others) runs by ``boss run`` on a real Prefect server, with its real graph,
-parameters and dependencies, and stages that only write a letter.
+parameters and dependencies, and stages that only write `{}`.
 
 - a task: seconds between the first task's start and the last one's end, for each task;
 - the floor: ``dvc repro --single-item`` of one such stage in the same project, over the workers
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def stand_ins(folder: Path, budgets: int) -> Project:
-    """A project of the budgets 1, 2, ..., whose stages write a letter into each output."""
+    """A project of the budgets 1, 2, ..., whose stages write `{}` into each output."""
     change: dict[str, Any] = {"budgets": [*range(1, budgets + 1)], "cost.grid": budgets + 2}
     project = Project.create(folder, change)
     path = project.folder / "dvc.yaml"
@@ -100,7 +100,7 @@ def stand_ins(folder: Path, budgets: int) -> Project:
     for stage in pipeline["stages"].values():
         stage["cmd"] = " && ".join(map(written, [*stage["outs"], *stage.get("metrics", ())]))
     path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
-    project.commit("stages that write a letter")
+    project.commit("stages that write `{}`")
     return project
 
 
@@ -108,7 +108,7 @@ def written(out: str) -> str:
     """A command that makes an output, a file or a folder of one."""
     path = Path(out)
     file = path if path.suffix else path / "file"
-    return f"mkdir -p {file.parent} && echo x > {file}"
+    return f"mkdir -p {file.parent} && echo {{}} > {file}"
 
 
 def measure(project: Project, environment: dict[str, str], tasks: int, workers: int) -> Load:
