@@ -181,7 +181,6 @@ def show(found: list[Load]) -> None:
         "after",
         "cpu",
         "again",
-        "track",
     )
     table = Table(*columns, title=f"seconds; {len(os.sched_getaffinity(0))} cores")
     for load in found:
