@@ -1,24 +1,21 @@
 """What a task costs beyond its work, from 10 to 1,000 tasks.
 
-    python -m benchmarks.load [--tasks 10 30 100 300] [--workers 2] [--track] [--csv FILE]
+    python -m benchmarks.load [--tasks 10 30 100 300] [--workers 2] [--csv FILE]
 
-One small project runs with its real stages and one budget. For each number of tasks, a project of
-so many budgets (two tasks each, of three methods of finetuning, beside nine others) then runs by
-``boss run`` on a real Prefect server, with stages that copy the outputs of the small one: files of
-the real kind and next to no work.
+For each number of tasks, a project of so many budgets (two tasks each, for three methods of
+finetuning, beside nine others) runs by ``boss run`` on a real Prefect server, with its real graph,
+parameters and dependencies, and stages that only write `{}`.
 
-- a task: seconds between the first task's start and the last stage's end, for each stage;
+- a task: seconds between the first task's start and the last one's end, for each task;
 - the floor: ``dvc repro --single-item`` of one such stage in the same project, over the workers
-  that are at it side by side, which is the process that a task waits for;
-- before and after: from the command's start to the first task, and from the last stage's end to
-  the command's, with an MLflow server that is down: three tries, 12 s between them;
-- again: the same command with nothing to do;
-- track, where asked for: ``boss track`` of all budgets into a new database.
+  that are at it side by side: the process that a task waits for, as DVC itself would run it;
+- before and after: from the command's start to the first task, and from the last to the end;
+- cpu: processor seconds of all processes for each task, which others on the machine change less;
+- again: the same command with nothing to do.
 """
 
 import argparse
 import csv
-import json
 import os
 import resource
 import shutil
@@ -35,10 +32,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.helpers.project import Project
-from tests.helpers.servers import free_port, prefect_server
+from tests.helpers.servers import prefect_server
 
 SINGLE = 9  # stages that are there once; two more for each budget
-KNOWN = 2  # the budget of the small project
 REPEATS = 3
 
 
@@ -55,7 +51,6 @@ class Load:
     processor: float
     again: float
     floor: float
-    track: float | None
 
     @property
     def a_task(self) -> float:
@@ -72,7 +67,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 30, 100, 300])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--track", action="store_true")
     parser.add_argument("--csv", type=Path)
     chosen = parser.parse_args()
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -81,17 +75,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PREFECT_HOME"] = str(folder / "prefect")
-        small = Project.create(folder / "small", {"budgets": [KNOWN]})
-        small.run("boss", "repro")
         for tasks in chosen.tasks:
             budgets = max(1, round((tasks - SINGLE) / 2))
-            project = stand_ins(small, folder / str(tasks), budgets)
+            project = stand_ins(folder / str(tasks), budgets)
             server = folder / f"server-{tasks}"
             server.mkdir()
             with prefect_server(server) as environment:
-                run = measure(
-                    project, environment, SINGLE + 2 * budgets, chosen.workers, chosen.track
-                )
+                run = measure(project, environment, SINGLE + 2 * budgets, chosen.workers)
             found.append(run)
             shutil.rmtree(project.folder)
             show(found)
@@ -99,41 +89,31 @@ def main() -> None:
                 write(chosen.csv, found)
 
 
-def stand_ins(small: Project, folder: Path, budgets: int) -> Project:
-    """A project of the budgets 1, 2, ..., whose stages copy what those of the small one made."""
-    kept = folder / "kept"
-    shutil.copytree(small.folder, kept, ignore=shutil.ignore_patterns(".git", ".dvc"))
-    schedules = json.loads((kept / "results" / "schedules.json").read_text())
-    of_each = {str(budget + 1): schedules[str(KNOWN)] for budget in range(budgets)}
-    (kept / "results" / "schedules.json").write_text(json.dumps(of_each))
+def stand_ins(folder: Path, budgets: int) -> Project:
+    """A project of the budgets 1, 2, ..., whose stages write `{}` into each output."""
     change: dict[str, Any] = {"budgets": [*range(1, budgets + 1)], "cost.grid": budgets + 2}
-    project = Project.create(folder / "project", change)
+    project = Project.create(folder, change)
     path = project.folder / "dvc.yaml"
     pipeline = yaml.safe_load(path.read_text())
+    # Elsewhere than records are, so that nothing is logged to MLflow, which is other work.
+    pipeline["stages"]["evaluate"]["metrics"] = ["metrics/of-${item.budget}.json"]
     for stage in pipeline["stages"].values():
-        stage["cmd"] = " && ".join(
-            copied(kept, out) for out in [*stage["outs"], *stage.get("metrics", ())]
-        )
+        stage["cmd"] = " && ".join(map(written, [*stage["outs"], *stage.get("metrics", ())]))
     path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
-    project.commit("stages that copy")
+    project.commit("stages that write `{}`")
     return project
 
 
-def copied(kept: Path, out: str) -> str:
-    """A command that makes an output of a budget from that of the only one there is."""
-    source = kept / out.replace("${item.budget}", str(KNOWN))
-    made = f"mkdir -p $(dirname {out}) && cp -r {source} {out}"
-    if out.startswith("metrics/"):  # says which budget it is of
-        made += f' && sed -i \'s/"nfe": {KNOWN},/"nfe": ${{item.budget}},/\' {out}'
-    return made if "teacher" not in out else made.partition(" && sed")[0]
+def written(out: str) -> str:
+    """A command that makes an output, a file or a folder of one."""
+    path = Path(out)
+    file = path if path.suffix else path / "file"
+    return f"mkdir -p {file.parent} && echo {{}} > {file}"
 
 
-def measure(
-    project: Project, environment: dict[str, str], tasks: int, workers: int, track: bool
-) -> Load:
+def measure(project: Project, environment: dict[str, str], tasks: int, workers: int) -> Load:
     """Run the flow of a project twice, and one of its stages alone."""
-    environment = environment | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
-    command = ["boss", "run", "--workers", str(workers)]
+    command = ["boss", "run", "--workers", str(workers), "--target", "report", "--target", "floor"]
     used, start = processor(), time.time()
     project.run(*command, env=environment)
     end, used = time.time(), processor() - used
@@ -145,8 +125,7 @@ def measure(
     again = time.perf_counter() - start_again
     alone = ["dvc", "repro", "--single-item", "--force", "evaluate@1"]
     floor = min(timed(project, alone) for _ in range(REPEATS))
-    logged = timed(project, ["boss", "track", "--rebuild"]) if track else None
-    return Load(tasks, workers, first - start, last - first, end - last, used, again, floor, logged)
+    return Load(tasks, workers, first - start, last - first, end - last, used, again, floor)
 
 
 def stage_runs(environment: dict[str, str], tasks: int) -> list[dict[str, Any]]:
@@ -156,7 +135,7 @@ def stage_runs(environment: dict[str, str], tasks: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while page := page_of_runs(environment, len(found)):
             found += page
-        runs = [run for run in found if run["name"] != "track" and run["end_time"]]
+        runs = [run for run in found if run["end_time"]]
         if len(runs) == tasks:
             return runs
         if time.monotonic() > until:
@@ -202,14 +181,12 @@ def show(found: list[Load]) -> None:
         "after",
         "cpu",
         "again",
-        "track",
     )
     table = Table(*columns, title=f"seconds; {len(os.sched_getaffinity(0))} cores")
     for load in found:
         values = (load.before, load.a_task, load.floor / load.workers, load.of_the_floor)
         values += (load.after, load.processor / load.tasks, load.again)
-        track = "" if load.track is None else f"{load.track:.1f}"
-        table.add_row(str(load.tasks), *(f"{value:.2f}" for value in values), track)
+        table.add_row(str(load.tasks), *(f"{value:.2f}" for value in values))
     Console(width=100).print(table)
 
 

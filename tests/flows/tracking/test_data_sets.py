@@ -7,9 +7,10 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 
 from flows.config import load_params
-from flows.tracking.data_sets import references
+from flows.tracking.data_sets import log_references, references
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 
@@ -51,3 +52,25 @@ def test_a_folder_of_images_can_be_opened_again(
     assert (own.name, own.digest) == ("./sd3: its own images", "b" * 36)
     assert json.loads(own.source)["uri"] == str(tmp_path / "samples/teacher")
     assert (real.name, real.digest) == ("inputs/mine.npy", "c" * 36)
+
+
+@pytest.mark.parametrize(
+    ("says", "asked"),
+    [("(psycopg2.errors.UniqueViolation) duplicate key value", 2), ("the disk is full", 1)],
+)
+def test_two_that_name_a_data_set_at_once(says: str, asked: int) -> None:
+    """What a server with PostgreSQL says to the second of them is asked again, nothing else."""
+    calls = []
+
+    class Client:
+        def log_inputs(self, run: str, found: list) -> None:
+            calls.append(run)
+            if len(calls) == 1:
+                raise MlflowException(says)
+
+    if asked == 2:
+        log_references(Client(), "run", [])
+    else:
+        with pytest.raises(MlflowException, match=says):
+            log_references(Client(), "run", [])
+    assert len(calls) == asked
