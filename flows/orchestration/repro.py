@@ -27,9 +27,9 @@ from flows.workspace.process import (
     Runner,
     StageError,
     WorkspaceBusyError,
+    dvc_command,
     dvc_environment,
     exclusive,
-    quick_dvc,
 )
 from flows.workspace.recovery import restore, set_aside_cut_short
 from flows.workspace.scm import settle_git
@@ -67,7 +67,7 @@ def repro() -> int:
 
 
 def _in_order(called: dict[str, str]) -> int:
-    return subprocess.run(quick_dvc("repro"), env=dvc_environment() | called).returncode
+    return subprocess.run(dvc_command("repro"), env=dvc_environment() | called).returncode
 
 
 def _side_by_side(workers: int, called: dict[str, str]) -> int:

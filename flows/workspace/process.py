@@ -79,7 +79,7 @@ class Runner:
         """
         before, since = absent(self.root, stage), time.time()
         told = _Told(log)
-        command = quick_dvc("--wait-for-lock", "repro", "--single-item", stage)
+        command = dvc_command("--wait-for-lock", "repro", "--single-item", stage)
         code = self._follow(command, environment, told, timeout)
         if code is None:
             raise StageError(f"{stage}: ended after {timeout:g} s; a larger --timeout may help")
@@ -212,11 +212,6 @@ def exclusive(root: Path) -> Iterator[None]:
 
 def dvc_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
-
-
-def quick_dvc(*arguments: str) -> list[str]:
-    """As `dvc_command`, for what runs stages: see `flows.workspace.dvc_process`."""
-    return [sys.executable, "-m", "flows.workspace.dvc_process", *arguments]
 
 
 def dvc_environment() -> dict[str, str]:
