@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.context import SettingsContext, get_settings_context
+from prefect.context import FlowRunContext, SettingsContext, get_settings_context
 from prefect.task_runners import TaskRunner
 
 from boss_core.errors import InputError
@@ -70,10 +71,19 @@ class _OwnSettings(SettingsContext):
         return {"profile": {"name": "boss", "variables": {}}, "settings": {"api": api}}
 
 
+@flow(name="boss-pipeline")
+def _standing_in() -> None:
+    """For the flow in what a task takes along of it: the one of a deployment is of a module that no
+    other machine has under its name."""
+
+
 def submit(runner: TaskRunner[Any], task: Any, **options: Any) -> Any:
     """Start a task on a cluster, none of the caller's secrets with it; its future."""
-    own = get_settings_context()
-    with _OwnSettings(profile=own.profile, settings=own.settings):
+    own, run = get_settings_context(), FlowRunContext.get()
+    with contextlib.ExitStack() as held:
+        held.enter_context(_OwnSettings(profile=own.profile, settings=own.settings))
+        if run is not None:
+            held.enter_context(run.model_copy(update={"flow": _standing_in, "parameters": {}}))
         return runner.submit(task, **options)
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project, environment
 
 pytestmark = [pytest.mark.slow, needs_namespaces]
+
+BROUGHT = "inputs/mine"  # data of the user's, which git ignores and DVC has
 
 
 def until(found: Callable[[], Any], seconds: float, process: "subprocess.Popen[str]") -> Any:
@@ -127,14 +129,18 @@ def plain(project: Project, **first: str) -> None:
         outs = [*stage["outs"], *stage.get("metrics", ())]
         files = [out if Path(out).suffix else f"{out}/file" for out in outs]
         made = [f"mkdir -p $(dirname {file}); echo {name} > {file}" for file in files]
+        if name == "prepare" and (project.folder / BROUGHT).exists():  # as its stage reads it
+            made.append(f"cat {BROUGHT}/1.txt >> data/file")
         stage["cmd"] = "; ".join([*filter(None, [first.get(name)]), *made])
     path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
 
 
-def asleep(cluster: Cluster, seconds: int) -> list[int]:
-    """The processes below the workers that sleep so long."""
+def asleep(
+    cluster: Cluster, seconds: int, workers: "Sequence[subprocess.Popen[bytes]]" = ()
+) -> list[int]:
+    """The processes below the workers, of all or of some, that sleep so long."""
     found = []
-    for worker in cluster.workers:
+    for worker in workers or cluster.workers:
         for pid in descendants(worker.pid):
             with suppress(OSError):
                 if Path(f"/proc/{pid}/cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
@@ -145,7 +151,11 @@ def asleep(cluster: Cluster, seconds: int) -> list[int]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, pair: tuple[Place, Cluster]) -> Project:
     """A project of plain stages that has not run; each test works in a copy of it."""
-    project = Project.create(tmp_path_factory.mktemp("small") / "project")
+    project = Project.create(tmp_path_factory.mktemp("small") / "project", {"data.path": BROUGHT})
+    brought = project.folder / BROUGHT
+    brought.mkdir()
+    (brought / "1.txt").write_text("brought along\n")
+    project.run("dvc", "add", "--quiet", BROUGHT)
     plain(project)
     give_remote(project, pair[0])
     return project
@@ -162,14 +172,15 @@ def test_ctrl_c_ends_what_runs_there_and_the_next_run_goes_on(
     until(lambda: asleep(cluster, 777), 400, process)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(90) != 0
-    end = time.monotonic() + 30
+    late = time.monotonic() + 30
     while asleep(cluster, 777):
-        assert time.monotonic() < end, "goes on behind its back"
+        assert time.monotonic() < late, "goes on behind its back"
         time.sleep(0.5)
     plain(project)
     found = states(prefect_server, run(project, prefect_server, *options))
-    assert found == {"check": "Ran", "prepare": "Restored", "teacher": "Ran", "cost": "Ran"}
+    assert found == {"check": "Cached", "prepare": "Restored", "teacher": "Ran", "cost": "Ran"}
     assert (project.folder / "results" / "cost.npz").read_text() == "cost\n"
+    assert (project.folder / "data" / "file").read_text() == "prepare\nbrought along\n"
 
 
 def test_what_fails_there_fails_as_here_and_what_is_done_is_kept(
