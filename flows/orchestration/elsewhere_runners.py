@@ -20,12 +20,9 @@ from flows.orchestration.elsewhere_clusters import PATIENCE, Cluster, said
 @contextlib.contextmanager
 def connected(cluster: Cluster) -> Iterator[TaskRunner[Any]]:
     """Prefect's task runner of a cluster that answers and has a worker; InputError without."""
-    runner = _dask(cluster) if cluster.kind == "dask" else _ray(cluster)
     with contextlib.ExitStack() as held:
         try:
-            if cluster.kind == "dask":
-                asyncio.run(asyncio.wait_for(_has_workers(runner.address), PATIENCE))
-            held.enter_context(runner)
+            runner = held.enter_context(_dask(cluster) if cluster.kind == "dask" else _ray(cluster))
         # Of what answers and is no such cluster they raise what they like.
         except Exception as error:
             late = isinstance(error, TimeoutError) and not str(error)
@@ -46,20 +43,34 @@ async def _has_workers(address: str) -> None:
             await asyncio.sleep(0.5)
 
 
-def _dask(cluster: Cluster) -> Any:
+@contextlib.contextmanager
+def _dask(cluster: Cluster) -> Iterator[Any]:
     from prefect_dask import DaskTaskRunner
 
     # At length, that a scheduler is gone, which the run's end says in a line.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     address = cluster.address.replace("dask://", "tcp://")
-    return DaskTaskRunner(address=address, client_kwargs={"timeout": PATIENCE})
+    asyncio.run(asyncio.wait_for(_has_workers(address), PATIENCE))
+    with DaskTaskRunner(address=address, client_kwargs={"timeout": PATIENCE}) as runner:
+        yield runner
 
 
-def _ray(cluster: Cluster) -> Any:
+@contextlib.contextmanager
+def _ray(cluster: Cluster) -> Iterator[Any]:
     from prefect_ray import RayTaskRunner
 
-    # The stages' lines are in the logs of their task runs.
-    return RayTaskRunner(address=cluster.address, init_kwargs={"log_to_driver": False})
+    with contextlib.ExitStack() as held:
+        # A busy head has not started the process for its first client when that gives up.
+        for patient in (True, False):
+            # The stages' lines are in the logs of their task runs.
+            runner = RayTaskRunner(address=cluster.address, init_kwargs={"log_to_driver": False})
+            try:
+                held.enter_context(runner)
+                break
+            except ConnectionError:
+                if not patient:
+                    raise
+        yield runner
 
 
 class _OwnSettings(SettingsContext):
