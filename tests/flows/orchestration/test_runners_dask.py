@@ -213,8 +213,11 @@ def test_another_checkout_has_what_the_remote_has(
     found = states(prefect_server, run(second, prefect_server, *options))
     assert found.pop("check") == "Ran"  # it looks at what this machine has
     assert found == dict.fromkeys(["prepare", "teacher", "cost"], "Restored")
-    locks = [(each.folder / "dvc.lock").read_bytes() for each in (first, second)]
-    assert locks[0] == locks[1]
+    alone = small.copy(tmp_path / "alone")  # on one machine
+    plain(alone, prepare="echo first")
+    run(alone, prefect_server, "--target", "cost")
+    locks = {(each.folder / "dvc.lock").read_bytes() for each in (first, second, alone)}
+    assert len(locks) == 1
     # A run without a cluster has nothing to do, and knows these runs as its own.
     shown = run(second, prefect_server, "--target", "cost")
     assert set(states(prefect_server, shown).values()) == {"Cached"}
