@@ -2,7 +2,7 @@
 there, what each is handed, and how what they made comes back into the folder."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,14 +115,16 @@ def machines(
     params: Params,
     environment: Mapping[str, str],
     timeout: float,
+    changed: Set[str],
 ) -> Iterator[Elsewhere | None]:
     """What ``--runner`` names, ready for the stages of the project in ``folder``; None for this
-    machine. InputError where the cluster or what it needs is not there."""
+    machine. InputError where the cluster or what it needs is not there. changed: the stages that
+    are out of date."""
     cluster = named_cluster(runner)
     if cluster is None:
         yield None
         return
-    check_seen(folder, params)
+    check_seen(folder, params, changed)
     check_cluster(runner)
     with connected(cluster) as tasks:
         try:
@@ -139,10 +141,16 @@ def machines(
             RUNNING_ELSEWHERE.clear()
 
 
-def check_seen(folder: Path, params: Params) -> None:
+def check_seen(folder: Path, params: Params, changed: Set[str] = frozenset()) -> None:
     """InputError for a project that machines elsewhere would not have as it is: without a DVC
-    remote of theirs too, or with inputs that neither git nor DVC brings there."""
+    remote of theirs too, or with inputs that neither git nor DVC brings there, or that are not what
+    DVC has of them. changed: the stages that are out of date."""
     check_remote(folder)
+    for added in sorted(name for name in changed if name.endswith(".dvc")):
+        raise InputError(
+            f"{added}: its data is not there as it was added, and workers get what was; `dvc add"
+            f" {added.removesuffix('.dvc')}`, or `dvc checkout {added}`, needed"
+        )
     for name, path in named_inputs(params).items():
         why = ""
         if path.is_absolute() or not (folder / path).resolve().is_relative_to(folder.resolve()):

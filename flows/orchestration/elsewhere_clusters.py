@@ -66,6 +66,6 @@ def check_cluster(runner: str) -> None:
 
 
 def said(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of what an error says, of one that shows another's traceback the last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")[:200]
+    return lines[-1 if "Traceback" in str(error) else 0].rstrip(".")[:200]

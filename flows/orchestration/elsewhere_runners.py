@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.context import SettingsContext, get_settings_context
+from prefect.context import FlowRunContext, SettingsContext, get_settings_context
 from prefect.task_runners import TaskRunner
 
 from boss_core.errors import InputError
@@ -19,12 +20,9 @@ from flows.orchestration.elsewhere_clusters import PATIENCE, Cluster, said
 @contextlib.contextmanager
 def connected(cluster: Cluster) -> Iterator[TaskRunner[Any]]:
     """Prefect's task runner of a cluster that answers and has a worker; InputError without."""
-    runner = _dask(cluster) if cluster.kind == "dask" else _ray(cluster)
     with contextlib.ExitStack() as held:
         try:
-            if cluster.kind == "dask":
-                asyncio.run(asyncio.wait_for(_has_workers(runner.address), PATIENCE))
-            held.enter_context(runner)
+            runner = held.enter_context(_dask(cluster) if cluster.kind == "dask" else _ray(cluster))
         # Of what answers and is no such cluster they raise what they like.
         except Exception as error:
             late = isinstance(error, TimeoutError) and not str(error)
@@ -45,20 +43,34 @@ async def _has_workers(address: str) -> None:
             await asyncio.sleep(0.5)
 
 
-def _dask(cluster: Cluster) -> Any:
+@contextlib.contextmanager
+def _dask(cluster: Cluster) -> Iterator[Any]:
     from prefect_dask import DaskTaskRunner
 
     # At length, that a scheduler is gone, which the run's end says in a line.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     address = cluster.address.replace("dask://", "tcp://")
-    return DaskTaskRunner(address=address, client_kwargs={"timeout": PATIENCE})
+    asyncio.run(asyncio.wait_for(_has_workers(address), PATIENCE))
+    with DaskTaskRunner(address=address, client_kwargs={"timeout": PATIENCE}) as runner:
+        yield runner
 
 
-def _ray(cluster: Cluster) -> Any:
+@contextlib.contextmanager
+def _ray(cluster: Cluster) -> Iterator[Any]:
     from prefect_ray import RayTaskRunner
 
-    # The stages' lines are in the logs of their task runs.
-    return RayTaskRunner(address=cluster.address, init_kwargs={"log_to_driver": False})
+    with contextlib.ExitStack() as held:
+        # A busy head has not started the process for its first client when that gives up.
+        for patient in (True, False):
+            # The stages' lines are in the logs of their task runs.
+            runner = RayTaskRunner(address=cluster.address, init_kwargs={"log_to_driver": False})
+            try:
+                held.enter_context(runner)
+                break
+            except ConnectionError:
+                if not patient:
+                    raise
+        yield runner
 
 
 class _OwnSettings(SettingsContext):
@@ -70,10 +82,19 @@ class _OwnSettings(SettingsContext):
         return {"profile": {"name": "boss", "variables": {}}, "settings": {"api": api}}
 
 
+@flow(name="boss-pipeline")
+def _standing_in() -> None:
+    """For the flow in what a task takes along of it: the one of a deployment is of a module that no
+    other machine has under its name."""
+
+
 def submit(runner: TaskRunner[Any], task: Any, **options: Any) -> Any:
     """Start a task on a cluster, none of the caller's secrets with it; its future."""
-    own = get_settings_context()
-    with _OwnSettings(profile=own.profile, settings=own.settings):
+    own, run = get_settings_context(), FlowRunContext.get()
+    with contextlib.ExitStack() as held:
+        held.enter_context(_OwnSettings(profile=own.profile, settings=own.settings))
+        if run is not None:
+            held.enter_context(run.model_copy(update={"flow": _standing_in, "parameters": {}}))
         return runner.submit(task, **options)
 
 

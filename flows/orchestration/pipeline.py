@@ -159,8 +159,9 @@ def _run(
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
     stages = read_stages(folder, targets)
     try:
-        with machines(where, folder, params, called, timeout) as elsewhere:
-            outcomes, failures = _all_stages(run, stages, out_of_date(folder), elsewhere)
+        changed_stages = out_of_date(folder)
+        with machines(where, folder, params, called, timeout, changed_stages) as elsewhere:
+            outcomes, failures = _all_stages(run, stages, changed_stages, elsewhere)
             if elsewhere:
                 failures += elsewhere.lacking()
     except BaseException:  # cancelled, as by Ctrl-C

@@ -59,8 +59,8 @@ def bring(root: Path, name: str, outputs: Sequence[str]) -> None:
 
 def _bring_runs(repo: Any, stage: Any) -> None:
     """The remote's list of runs of a stage as it stands, into that of the cache."""
+    from dvc.fs import generic
     from dvc.stage.cache import RunCacheNotSupported, _can_hash, _get_stage_hash
-    from dvc_objects.fs.generic import copy
 
     stage.save_deps()
     if not _can_hash(stage):
@@ -77,7 +77,7 @@ def _bring_runs(repo: Any, stage: Any) -> None:
     for run in remote.fs.find(there):
         to = here.fs.join(here.path, "runs", key[:2], key, remote.fs.name(run))
         here.fs.makedirs(here.fs.parent(to), exist_ok=True)
-        copy(remote.fs, run, here.fs, to)
+        generic.copy(remote.fs, run, here.fs, to)
 
 
 if __name__ == "__main__":

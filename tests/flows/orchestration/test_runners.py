@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,3 +171,25 @@ def test_inputs_that_workers_would_not_have(unrun: Project, tmp_path: Path) -> N
     link.symlink_to(elsewhere)
     project.set({"data.path": "inputs/linked"})
     assert refused().startswith("params.yaml: data.path: inputs/linked: outside the project, and ")
+
+
+def test_no_secret_of_the_callers_goes_with_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.context import SettingsContext, serialize_context
+    from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+
+    from flows.orchestration.elsewhere_runners import submit
+
+    class Taking:
+        def submit(self, _task: object) -> dict[str, Any]:
+            return serialize_context()  # as those of Dask and Ray do
+
+    with temporary_settings({PREFECT_API_KEY: "callers", PREFECT_API_URL: "http://head/api"}):
+        sent = submit(Taking(), None)["settings_context"]  # type: ignore[arg-type]
+    assert sent["settings"] == {"api": {"url": "http://head/api"}}
+    assert "callers" not in repr(sent)
+    monkeypatch.setenv("PREFECT_API_KEY", "workers")
+    monkeypatch.setenv("PREFECT_API_URL", "http://other/api")
+    there = SettingsContext(**sent).settings.api
+    assert there.url == "http://head/api"
+    assert there.key is not None
+    assert there.key.get_secret_value() == "workers"

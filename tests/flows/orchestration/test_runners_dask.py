@@ -4,8 +4,9 @@ other: a real scheduler and real workers, each in a mount namespace of its own."
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from tests.helpers.project import Project, environment
 
 pytestmark = [pytest.mark.slow, needs_namespaces]
 
+BROUGHT = "inputs/mine"  # data of the user's, which git ignores and DVC has
+
 
 def until(found: Callable[[], Any], seconds: float, process: "subprocess.Popen[str]") -> Any:
     """What ``found`` returns once that is something, while the process runs."""
@@ -51,6 +54,20 @@ def start(
         )  # fmt: skip
 
 
+def as_deployed(project: Project, server: dict[str, str], **parameters: object) -> str:
+    """The flow as a worker of Prefect's runs that of a deployment: from its file, as prefect.yaml
+    names it, in a module that no other machine has under its name."""
+    entrypoint = yaml.safe_load((project.folder / "prefect.yaml").read_text())
+    entrypoint = entrypoint["definitions"]["flow"]["entrypoint"]
+    code = (
+        "from prefect.flows import load_flow_from_entrypoint as load\n"
+        f"state = load({entrypoint!r})(**{parameters!r}, return_state=True)\n"
+        "assert state.is_completed(), state"
+    )
+    done = project.run(sys.executable, "-c", code, env=server)
+    return done.stdout + done.stderr
+
+
 def works_on(cluster: Cluster, stage: str) -> int | None:
     """The index of the worker that runs the command of a stage."""
     for number, worker in enumerate(cluster.workers):
@@ -64,6 +81,7 @@ def works_on(cluster: Cluster, stage: str) -> int | None:
     return None
 
 
+@pytest.mark.long
 def test_one_worker_killed_and_one_slow_it_ends_as_on_one_machine(
     finished: Project, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, prefect_server
 ) -> None:
@@ -127,14 +145,18 @@ def plain(project: Project, **first: str) -> None:
         outs = [*stage["outs"], *stage.get("metrics", ())]
         files = [out if Path(out).suffix else f"{out}/file" for out in outs]
         made = [f"mkdir -p $(dirname {file}); echo {name} > {file}" for file in files]
+        if name == "prepare" and (project.folder / BROUGHT).exists():  # as its stage reads it
+            made.append(f"cat {BROUGHT}/1.txt >> data/file")
         stage["cmd"] = "; ".join([*filter(None, [first.get(name)]), *made])
     path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
 
 
-def asleep(cluster: Cluster, seconds: int) -> list[int]:
-    """The processes below the workers that sleep so long."""
+def asleep(
+    cluster: Cluster, seconds: int, workers: "Sequence[subprocess.Popen[bytes]]" = ()
+) -> list[int]:
+    """The processes below the workers, of all or of some, that sleep so long."""
     found = []
-    for worker in cluster.workers:
+    for worker in workers or cluster.workers:
         for pid in descendants(worker.pid):
             with suppress(OSError):
                 if Path(f"/proc/{pid}/cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
@@ -145,7 +167,11 @@ def asleep(cluster: Cluster, seconds: int) -> list[int]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, pair: tuple[Place, Cluster]) -> Project:
     """A project of plain stages that has not run; each test works in a copy of it."""
-    project = Project.create(tmp_path_factory.mktemp("small") / "project")
+    project = Project.create(tmp_path_factory.mktemp("small") / "project", {"data.path": BROUGHT})
+    brought = project.folder / BROUGHT
+    brought.mkdir()
+    (brought / "1.txt").write_text("brought along\n")
+    project.run("dvc", "add", "--quiet", BROUGHT)
     plain(project)
     give_remote(project, pair[0])
     return project
@@ -162,14 +188,15 @@ def test_ctrl_c_ends_what_runs_there_and_the_next_run_goes_on(
     until(lambda: asleep(cluster, 777), 400, process)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(90) != 0
-    end = time.monotonic() + 30
+    late = time.monotonic() + 30
     while asleep(cluster, 777):
-        assert time.monotonic() < end, "goes on behind its back"
+        assert time.monotonic() < late, "goes on behind its back"
         time.sleep(0.5)
     plain(project)
     found = states(prefect_server, run(project, prefect_server, *options))
-    assert found == {"check": "Ran", "prepare": "Restored", "teacher": "Ran", "cost": "Ran"}
+    assert found == {"check": "Cached", "prepare": "Restored", "teacher": "Ran", "cost": "Ran"}
     assert (project.folder / "results" / "cost.npz").read_text() == "cost\n"
+    assert (project.folder / "data" / "file").read_text() == "prepare\nbrought along\n"
 
 
 def test_what_fails_there_fails_as_here_and_what_is_done_is_kept(
@@ -199,11 +226,15 @@ def test_another_checkout_has_what_the_remote_has(
     run(first, prefect_server, *options)
     second = small.copy(tmp_path / "second")
     plain(second, prepare="echo first")
-    found = states(prefect_server, run(second, prefect_server, *options))
+    shown = as_deployed(second, prefect_server, runner=cluster.address, targets=["cost"])
+    found = states(prefect_server, shown)
     assert found.pop("check") == "Ran"  # it looks at what this machine has
     assert found == dict.fromkeys(["prepare", "teacher", "cost"], "Restored")
-    locks = [(each.folder / "dvc.lock").read_bytes() for each in (first, second)]
-    assert locks[0] == locks[1]
+    alone = small.copy(tmp_path / "alone")  # on one machine
+    plain(alone, prepare="echo first")
+    run(alone, prefect_server, "--target", "cost")
+    locks = {(each.folder / "dvc.lock").read_bytes() for each in (first, second, alone)}
+    assert len(locks) == 1
     # A run without a cluster has nothing to do, and knows these runs as its own.
     shown = run(second, prefect_server, "--target", "cost")
     assert set(states(prefect_server, shown).values()) == {"Cached"}
