@@ -24,6 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from boss_core.errors import InputError
 from flows.config import TIMEOUT, WORKERS, load_params
 from flows.measure.command import named, typed
+from flows.orchestration.clone import bring_inputs, runner_of, send_experiment
 from flows.orchestration.gpus import announce_gpus, gpu_slot, threads, visible_gpus
 from flows.orchestration.order import run_all
 from flows.orchestration.prefect_artifacts import log_table, publish_results
@@ -89,6 +90,7 @@ def pipeline(
         check_folder(root)
         set_aside_cut_short(root)
         settle_git(root)
+        bring_inputs(root, experiment=bool(overrides))
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
             with exclusive(root):
@@ -101,6 +103,7 @@ def pipeline(
             state = _run(root, copy, targets or (), workers, timeout, {"DVC_EXP_NAME": experiment})
             if state.is_failed():
                 raise StageError(state.message or "a stage failed")
+        send_experiment(root, experiment)
         get_run_logger().info("experiment %s: the workspace is as it was", experiment)
         _end_with_table(root, targets or (), ["compare", experiment])
         return Completed(message=state.message, data=experiment)
@@ -141,7 +144,7 @@ def _run(
     turns = str((root / TURNS_FILE).resolve())
     environment = {PROJECT: str(root), TURNS: turns, **named(_called()), **extra}
     take_revision(folder, params)
-    runner = Runner(folder)
+    runner = runner_of(folder, targets)
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
     stages = read_stages(folder, targets)
     try:
