@@ -23,6 +23,8 @@ from tests.helpers.prefect_api import api
 from tests.helpers.project import Project
 from tests.helpers.servers import prefect_server as start_prefect_server
 
+SECRET = "AWS_SECRET_ACCESS_KEY"
+OF_BLOCK = "{{ prefect.blocks.secret.aws-secret-access-key }}"
 SECRETS = (
     "https://me:secret-1@example.org/boss.git", "https://secret-1@example.org/boss.git",
     "ssh://git:secret-1@example.org/boss.git", "https://example.org/boss.git?token=secret-1",
@@ -88,6 +90,11 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         for kind, name in (("process", "hosts"), ("docker", "dock"), ("kubernetes", "k8s")):
             # As `prefect work-pool create` does.
             template = kinds[kind]["default_base_job_configuration"]
+            if kind == "docker":  # as docs/pools.md has it
+                template["variables"]["properties"]["env"]["default"] = {SECRET: OF_BLOCK}
+            elif kind == "kubernetes":
+                spec = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+                spec["containers"][0]["envFrom"] = [{"secretRef": {"name": "boss"}}]
             body = {"name": name, "type": kind, "base_job_template": template}
             api(server, "work_pools/", body)
         yield server
@@ -143,10 +150,11 @@ def test_what_a_worker_of_containers_starts(
         from prefect_docker.worker import DockerWorkerJobConfiguration as Configuration
     else:
         from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration as Configuration
+    from prefect.blocks.system import Secret
     from prefect.client.orchestration import PrefectClient
 
     pool = {"docker": "dock", "kubernetes": "k8s"}[kind]
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-1")  # as who deploys may have it
+    monkeypatch.setenv(SECRET, "secret-1")  # as who deploys may have it
     project = Project.create(tmp_path / "project")
     repository = "git@example.org:boss.git"
     options = ["--pool", pool, "--image", "registry/boss:1", "--repository", repository]
@@ -164,6 +172,9 @@ def test_what_a_worker_of_containers_starts(
 
     async def configuration() -> Any:
         async with PrefectClient(pools["PREFECT_API_URL"]) as client:
+            if kind == "docker":
+                block = Secret(value="secret-2")
+                await block.save("aws-secret-access-key", overwrite=True, client=client)
             run = await client.create_flow_run_from_deployment(registered["id"])
             return await Configuration.resolve_for_flow_run(
                 run, client=client, work_pool=await client.read_work_pool(pool), worker_name="one"
@@ -181,7 +192,12 @@ def test_what_a_worker_of_containers_starts(
     assert env["BOSS_CLONE"] == "1"
     assert env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
     assert env["PREFECT__FLOW_RUN_ID"]
-    assert "AWS_SECRET_ACCESS_KEY" not in env
+    if kind == "docker":
+        assert env[SECRET] == "secret-2"  # of the block, which who starts the container reads
+    else:
+        assert container["envFrom"] == [{"secretRef": {"name": "boss"}}]
+        assert SECRET not in env
+    assert "secret-2" not in json.dumps(api(pools, "deployments/filter", {}))
 
 
 @pytest.mark.slow
