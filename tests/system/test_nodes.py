@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.boss_core.training.test_resume import here, largest_difference, started, steps, weights
 from tests.helpers.checkout import ROOT
 from tests.helpers.project import Project, environment
 from tests.helpers.servers import free_port
+from tests.helpers.trainings import here, largest_difference, started, steps, weights
 
 # Of a whole training, on a busy machine.
 PATIENCE = 240.0
