@@ -18,13 +18,13 @@ from flows.records.passwords import without_password
 from flows.tracking.connection import sqlite_file, tracking_uri
 from flows.workspace.graph import read_stages
 from flows.workspace.process import Outcome, Runner, StageError, git
-from flows.workspace.run_cache import Entry, check_remote, pull_inputs, pull_stages, push_stage
+from flows.workspace.run_cache import check_remote, pull_inputs, pull_stages, push_stage
 
 CLONE = "BOSS_CLONE"
 # Seconds until the next try of what fails on the way to the remote: a connection that is lost for
 # some minutes costs no training of days, which is in a folder that goes with the run.
 DELAYS = (5.0, 20.0, 60.0, 180.0)
-_ONE_AT_A_TIME = threading.Lock()  # several would share the way, and DVC's index of the remote
+_ONE_AT_A_TIME = threading.Lock()  # several would share the way
 Result = TypeVar("Result")
 
 
@@ -56,10 +56,10 @@ def runner_of(folder: Path, targets: Sequence[str]) -> Runner:
     them, and sends what each makes. InputError where the remote cannot be reached."""
     if not in_clone():
         return Runner(folder)
-    stages = read_stages(folder, targets)
-    known, there = _trying(lambda: pull_stages(folder, stages), "the DVC remote cannot be read")
-    get_run_logger().info("brought what is known: %d of %d stages", len(known), len(stages))
-    return _SendingRunner(folder, there)
+    count = len(read_stages(folder, targets))
+    known = _trying(lambda: pull_stages(folder, targets), "the DVC remote cannot be read")
+    get_run_logger().info("brought what is known: %d of %d stages", len(known), count)
+    return _SendingRunner(folder)
 
 
 def send_experiment(root: Path, name: str) -> None:
@@ -76,10 +76,6 @@ def send_experiment(root: Path, name: str) -> None:
 class _SendingRunner(Runner):
     """A runner whose stages have ended when their outputs are in the DVC remote."""
 
-    def __init__(self, root: Path, there: set[Entry]) -> None:
-        super().__init__(root)
-        self._there = there
-
     def run(
         self,
         stage: str,
@@ -89,14 +85,10 @@ class _SendingRunner(Runner):
         timeout: float,
     ) -> Outcome:
         outcome = super().run(stage, environment=environment, log=log, timeout=timeout)
-        if outcome != Outcome.CACHED:
-            ran = outcome == Outcome.RAN
+        if outcome != Outcome.CACHED:  # what was restored may be of this machine's own cache
+            lost = f"{stage}: its outputs do not reach the DVC remote"
             with _ONE_AT_A_TIME:
-                _trying(
-                    lambda: push_stage(self.root, stage, self._there, ran=ran),
-                    f"{stage}: its outputs do not reach the DVC remote",
-                    self.stopped,
-                )
+                _trying(lambda: push_stage(self.root, stage), lost, self.stopped)
         return outcome
 
 

@@ -299,11 +299,11 @@ def test_what_does_not_reach_the_remote_fails(
     project.stand_in("prepare")
     mine = cloned(published(project, tmp_path), tmp_path / "mine")
     storage = tmp_path / "storage"
-    storage.write_text("no folder")
     monkeypatch.setenv(clone.CLONE, "1")
     monkeypatch.setattr(clone, "DELAYS", (0.1, 0.1))
     with disable_run_logger():
         runner = clone.runner_of(mine.folder, ["prepare"])
+        storage.write_text("no folder")
 
         def run(stage: str) -> str:
             return runner.run(stage, environment={}, log=print, timeout=100)
@@ -316,7 +316,9 @@ def test_what_does_not_reach_the_remote_fails(
         threading.Timer(1.0, storage.unlink).start()
         assert run("prepare") == "Ran"
     other = cloned(f"file://{tmp_path / 'repository.git'}", tmp_path / "other")
-    assert "Running stage" not in other.run("dvc", "repro", "--pull", "prepare").stdout
+    shown = other.run("dvc", "repro", "--pull", "prepare").stdout
+    assert "Running stage 'check'" in shown  # which did not arrive
+    assert "Running stage 'prepare'" not in shown
 
 
 @pytest.mark.slow
