@@ -4,11 +4,13 @@ They are started by accelerate or torchrun, and joined by `accelerate.PartialSta
 `torch.distributed.init_process_group`; where neither was called there is one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
 
+from boss_core.errors import InputError
 from boss_core.training.randomness import BatchShare
 
 
@@ -22,7 +24,8 @@ def own_share() -> BatchShare:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over all processes. They travel together, as one message."""
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-    distributed.all_reduce(flat)
+    with _together():
+        distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
     parts = flat.split([tensor.numel() for tensor in tensors])
     means = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
@@ -32,7 +35,8 @@ def average(tensors: Sequence[Tensor]) -> None:
 def wait() -> None:
     """Until all processes are here."""
     if own_share().of > 1:
-        distributed.barrier()
+        with _together():
+            distributed.barrier()
 
 
 def total(value: float, device: torch.device) -> float:
@@ -40,13 +44,40 @@ def total(value: float, device: torch.device) -> float:
     if own_share().of == 1:
         return value
     found = torch.tensor(value, dtype=torch.float64, device=device)
-    distributed.all_reduce(found)
+    with _together():
+        distributed.all_reduce(found)
     return float(found)
+
+
+def gathered(text: str) -> list[str]:
+    """What each process gives, by its rank."""
+    share = own_share()
+    if share.of == 1:
+        return [text]
+    found: list[str] = [""] * share.of
+    with _together():
+        distributed.all_gather_object(found, text)
+    return found
 
 
 def copy_from_main(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by that of the main process."""
     for tensor in tensors:
         sent = tensor.detach().contiguous()
-        distributed.broadcast(sent, src=0)
+        with _together():
+            distributed.broadcast(sent, src=0)
         tensor.copy_(sent)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What all processes do at once: InputError where one of them is not there any more, as when
+    its machine is lost. It is the first to say why, where it can."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError, too
+        why = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"training: another of its processes has ended, or cannot be reached ({why}); all of"
+            " them started again go on from the last checkpoint"
+        ) from error

@@ -93,8 +93,18 @@ for command in OF_A_PROJECT:
 
 
 def main() -> None:
+    _name_user()
     with reported():
         app()
+
+
+def _name_user() -> None:
+    """A user that the system has only a number of, as in a container, has that as a name: DVC asks
+    for one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
 
 
 if __name__ == "__main__":

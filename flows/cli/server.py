@@ -16,10 +16,20 @@ def server() -> None:
 
 def deploy(
     pool: str = typer.Option(
-        "local", help="A process work pool of the Prefect server; `local` is made where missing."
+        "local", help="A work pool of the Prefect server; `local` is made where missing."
+    ),
+    repository: str | None = typer.Option(
+        None,
+        help="The git repository that each run clones, on whichever host a worker of the pool is;"
+        " data travels by its default DVC remote. Without it runs are in this folder.",
+    ),
+    branch: str | None = typer.Option(None, help="Of the repository; its default one without it."),
+    image: str | None = typer.Option(
+        None, help="Of the containers, for a pool of type docker, kubernetes, ..."
     ),
 ) -> None:
-    """Register the deployments of prefect.yaml with the Prefect server, for this folder."""
-    from flows.orchestration.launch import deploy as register
+    """Register the deployments of prefect.yaml with the Prefect server, for this folder or for
+    the hosts of a pool."""
+    from flows.orchestration.deploy import deploy as register
 
-    register(pool)
+    register(pool, image=image, repository=repository, branch=branch)

@@ -1,7 +1,6 @@
-"""Starting the flow from a shell, and registering its deployments: what surrounds Prefect."""
+"""Starting the flow from a shell: what surrounds Prefect."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -12,15 +11,13 @@ from typing import Any, NoReturn
 from boss_core.errors import InputError
 from flows.orchestration.elsewhere_clusters import THREADS, check_cluster, named_cluster
 from flows.orchestration.request import changed_by, check_folder, check_request
-from flows.orchestration.server import DEFAULT_URL, answers, prefect_url
+from flows.orchestration.server import answers, prefect_url
 from flows.telemetry import TELEMETRY_OFF
 from flows.workspace.experiment_names import named_after, unused_name
 from flows.workspace.presets import named_by, preset_overrides
-from flows.workspace.process import dvc_environment, stages_running
+from flows.workspace.process import stages_running
 from flows.workspace.recovery import set_aside_cut_short
 from flows.workspace.scm import settle_git
-
-DEFAULT_POOL = "local"  # made when it is not there; any other may be a typing error
 
 # A server that answers nothing while no stage runs is lost after so many seconds. Prefect's client
 # alone would wait a minute for each answer, six times, at each of several calls.
@@ -124,34 +121,6 @@ def _end_at_once(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def deploy(pool: str) -> None:
-    """``prefect deploy --all`` for this folder; InputError when server or pool are missing."""
-    url = prefect_url()
-    if url is None or not answers(url):
-        raise InputError(
-            f"PREFECT_API_URL: {url or 'not set'}; the address of a running server needed, as"
-            f" {DEFAULT_URL} after `boss server`"
-        )
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    environment = dvc_environment() | PREFECT_ENVIRONMENT | {"BOSS_FOLDER": str(Path.cwd())}
-    found = subprocess.run(
-        [*prefect, "work-pool", "inspect", pool], env=environment, capture_output=True
-    )
-    if found.returncode and pool == DEFAULT_POOL:
-        found = subprocess.run(
-            [*prefect, "work-pool", "create", pool, "--type", "process"], env=environment
-        )
-    if found.returncode:
-        raise InputError(
-            f"--pool: {pool!r} is no work pool of {url}; make it with"
-            f" `prefect work-pool create {pool} --type process`"
-        )
-    environment["BOSS_POOL"] = pool
-    code = subprocess.run([*prefect, "deploy", "--all"], env=environment).returncode
-    if code:
-        raise InputError("prefect.yaml: the deployments could not be registered; see above")
 
 
 def _prepare_prefect() -> None:

@@ -24,6 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from boss_core.errors import InputError
 from flows.config import TIMEOUT, WORKERS, load_params
 from flows.measure.command import named, typed
+from flows.orchestration.clone import bring_inputs, runner_of, send_experiment
 from flows.orchestration.elsewhere import Elsewhere, machines
 from flows.orchestration.elsewhere_clusters import THREADS, named_cluster
 from flows.orchestration.elsewhere_runners import end_of
@@ -99,6 +100,7 @@ def pipeline(
         check_folder(root)
         set_aside_cut_short(root)
         settle_git(root)
+        bring_inputs(root, experiment=bool(overrides))
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
             with exclusive(root):
@@ -112,6 +114,7 @@ def pipeline(
             state = _run(root, copy, targets or (), workers, timeout, extra, runner)
             if state.is_failed():
                 raise StageError(state.message or "a stage failed")
+        send_experiment(root, experiment)
         get_run_logger().info("experiment %s: the workspace is as it was", experiment)
         _end_with_table(root, targets or (), ["compare", experiment])
         return Completed(message=state.message, data=experiment)
@@ -155,7 +158,7 @@ def _run(
     called = {**named(_called()), **extra}
     environment = {PROJECT: str(root), TURNS: turns, **called}
     take_revision(folder, params)
-    runner = Runner(folder)
+    runner = runner_of(folder, targets)
     run = Run(runner, environment, gpus, params.compute.processes, workers, timeout)
     stages = read_stages(folder, targets)
     try:
