@@ -4,6 +4,8 @@ A module a command; what a command needs beside its options it imports when it i
 help and the check of parameters load no torch.
 """
 
+import getpass
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any

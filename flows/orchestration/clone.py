@@ -18,7 +18,8 @@ from flows.records.passwords import without_password
 from flows.tracking.connection import sqlite_file, tracking_uri
 from flows.workspace.graph import read_stages
 from flows.workspace.process import Outcome, Runner, StageError, git
-from flows.workspace.run_cache import check_remote, pull_inputs, pull_stages, push_stage
+from flows.workspace.remote import check_remote
+from flows.workspace.run_cache import pull_inputs, pull_stages, push_stage
 
 CLONE = "BOSS_CLONE"
 # Seconds until the next try of what fails on the way to the remote: a connection that is lost for

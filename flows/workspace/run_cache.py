@@ -13,21 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from boss_core.errors import InputError
 from flows.workspace.graph import read_stages
 from flows.workspace.process import StageError, dvc_environment, git
-
-
-def check_remote(root: Path) -> None:
-    """InputError where the folder has no default remote."""
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo:
-        if not repo.config["core"].get("remote"):
-            raise InputError(
-                f"{root / '.dvc' / 'config'}: no default remote, which data travels by; `dvc remote"
-                " add --default NAME URL`, committed, needed"
-            )
 
 
 def pull_inputs(root: Path) -> None:
