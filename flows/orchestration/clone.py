@@ -19,7 +19,7 @@ from flows.tracking.connection import sqlite_file, tracking_uri
 from flows.workspace.graph import read_stages
 from flows.workspace.process import Outcome, Runner, StageError, git
 from flows.workspace.remote import check_remote
-from flows.workspace.run_cache import pull_inputs, pull_stages, push_stage
+from flows.workspace.run_cache import pull_inputs, pull_stage, pull_stages, push_stage
 
 CLONE = "BOSS_CLONE"
 # Seconds until the next try of what fails on the way to the remote: a connection that is lost for
@@ -60,7 +60,7 @@ def runner_of(folder: Path, targets: Sequence[str]) -> Runner:
     count = len(read_stages(folder, targets))
     known = _trying(lambda: pull_stages(folder, targets), "the DVC remote cannot be read")
     get_run_logger().info("brought what is known: %d of %d stages", len(known), count)
-    return _SendingRunner(folder)
+    return _SendingRunner(folder, known)
 
 
 def send_experiment(root: Path, name: str) -> None:
@@ -75,7 +75,14 @@ def send_experiment(root: Path, name: str) -> None:
 
 
 class _SendingRunner(Runner):
-    """A runner whose stages have ended when their outputs are in the DVC remote."""
+    """A runner whose stages have ended when their outputs are in the DVC remote.
+
+    known: whose outputs are in place. What comes after a stage that has to run, as `check` with
+    every change of a parameter, may be known all the same."""
+
+    def __init__(self, root: Path, known: Sequence[str]) -> None:
+        super().__init__(root)
+        self._known = frozenset(known)
 
     def run(
         self,
@@ -85,6 +92,10 @@ class _SendingRunner(Runner):
         log: Callable[[str], None],
         timeout: float,
     ) -> Outcome:
+        if stage not in self._known:
+            with _ONE_AT_A_TIME:
+                lost = f"{stage}: the DVC remote cannot be read"
+                _trying(lambda: pull_stage(self.root, stage), lost, self.stopped)
         outcome = super().run(stage, environment=environment, log=log, timeout=timeout)
         if outcome != Outcome.CACHED:  # what was restored may be of this machine's own cache
             lost = f"{stage}: its outputs do not reach the DVC remote"

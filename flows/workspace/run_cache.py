@@ -4,13 +4,14 @@ made, sent there. Data that has a name by its hash travels; `dvc repro --pull` b
 DVC's own commands do the same for a whole run cache at a time: every entry of every run, at each
 call. Here one stage's travel, after its outputs, so that no entry stands for what is not there.
 
-``python -m flows.workspace.run_cache pull TARGET ... | push STAGE`` is what works in a folder: DVC
-takes the names of stages for those of the folder that its process is in."""
+``python -m flows.workspace.run_cache pull TARGET ... | pull-one STAGE | push STAGE`` is what works
+in a folder: DVC takes the names of stages for those of the folder that its process is in."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flows.workspace.graph import read_stages
@@ -34,6 +35,12 @@ def pull_stages(root: Path, targets: Sequence[str]) -> list[str]:
     read."""
     known: list[str] = json.loads(_in_folder(root, "pull", *targets))
     return known
+
+
+def pull_stage(root: Path, name: str) -> None:
+    """The same of one stage whose dependencies are in place, by the run cache as it is here since
+    `pull_stages`. Where nothing is known of it nothing happens."""
+    _in_folder(root, "pull-one", name)
 
 
 def push_stage(root: Path, name: str) -> None:
@@ -75,6 +82,15 @@ def _pull(targets: Sequence[str]) -> list[str]:
     return sorted(known)
 
 
+def _pull_one(name: str) -> None:
+    from dvc.repo import Repo
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    with Repo(_wait_for_lock=True) as repo, repo.lock, suppress(RunCacheNotFoundError):
+        (stage,) = repo.stage.collect(name)
+        repo.stage_cache.restore(stage, pull=True)
+
+
 def _push(name: str) -> None:
     from dvc.repo import Repo
     from dvc.stage.cache import _get_cache_hash, _get_stage_hash
@@ -101,6 +117,8 @@ def main(what: str, names: Sequence[str]) -> None:
     try:
         if what == "pull":
             print(json.dumps(_pull(names)))
+        elif what == "pull-one":
+            _pull_one(names[0])
         else:
             _push(names[0])
     except Exception as error:  # of whichever protocol the remote speaks

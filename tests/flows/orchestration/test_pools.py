@@ -308,6 +308,9 @@ def test_what_does_not_reach_the_remote_fails(
         def run(stage: str) -> str:
             return runner.run(stage, environment={}, log=print, timeout=100)
 
+        with pytest.raises(StageError, match=r"^check: the DVC remote cannot be read: [^\n]*$"):
+            run("check")
+        monkeypatch.setattr(clone, "pull_stage", lambda *_: None)  # lost while the stage runs
         with pytest.raises(StageError) as failed:
             run("check")
         assert str(failed.value).startswith("check: its outputs do not reach the DVC remote: ")
