@@ -11,7 +11,7 @@ from boss_core.errors import InputError
 from studies.pipelines import NOT_TRIED, Row, flow_pipelines, rows, straighten_small, table
 from tests.helpers.more_pipelines import SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # Made for a flow's scheduler, for any scheduler, and for a solver that can be told to serve a flow;
 # and of the same families, others that are not.

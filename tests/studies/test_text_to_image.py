@@ -20,7 +20,7 @@ from studies.text_to_image.captions import CLASSES, every_caption, prompts, read
 from studies.text_to_image.frechet import frechet_distance, kernel_distance, of_features
 from studies.text_to_image.pipeline import CALL, Size, load_pipeline, make_pipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SIZE = ["--layers", "2", "--heads", "1", "--head", "16"]
 GRID, SAMPLES = 4, 20

@@ -102,6 +102,7 @@ def test_eight_projects_log_at_once(finished: Project, stack: Stack, tmp_path: P
         assert Path(kept).read_bytes() == (project.folder / "metrics" / "1.json").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["fast", "immediate", "outage"])
 def test_the_database_is_restarted_in_the_middle_of_a_run(
     finished: Project, stack: Stack, tmp_path: Path, mode: str

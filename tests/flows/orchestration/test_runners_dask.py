@@ -177,6 +177,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, pair: tuple[Place, Cluster])
     return project
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_what_runs_there_and_the_next_run_goes_on(
     small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
 ) -> None:
@@ -244,6 +245,7 @@ def test_another_checkout_has_what_the_remote_has(
     assert states(prefect_server, shown)["teacher"] == "Restored"
 
 
+@pytest.mark.long
 def test_an_experiment(
     small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
 ) -> None:
