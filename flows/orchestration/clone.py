@@ -47,6 +47,12 @@ def bring_inputs(root: Path, *, experiment: bool) -> None:
             " goes with its clone; `boss track`, in one that has the results, logs it"
         )
     if experiment:
+        for name in ("user.name", "user.email"):  # of the commit that an experiment is
+            if git(root, "config", name, check=False).returncode:
+                raise InputError(
+                    f"overrides: git has no {name} where this worker runs; an experiment is a"
+                    f" commit, so `git config --global {name} ...` there needed"
+                )
         # Their names are taken, too.
         _git(root, "fetch", "--quiet", "origin", "refs/exps/*:refs/exps/*")
         _git(root, "push", "--quiet", "--dry-run", "origin", "HEAD:refs/exps/boss-may-push")

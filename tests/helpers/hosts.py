@@ -63,6 +63,8 @@ def host(folder: Path, server: dict[str, str], pool: str) -> Iterator[Host]:
     for name in ("home", "tmp", "work"):
         (folder / name).mkdir(parents=True)
     found = Host(folder)
+    identity = "[user]\n\tname = host\n\temail = host@example.org\n"
+    (folder / "home" / ".gitconfig").write_text(identity)
     # Nothing of this process's environment but where programs are.
     here = str(Path(sys.executable).parent)
     own = {
@@ -73,7 +75,6 @@ def host(folder: Path, server: dict[str, str], pool: str) -> Iterator[Host]:
         "PREFECT_API_URL": server["PREFECT_API_URL"],
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DVC_SITE_CACHE_DIR": str(folder / "tmp" / "dvc"),
-        "GIT_CONFIG_GLOBAL": os.devnull,
         "OMP_NUM_THREADS": "1",
     }
     with open(found.log, "w") as log:

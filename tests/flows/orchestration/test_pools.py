@@ -3,6 +3,7 @@ back by git and DVC. Real server, workers, repository and remote."""
 
 import asyncio
 import json
+import os
 import subprocess
 import threading
 import time
@@ -337,6 +338,8 @@ def test_what_a_clone_needs(
     project.run("dvc", "add", "--quiet", "inputs/images/one.txt")
     repository = published(project, tmp_path)
     project.run("dvc", "push", "--quiet", "inputs/images/one.txt.dvc")
+    (tmp_path / "gitconfig").write_text("[user]\n\tname = host\n\temail = host@example.org\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     mine = cloned(repository, tmp_path / "mine")
     with disable_run_logger():
         clone.bring_inputs(mine.folder, experiment=True)
@@ -346,5 +349,9 @@ def test_what_a_clone_needs(
         with pytest.raises(InputError) as refused:
             clone.bring_inputs(mine.folder, experiment=True)
         clone.bring_inputs(mine.folder, experiment=False)
+        for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+            monkeypatch.setenv(name, os.devnull)
+        with pytest.raises(InputError, match=r"overrides: git has no user\.name where this worker"):
+            clone.bring_inputs(mine.folder, experiment=True)
     assert str(refused.value).startswith("overrides: git push: fatal: ")
     assert "an experiment is sent to the repository" in str(refused.value)
