@@ -109,7 +109,8 @@ def restorable(root: Path, stage: str) -> bool:
 
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
-            (found,) = repo.stage.collect(stage)
+            # By its file, as DVC takes a bare name for one of the folder that this process is in.
+            (found,) = repo.stage.collect(f"{root / 'dvc.yaml'}:{stage}")
             result = known_result(found)
             return result is not None and result.outs_cached()
     except DvcException:  # which DVC says again as the stage runs

@@ -11,17 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from flows.telemetry import TELEMETRY_OFF
-from tests.helpers.project import Project
+from tests.helpers.project import Project, environment
 from tests.helpers.servers import free_port
 
 BIN = Path(sys.executable).parent
+BROUGHT = "inputs/mine"  # data of the user's, which git ignores and DVC has
 
 
 def can_unshare() -> bool:
@@ -171,3 +175,56 @@ def _wait_for_lines(logs: list[Path], text: str, seconds: float = 90) -> None:
     while not all(text in log.read_text() for log in logs):
         assert time.monotonic() < end, "\n".join(log.read_text() for log in logs)
         time.sleep(0.3)
+
+
+def until(found: Callable[[], Any], seconds: float, process: "subprocess.Popen[str]") -> Any:
+    """What ``found`` returns once that is something, while the process runs."""
+    until = time.monotonic() + seconds
+    while not (it := found()):
+        assert process.poll() is None, f"ended: {process.returncode}"
+        assert time.monotonic() < until, "not in time"
+        time.sleep(0.1)
+    return it
+
+
+def start(
+    project: Project, server: dict[str, str], log: Path, *options: str
+) -> "subprocess.Popen[str]":
+    """``boss run``, its output in a file."""
+    with open(log, "w") as out:
+        return subprocess.Popen(
+            ["boss", "run", *options], cwd=project.folder, env=environment(server), stdout=out,
+            stderr=subprocess.STDOUT, start_new_session=True, text=True,
+        )  # fmt: skip
+
+
+def plain(project: Project, **first: str) -> None:
+    """Let every stage but `check` write its own name and nothing more: for tests of who runs it and
+    when.
+
+    first: shell commands that come before, by the stage."""
+    path = project.folder / "dvc.yaml"
+    pipeline = yaml.safe_load(path.read_text())
+    for name, stage in pipeline["stages"].items():
+        if name == "check":
+            continue
+        outs = [*stage["outs"], *stage.get("metrics", ())]
+        files = [out if Path(out).suffix else f"{out}/file" for out in outs]
+        made = [f"mkdir -p $(dirname {file}); echo {name} > {file}" for file in files]
+        if name == "prepare" and (project.folder / BROUGHT).exists():  # as its stage reads it
+            made.append(f"cat {BROUGHT}/1.txt >> data/file")
+        stage["cmd"] = "; ".join([*filter(None, [first.get(name)]), *made])
+    path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
+
+
+def asleep(
+    cluster: Cluster, seconds: int, workers: "Sequence[subprocess.Popen[bytes]]" = ()
+) -> list[int]:
+    """The processes below the workers, of all or of some, that sleep so long."""
+    found = []
+    for worker in workers or cluster.workers:
+        for pid in descendants(worker.pid):
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
+                    found.append(pid)
+    return found

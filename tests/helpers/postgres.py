@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.test_containers import SERVICES, Stack, postgres_programs
+from tests.helpers.compose import SERVICES, Stack, postgres_programs
 
 
 @contextlib.contextmanager

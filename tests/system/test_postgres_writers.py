@@ -12,11 +12,11 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from tests.helpers.compose import Stack
 from tests.helpers.flow import wait_for_line
 from tests.helpers.mlflow_runs import runs
 from tests.helpers.postgres import control, environment_of, services, start_again
 from tests.helpers.project import Project
-from tests.system.test_containers import Stack
 
 pytestmark = pytest.mark.slow
 

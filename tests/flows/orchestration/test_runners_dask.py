@@ -3,55 +3,34 @@ other: a real scheduler and real workers, each in a mount namespace of its own."
 
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.helpers.clusters import (
+    BROUGHT,
     Cluster,
     Place,
+    asleep,
     dask_cluster,
     descendants,
     end,
     give_remote,
     needs_namespaces,
     place,
+    plain,
+    start,
+    until,
 )
 from tests.helpers.flow import run, states, tasks
 from tests.helpers.mlflow_runs import runs
-from tests.helpers.project import Project, environment
+from tests.helpers.project import Project
 
 pytestmark = [pytest.mark.slow, needs_namespaces]
-
-BROUGHT = "inputs/mine"  # data of the user's, which git ignores and DVC has
-
-
-def until(found: Callable[[], Any], seconds: float, process: "subprocess.Popen[str]") -> Any:
-    """What ``found`` returns once that is something, while the process runs."""
-    until = time.monotonic() + seconds
-    while not (it := found()):
-        assert process.poll() is None, f"ended: {process.returncode}"
-        assert time.monotonic() < until, "not in time"
-        time.sleep(0.1)
-    return it
-
-
-def start(
-    project: Project, server: dict[str, str], log: Path, *options: str
-) -> "subprocess.Popen[str]":
-    """``boss run``, its output in a file."""
-    with open(log, "w") as out:
-        return subprocess.Popen(
-            ["boss", "run", *options], cwd=project.folder, env=environment(server), stdout=out,
-            stderr=subprocess.STDOUT, start_new_session=True, text=True,
-        )  # fmt: skip
 
 
 def as_deployed(project: Project, server: dict[str, str], **parameters: object) -> str:
@@ -130,38 +109,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Clus
     folder = tmp_path_factory.mktemp("pair")
     with place(tmp_path_factory.getbasetemp()) as at, dask_cluster(at, folder, 2) as cluster:
         yield at, cluster
-
-
-def plain(project: Project, **first: str) -> None:
-    """Let every stage but `check` write its own name and nothing more: for tests of who runs it and
-    when.
-
-    first: shell commands that come before, by the stage."""
-    path = project.folder / "dvc.yaml"
-    pipeline = yaml.safe_load(path.read_text())
-    for name, stage in pipeline["stages"].items():
-        if name == "check":
-            continue
-        outs = [*stage["outs"], *stage.get("metrics", ())]
-        files = [out if Path(out).suffix else f"{out}/file" for out in outs]
-        made = [f"mkdir -p $(dirname {file}); echo {name} > {file}" for file in files]
-        if name == "prepare" and (project.folder / BROUGHT).exists():  # as its stage reads it
-            made.append(f"cat {BROUGHT}/1.txt >> data/file")
-        stage["cmd"] = "; ".join([*filter(None, [first.get(name)]), *made])
-    path.write_text(yaml.safe_dump(pipeline, sort_keys=False))
-
-
-def asleep(
-    cluster: Cluster, seconds: int, workers: "Sequence[subprocess.Popen[bytes]]" = ()
-) -> list[int]:
-    """The processes below the workers, of all or of some, that sleep so long."""
-    found = []
-    for worker in workers or cluster.workers:
-        for pid in descendants(worker.pid):
-            with suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
-                    found.append(pid)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.orchestration.test_runners_dask import asleep, plain, start, until
-from tests.helpers.clusters import end, give_remote, needs_namespaces, place, ray_cluster
+from tests.helpers.clusters import (
+    asleep,
+    end,
+    give_remote,
+    needs_namespaces,
+    place,
+    plain,
+    ray_cluster,
+    start,
+    until,
+)
 from tests.helpers.flow import run, states
 from tests.helpers.project import Project
 
