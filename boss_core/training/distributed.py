@@ -75,6 +75,8 @@ def _together() -> Iterator[None]:
     its machine is lost. It is the first to say why, where it can."""
     try:
         yield
+    except torch.OutOfMemoryError:  # of this process, which says so itself
+        raise
     except RuntimeError as error:  # DistBackendError, too
         why = " ".join(str(error).split())[:160]
         raise InputError(
