@@ -31,7 +31,7 @@ WHOLE_RUNS = {"finished", "flow_folder"}
 LONG = {
     "test_deployments.py", "test_experiments.py", "test_gpus.py", "test_launch.py",
     "test_methods.py", "test_pipeline.py", "test_pipeline_students.py", "test_pipelines.py",
-    "test_runs.py",
+    "test_postgres_writers.py", "test_remotes.py", "test_runners_dask.py", "test_runs.py",
 }  # fmt: skip
 atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
 

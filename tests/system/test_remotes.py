@@ -61,6 +61,7 @@ def test_a_clone_that_pulls_has_nothing_to_run(
     assert "Everything is up to date" in second.run("dvc", "push", env=remote.environment).stdout
 
 
+@pytest.mark.long
 def test_no_secret_is_kept(pushed: Project, remote: Remote, tmp_path: Path) -> None:
     """Neither in the project, DVC's files and MLflow's among them, nor in what Prefect's server
     keeps and prints."""
@@ -92,6 +93,7 @@ def database_text(path: Path) -> str:
         connection.close()
 
 
+@pytest.mark.long
 def test_without_the_secret_nobody_is_let_in(
     pushed: Project, remote: Remote, tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def refused_pull(project: Project, variables: dict[str, str]) -> str:
     return "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR: "))
 
 
+@pytest.mark.long
 def test_a_remote_that_is_gone_holds_up_no_run(
     pushed: Project, remote: Remote, tmp_path: Path
 ) -> None:
