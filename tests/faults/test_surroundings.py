@@ -60,6 +60,7 @@ def test_a_clock_that_jumps(finished: Project, tmp_path: Path) -> None:
     assert far  # the clock did jump
 
 
+@pytest.mark.long
 def test_a_folder_of_any_name_that_was_moved(finished: Project, tmp_path: Path) -> None:
     """MLflow stores absolute addresses, DVC the times and numbers of files."""
     first = finished.copy(tmp_path / "before")
@@ -126,6 +127,7 @@ def start_as(user: int, project: Project, *command: str) -> "subprocess.Popen[st
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root runs commands as other users")
 def test_two_users_at_once(shared: Project, finished: Project) -> None:

@@ -156,6 +156,7 @@ def read_files(project: Project) -> list[tuple[str, list[int], list[str]]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_output_of_a_stage_runs_code_in_the_next(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")

@@ -83,7 +83,7 @@ def train(folders: tuple[Path, Path], processes: int, **given: float) -> list[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_two_machines_train_the_network_of_one(
     two: tuple[Path, Path], tmp_path: Path, processes: int
 ) -> None:
@@ -98,7 +98,7 @@ def test_two_machines_train_the_network_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("gone", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_machine_that_is_lost_ends_the_other(
     two: tuple[Path, Path], tmp_path: Path, gone: int
 ) -> None:
@@ -137,6 +137,7 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_stage_on_two_machines(finished: Project, tmp_path: Path) -> None:
     """The commands of docs/training.md: what the stage writes is on machine 0 alone, DVC takes it

@@ -132,6 +132,7 @@ def test_the_database_is_restarted_in_the_middle_of_a_run(
     assert {run.info.status for run in found} == {"FINISHED"}
 
 
+@pytest.mark.long
 def test_the_database_is_away_as_a_run_ends(
     finished: Project, stack: Stack, tmp_path: Path
 ) -> None:

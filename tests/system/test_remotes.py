@@ -108,7 +108,7 @@ def refused_pull(project: Project, variables: dict[str, str]) -> str:
     """What DVC says of it, which is its own words."""
     command, env = ["dvc", "pull"], environment(variables)
     done = subprocess.run(
-        command, cwd=project.folder, env=env, capture_output=True, text=True, timeout=120
+        command, cwd=project.folder, env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr

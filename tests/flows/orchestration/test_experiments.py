@@ -86,6 +86,7 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     assert "up to date" in project.run("dvc", "status").stdout
 
 
+@pytest.mark.long
 def test_an_experiment_of_some_stages_says_nothing_of_the_others(
     flowed, tmp_path: Path, prefect_server
 ) -> None:
@@ -108,6 +109,7 @@ def test_an_experiment_of_some_stages_says_nothing_of_the_others(
     assert record["samples"] == 44
 
 
+@pytest.mark.long
 def test_changed_parameters_count_for_targets_and_for_what_was_wrong_before(
     flowed, tmp_path: Path, prefect_server
 ) -> None:

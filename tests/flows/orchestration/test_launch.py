@@ -91,6 +91,7 @@ def test_a_server_that_freezes_holds_no_run(flowed, tmp_path: Path) -> None:
             assert found == [f"{says} {why}"]
 
 
+@pytest.mark.long
 def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> None:
     project = flowed[0].copy(tmp_path / "project")
     address = f"127.0.0.1:{free_port()}"

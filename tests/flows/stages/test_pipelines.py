@@ -617,6 +617,7 @@ def test_films_are_shown_by_their_frames_and_compared_by_the_middle_ones(
     assert "Each row is a film" in page
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_whole_under_dvc(tmp_path: Path) -> None:
     """With real images beside the teacher's own, a run of MLflow with the adapter, and nothing left
