@@ -1,14 +1,18 @@
-"""What goes to and comes from the DVC remote of a project, asked from another folder."""
+"""What DVC's cache here has of a project, before a stage is sent elsewhere."""
 
 from pathlib import Path
+
+import pytest
 
 from flows.workspace.remote import restorable
 from tests.helpers.project import Project
 
 
-def test_what_dvc_would_restore(finished: Project, tmp_path: Path) -> None:
-    """Of the folder that is asked about, not of the one that the process is in."""
+def test_what_dvc_would_restore(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = finished.copy(tmp_path / "project")
+    monkeypatch.chdir(project.folder)
     assert restorable(project.folder, "cost")
     assert restorable(project.folder, "finetune@3")
     project.set({"cost.samples": 13})
