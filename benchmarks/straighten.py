@@ -31,7 +31,7 @@ from boss_core.interop.pipeline_students import Groups, train_student
 from boss_core.interop.teacher_forcing import teacher_states
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import uniform
-from boss_core.training.attention import without_cudnn_attention
+from boss_core.training.attention import whole_attention_gradients
 from boss_core.training.settings import TrainingSettings
 
 BUDGET = 4
@@ -108,7 +108,7 @@ def student(
     network = pipeline.transformer
     trained = [p for p in network.parameters() if p.requires_grad]
 
-    @without_cudnn_attention()
+    @whole_attention_gradients()
     def bare() -> None:
         for _ in range(BUDGET):
             network(**given, return_dict=False)[0].float().square().mean().backward()

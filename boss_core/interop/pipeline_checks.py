@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boss_core.errors import InputError
-from boss_core.interop.pipeline_networks import own_processors
+from boss_core.interop.pipeline_networks import attention_layers, own_processors
 from boss_core.interop.recording import Point, Walk, recording_scheduler
 from boss_core.ode.timesteps import uniform
 
@@ -110,7 +110,7 @@ def take_walk(pipeline: Any, walk: Walk, call: Mapping[str, Any]) -> None:
         # The scheduler has the grid whatever it is asked for, so that pipelines which take
         # `sigmas` and those which do not are driven alike.
         pipeline.scheduler = recording_scheduler(own, walk)
-        with own_processors(walk.networks):
+        with own_processors(attention_layers(walk.networks)):
             pipeline(**call, num_inference_steps=walk.count, output_type="latent")
     finally:
         pipeline.scheduler = own

@@ -4,7 +4,7 @@ diffusers is imported where it is used only: the rest of the library works witho
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,19 +54,26 @@ def pipeline_networks(pipeline: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
+def attention_layers(networks: Mapping[str, torch.nn.Module]) -> list[Any]:
+    """The layers of networks that have an attention processor each."""
+    found = (layer for network in networks.values() for layer in network.modules())
+    return [layer for layer in found if hasattr(layer, "get_processor")]
+
+
 @contextmanager
-def own_processors(networks: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+def own_processors(layers: Sequence[Any]) -> Iterator[None]:
     """Inside, a call of a pipeline may be stopped anywhere: some (SD3 and Sana with perturbed
     attention) put attention processors of their own into their networks, and the former ones back
-    at the end of the call, which is done here."""
-    having: list[Any] = [n for n in networks.values() if hasattr(n, "attn_processors")]
-    before = [dict(network.attn_processors) for network in having]
+    at the end of the call, which is done here.
+
+    layers: `attention_layers` of its networks, which takes as long as all else here."""
+    before = [layer.get_processor() for layer in layers]
     try:
         yield
     finally:
-        for network, processors in zip(having, before, strict=True):
-            if network.attn_processors != processors:
-                network.set_attn_processor(processors)
+        for layer, processor in zip(layers, before, strict=True):
+            if layer.get_processor() is not processor:
+                layer.set_processor(processor)
 
 
 def pipeline_hash(pipeline: Any) -> str:

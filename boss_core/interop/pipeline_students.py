@@ -1,6 +1,7 @@
 """Students of a diffusers pipeline: its LoRA, or all its weights, straightened for one schedule."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.interop.pipeline_lora import TrainedWeights
+from boss_core.interop.pipeline_networks import attention_layers, pipeline_networks
 from boss_core.interop.teacher_forcing import KnotStates, straighten_call
 from boss_core.io.files import replacing
 from boss_core.ode.schedule import Schedule
+from boss_core.training.attention import whole_attention_gradients
 from boss_core.training.loop import Row, Trained, train
 from boss_core.training.randomness import BatchShare, step_generator
 from boss_core.training.resume import Checkpoints
@@ -57,6 +60,7 @@ def train_student(
         `boss_core.training.loop.train`.
     """
     steps = schedule.timesteps, schedule.solver
+    layers = attention_layers(pipeline_networks(pipeline))
     fresh = True
 
     def loss(_: Any, step: int, share: BatchShare) -> Tensor:
@@ -69,7 +73,7 @@ def train_student(
             losses = straighten_call(
                 pipeline, *steps, groups.call(group), groups.states(group),
                 lambda k: weights.collect(), weights=schedule.weights,
-                scale=1.0 / len(chosen), check_start=fresh,
+                scale=1.0 / len(chosen), check_start=fresh, layers=layers,
             )  # fmt: skip
             fresh = False
             found.append(losses.mean())
@@ -85,6 +89,7 @@ def train_student(
                 groups.states(group),
                 None,
                 weights=schedule.weights,
+                layers=layers,
             )
             for group in groups.validation
         ]
@@ -94,16 +99,31 @@ def train_student(
             **{f"validation_loss_segment_{k}": value for k, value in enumerate(means)},
         }
 
-    trained = train(
-        weights,
-        loss,
-        settings,
-        validate=validate if groups.validation else None,
-        on_step=on_step,
-        checkpoints=checkpoints,
-    )
+    with _on_one_device(pipeline):
+        trained = train(
+            weights,
+            loss,
+            settings,
+            validate=validate if groups.validation else None,
+            on_step=on_step,
+            checkpoints=checkpoints,
+            attention=whole_attention_gradients,
+        )
     trained.network.push()
     return trained
+
+
+@contextmanager
+def _on_one_device(pipeline: Any) -> Iterator[None]:
+    """Inside, the pipeline knows its device. diffusers looks through all modules for it, several
+    times a call: a thirtieth of a step of Stable Diffusion 3.5 medium on an H200, which waits."""
+    kind = type(pipeline)
+    found = pipeline._execution_device
+    pipeline.__class__ = type(kind.__name__, (kind,), {"_execution_device": found})
+    try:
+        yield
+    finally:
+        pipeline.__class__ = kind
 
 
 def _drawn(draw: Any, count: int, settings: TrainingSettings) -> Any:

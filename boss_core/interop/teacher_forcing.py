@@ -21,7 +21,11 @@ from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.interop.pipeline_checks import silent, take_walk
-from boss_core.interop.pipeline_networks import own_processors, pipeline_networks
+from boss_core.interop.pipeline_networks import (
+    attention_layers,
+    own_processors,
+    pipeline_networks,
+)
 from boss_core.interop.recording import Track, Walk, recording_scheduler
 from boss_core.ode.timesteps import Times, validate_timesteps
 from boss_core.straightening.segments import chord_weights
@@ -120,6 +124,7 @@ def straighten_call(
     weights: Sequence[Sequence[float]] | None = None,
     scale: float = 1.0,
     check_start: bool = True,
+    layers: Sequence[Any] | None = None,
 ) -> Tensor:
     """One call of the student on the teacher's states, and the gradients of its loss.
 
@@ -133,6 +138,8 @@ def straighten_call(
         None: the losses alone, without any gradient.
     weights: of solver ``multistep``, those of the schedule.
     check_start: whether the student starts from the teacher's noise, for which the host waits.
+    layers: the pipeline's `attention_layers`, for whoever calls this often: a thousand modules are
+        looked through to find them, and a fast card waits.
     Returns the losses of the K steps, (K,) float32 on the device, without gradients: means over
     samples and elements of the squared distance to the chord (eq. 9).
 
@@ -143,12 +150,13 @@ def straighten_call(
     chords = chord_weights(times, solver, weights)
     walk = _ForcedWalk(times, chords, teacher, on_backward, scale, check_start)
     walk.caches = _caches(pipeline)
+    layers = attention_layers(pipeline_networks(pipeline)) if layers is None else layers
     own = pipeline.scheduler
     run = inspect.unwrap(type(pipeline).__call__)  # without its torch.no_grad
     try:
         pipeline.scheduler = recording_scheduler(own, walk)
         on = torch.set_grad_enabled(on_backward is not None)
-        with on, silent(), own_processors(pipeline_networks(pipeline)):
+        with on, silent(), own_processors(layers):
             run(pipeline, **call, num_inference_steps=len(times) - 1, output_type="latent")
     except _TaughtAll:
         pass

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from boss_core.errors import InputError
 from boss_core.io.files import new_array, write_bytes
@@ -21,7 +21,7 @@ from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import Times, uniform, union
 from boss_core.ode.velocity import Velocity
 from boss_core.straightening.segments import knot_states
-from boss_core.training.distributed import own_share
+from boss_core.training.distributed import own_share, wait
 
 STATES, RUN, DONE = "states.npy", "run.json", "done"
 # Times nearer than this are one: of a grid as numbers have them, and as a file does.
@@ -137,7 +137,7 @@ def _on_disk(
     parts = [range(start, min(start + size, shape[0])) for start in range(0, shape[0], size)]
     if share.rank == 0:
         _prepare(folder, run, shape)
-    _wait_for_all()
+    wait()
     states = np.load(folder / STATES, mmap_mode="r+")
     if share.rank == 0 and (folder / DONE / "0").exists():
         _check_first(folder, states, parts[0][:_COMPARED], fill)
@@ -149,7 +149,7 @@ def _on_disk(
             done.touch()
         elif on_step is not None:
             on_step(len(part) * (len(run["grid"]) - 1))
-    _wait_for_all()
+    wait()
     return np.load(folder / STATES, mmap_mode="r")
 
 
@@ -191,8 +191,3 @@ def _described(source: NoiseSource) -> dict[str, Any]:
     found = asdict(source)
     del found["device"]
     return json.loads(json.dumps(found))
-
-
-def _wait_for_all() -> None:
-    if own_share().of > 1:
-        distributed.barrier()

@@ -35,8 +35,16 @@ def average(tensors: Sequence[Tensor]) -> None:
 def wait() -> None:
     """Until all processes are here."""
     if own_share().of > 1:
+        # NCCL would guess which GPU is meant, and say so.
+        nccl = distributed.get_backend() == "nccl"
         with _together():
-            distributed.barrier()
+            distributed.barrier(device_ids=[torch.cuda.current_device()] if nccl else None)
+
+
+def leave() -> None:
+    """To be called where all processes have ended well; NCCL warns of those that go without."""
+    if own_share().of > 1:
+        distributed.destroy_process_group()
 
 
 def total(value: float, device: torch.device) -> float:

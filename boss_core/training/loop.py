@@ -5,7 +5,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -55,6 +55,7 @@ def train(
     log_every: int | None = None,
     on_step: Callable[[int], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    attention: Callable[[], AbstractContextManager[None]] = without_cudnn_attention,
 ) -> Trained[Network]:
     """Train a network: minimise a loss over its parameters that need gradients.
 
@@ -73,6 +74,7 @@ def train(
     on_step: called with the number of steps done since it was last called.
     checkpoints: written by the main process; the last one stays when the training has ended, and
         is for the caller to remove once the result is stored.
+    attention: what makes the gradients of attention right (`boss_core.training.attention`).
 
     Memory and checkpoints hold the average, and Adam's moments, of what trains alone: of an adapter
     a few per cent of its network.
@@ -95,7 +97,7 @@ def train(
     done, curve, fingerprint = _go_on(run, found)
     if on_step is not None and done:
         on_step(done)
-    with _random_numbers_of_steps(run.rate.device, share) as of_step, without_cudnn_attention():
+    with _random_numbers_of_steps(run.rate.device, share) as of_step, attention():
         for step in range(done, settings.iterations):
             of_step(step)
             train_step(run, step)

@@ -200,6 +200,7 @@ def straighten(
         straighten_network(network_request(network, shape, classes, precision, common))
         return
     refuse_options("--network", own)
+    from boss_core.training import distributed
     from flows.straighten.pipeline import straighten_pipeline
     from flows.straighten.request import Teacher
 
@@ -208,6 +209,7 @@ def straighten(
     straighten_pipeline(
         pipeline_request(teacher, accumulate or 1, gradient_checkpointing, replace, common)
     )
+    distributed.leave()
 
 
 @dataclass(frozen=True)

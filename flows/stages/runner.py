@@ -59,6 +59,10 @@ def run_stage(
                     " nothing; one needed"
                 )
             stage(params)
+            if _started() > 1:
+                from boss_core.training import distributed
+
+                distributed.leave()
         except InputError:
             if not is_main():
                 time.sleep(_PATIENCE)  # is ended with the main process, if that fails too

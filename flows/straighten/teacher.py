@@ -14,7 +14,11 @@ from boss_core.interop.guidance import without_guidance
 from boss_core.interop.pipeline_checks import silent
 from boss_core.interop.pipeline_encodings import free_encoders, remember_encodings
 from boss_core.interop.pipeline_lora import check_adaptable, compile_blocks, denoisers, freeze
-from boss_core.interop.pipeline_networks import own_processors, pipeline_networks
+from boss_core.interop.pipeline_networks import (
+    attention_layers,
+    own_processors,
+    pipeline_networks,
+)
 from boss_core.ode.timesteps import uniform
 from flows.search.hub import at_revision, revision_of
 from flows.search.options import parse_shape
@@ -165,11 +169,12 @@ def encode_all(pipeline: Any, calls: Sequence[Callable[[], Mapping[str, Any]]]) 
         raise _Encoded
 
     networks = pipeline_networks(pipeline)
+    layers = attention_layers(networks)
     handles = [network.register_forward_pre_hook(stop) for network in networks.values()]
     try:
         for call in calls:
             stopped = suppress(_Encoded)
-            with torch.no_grad(), silent(), own_processors(networks), stopped:
+            with torch.no_grad(), silent(), own_processors(layers), stopped:
                 pipeline(**call(), num_inference_steps=2, output_type="latent")
     finally:
         for handle in handles:

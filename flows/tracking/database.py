@@ -1,6 +1,7 @@
 """MLflow's SQLite database in the project's folder: made whole, and true where the folder is."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -43,12 +44,13 @@ def make_database(database: Path) -> None:
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     for left in database.parent.glob(f".{database.name}.*.part"):  # by kills
-        left.unlink()
-    handle, name = tempfile.mkstemp(
-        dir=database.parent, prefix=f".{database.name}.", suffix=".part"
+        shutil.rmtree(left, ignore_errors=True)
+    # A folder: SQLite has a journal beside a database, which a kill leaves there.
+    making = Path(
+        tempfile.mkdtemp(dir=database.parent, prefix=f".{database.name}.", suffix=".part")
     )
-    os.close(handle)
-    new = Path(name)
+    making.chmod(0o777 & ~_umask())  # as a folder that nobody made in secret
+    new = making / database.name
     try:
         done = subprocess.run(
             [sys.executable, "-c", _MAKE, f"sqlite:///{new}"],
@@ -60,10 +62,10 @@ def make_database(database: Path) -> None:
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise InputError(f"{database}: MLflow could not make its database ({why})")
-        new.chmod(0o666 & ~_umask())  # as a file that nobody made in secret
+        new.chmod(0o666 & ~_umask())
         os.replace(new, database)
     finally:
-        new.unlink(missing_ok=True)
+        shutil.rmtree(making)
 
 
 def follow(database: Path) -> None:

@@ -12,7 +12,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install .[diffusers])")
 
-from diffusers import SD3Transformer2DModel
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
 
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_pipelines import sample_generators
@@ -245,6 +245,35 @@ def test_the_compiler_that_is_the_default_does_too() -> None:
     norm = sum(float(g.norm()) ** 2 for g in plain) ** 0.5
     for one, two in zip(plain, other, strict=True):
         assert (one - two).norm() <= 1e-4 * norm
+
+
+def test_a_training_looks_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in every step, where a card waits for it: diffusers goes through all modules."""
+    family = FAMILIES["sd3"]
+    looked: list[type] = []
+    own = DiffusionPipeline._execution_device
+
+    def device(pipeline: DiffusionPipeline) -> torch.device:
+        looked.append(type(pipeline))
+        return own.fget(pipeline)
+
+    def train(iterations: int) -> tuple[type, int]:
+        pipeline, rows = family.make(), range(2)
+
+        def call(k: int = 0) -> dict[str, Any]:
+            return family.prompts(rows) | {"generator": sample_generators(rows, 3)}
+
+        states, _ = teacher_states(pipeline, GRID, KNOTS, call())
+        weights = add_lora(pipeline, 2, seed=0)
+        groups = Groups(call, lambda k: states, range(1), range(1))
+        before = type(pipeline), len(looked)
+        train_student(pipeline, SCHEDULE, weights, groups, settings(iterations), seed=0)
+        assert type(pipeline) is before[0]
+        return before[0], len(looked) - before[1]
+
+    monkeypatch.setattr(DiffusionPipeline, "_execution_device", property(device))
+    assert train(1) == train(3)
+    assert train(1)[1] == 1
 
 
 def test_the_latents_of_a_scheduler_for_each_frame() -> None:
