@@ -78,8 +78,8 @@ def _least(
     j, far = ahead.shape
     if last:
         return costs[:, -1], np.full(len(costs), j + far)
-    i, _ = np.tril_indices(j, -1)
-    candidates = join(costs, gamma * ahead[i])
+    candidates = np.repeat(gamma * ahead, np.arange(j), axis=0)  # of i, for each h < i
+    join(costs, candidates, out=candidates)
     place = candidates.argmin(axis=1)
     return np.take_along_axis(candidates, place[:, None], axis=1)[:, 0], place + j + 1
 

@@ -158,24 +158,28 @@ def velocities_at(
 
 @dataclass(frozen=True)
 class _Sums:
-    """The parts of the normal equations for each of G groups of noises: A (G, m, m), b (G, m), and
-    the squares of r (G,)."""
+    """The parts of the normal equations for each of several sets of noises: A (..., m, m), b (...,
+    m), and the squares of r (...)."""
 
     normal: NDArray[np.float64]
     right: NDArray[np.float64]
     square: NDArray[np.float64]
 
-    def without(self, group: int) -> "_Sums":
-        """Of all groups but one, together."""
-        return self.of(np.arange(len(self.square)) != group)
-
     def of(self, groups: NDArray[np.bool_]) -> "_Sums":
+        """Sums over some of the sets. groups: (..., G), which of them; so many sums are made."""
         parts = (self.normal, self.right, self.square)
-        return _Sums(*(part[groups].sum(axis=0) for part in parts))
+        return _Sums(*(np.tensordot(groups.astype(float), part, axes=1) for part in parts))
 
-    def residual(self, free: NDArray[np.float64]) -> float:
-        """The squared error that these weights leave, of sums over groups."""
-        return float(self.square - 2.0 * free @ self.right + free @ self.normal @ free)
+    def residual(self, free: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The squared errors that these weights, (..., m), leave of each set."""
+        linear = (free * self.right).sum(axis=-1)
+        return (
+            self.square - 2.0 * linear + np.einsum("...i,...ij,...j->...", free, self.normal, free)
+        )
+
+    def fitted(self, start: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+        """The weights, (..., m), that leave least of each set, drawn to ``start`` by a ridge."""
+        return start + solve(self.normal, self.right - self.normal @ start, ridge)
 
 
 @dataclass(frozen=True)
@@ -219,26 +223,20 @@ def fit_step(
     of.index_add_(0, torch.arange(samples, device=of.device) % groups, products)
     found = of.cpu().numpy()
     sums = _Sums(found[:, :m, :m], found[:, :m, m], found[:, m, m])
-    every = np.ones(groups, dtype=bool)
+    every = sums.of(np.ones(groups, dtype=bool))
     if not m:
-        return FittedStep((1.0,), (0.0,), 0.0, float(sums.square.sum()) / samples)
+        return FittedStep((1.0,), (0.0,), 0.0, float(every.square) / samples)
     if not np.isfinite(found).all():
         return FittedStep((np.nan,) * (m + 1), (np.nan,) * (m + 1), 0.0, np.nan)
     start = np.array((*prior[1:], *[0.0] * m)[:m])
-
-    def fitted(of: _Sums, ridge: float) -> NDArray[np.float64]:
-        return start + solve(of.normal, of.right - of.normal @ start, ridge)
-
-    fold = np.arange(groups) % FOLDS
-    left = [
-        sum(sums.of(fold == f).residual(fitted(sums.of(fold != f), ridge)) for f in range(FOLDS))
-        for ridge in ridges
-    ]
+    folds = np.arange(groups) % FOLDS == np.arange(FOLDS)[:, None]
+    within, others = sums.of(folds), sums.of(~folds)
+    left = [within.residual(others.fitted(start, ridge)).sum() for ridge in ridges]
     ridge = ridges[int(np.argmin(left))]
-    free = fitted(sums.of(every), ridge)
-    parts = np.stack([fitted(sums.without(g), ridge) for g in range(groups)])
+    free = every.fitted(start, ridge)
+    parts = sums.of(~np.eye(groups, dtype=bool)).fitted(start, ridge)
     both = np.column_stack([1.0 - parts.sum(1), parts])
     spread = np.sqrt((groups - 1) * both.var(axis=0))
     weights = (1.0 - float(free.sum()), *(float(w) for w in free))
-    least = max(0.0, sums.of(every).residual(free)) / samples
+    least = max(0.0, float(every.residual(free))) / samples
     return FittedStep(weights, tuple(float(s) for s in spread), ridge, least)
