@@ -77,7 +77,7 @@ def main() -> None:
     Console(width=120).print(shown)
     networks: dict[str, torch.nn.Module] = {"default U-Net": default_unet()}
     if device.type == "cuda":
-        networks["NCSN++"] = NCSNpp(read_config("cifar10")).eval().requires_grad_(False)
+        networks["NCSN++"] = NCSNpp(read_config("cifar10")[0]).eval().requires_grad_(False)
     for name, network in networks.items():
         line = measure_multistep(network.to(device), chosen.grid, chosen.repeats, device)
         print(f"multistep, {name}, 300 x 3x32x32, K = 2 to 10: {line}")
@@ -140,8 +140,9 @@ def measure_multistep(
     bare, costs, all_of_fit, alone = seconds([rollout, search, fit, recursion], repeats, device)
     evaluations = count * (1 + sum(budget - 1 for budget in BUDGETS[1:10]))
     return (
-        f"{(costs - bare + all_of_fit) / bare:.1%} of the rollout's {bare:.1f} s beyond it; of this the recursion {alone / bare:.1%}, and"
-        f" {evaluations / (len(noise) * grid):.1%} of its evaluations"
+        f"{(costs - bare + all_of_fit) / bare:.1%} of the rollout's {bare:.1f} s beyond it; of this"
+        f" the recursion {alone / bare:.1%}, and {evaluations / (len(noise) * grid):.1%} of its"
+        " evaluations"
     )
 
 
