@@ -104,9 +104,10 @@ def fixed_schedules(
 def add_chosen(
     found: dict[int, dict[str, Schedule]], params: Params, matrix: CostMatrix, key: CostKey
 ) -> Usage | None:
-    """Beside these the steps that params.yaml asks for, and uniform ones for their solver; what
-    the search took, where it took more than the costs."""
+    """Beside these the steps that params.yaml asks for, and uniform ones for their solver where
+    they are others; what the search took, where it took more than the costs."""
     settings = search_settings(params.schedule)
+    compared = settings.solver != PAPERS.solver and settings.objective != UNIFORM
     uniform = {k: FoundSteps(UNIFORM, found[k]["uniform"].indices) for k in params.budgets}
     if is_pipeline():
         from flows.stages.pipelines.search import pipeline_steps
@@ -119,7 +120,7 @@ def add_chosen(
         network = network.to(on)
         with measured(on) as usage:
             steps = dict(chosen_steps(params, matrix, network, on, key.reference))
-        if SOLVERS[settings.solver].fitted:  # the weights are part of the solver
+        if compared and SOLVERS[settings.solver].fitted:  # the weights are part of the solver
             source = noise_source(network, params.seed, on)
             uniform = dict(
                 with_weights(network, matrix, uniform, settings, source, reference=key.reference)
@@ -127,7 +128,7 @@ def add_chosen(
     build = builder(matrix, key, settings, params.seed)
     for budget, chosen in steps.items():
         found[budget]["chosen"] = build(chosen)
-        if settings.solver != PAPERS.solver:
+        if compared:
             found[budget]["chosen_uniform"] = build(uniform[budget])
     return usage if settings.objective in SAMPLED else None
 

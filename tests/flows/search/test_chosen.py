@@ -119,6 +119,19 @@ def test_the_best_of_all_is_said_for_every_budget(
             assert found[budget] == FoundSteps("l2_squared", cheapest.indices, held_out)
 
 
+def test_equal_steps_are_one_column(finished: Project, tmp_path: Path) -> None:
+    """Those of `schedule.objective: uniform` are not measured a second time as what they are
+    compared with."""
+    project = finished.copy(tmp_path / "project")
+    project.set({"schedule.solver": "multistep", "schedule.objective": "uniform"})
+    project.run("python", "-m", "flows.stages.schedule")
+    found = json.loads((project.folder / paths.SCHEDULES).read_text())
+    for schedules in found.values():
+        assert "chosen_uniform" not in schedules
+        assert schedules["chosen"]["indices"] == schedules["uniform"]["indices"]
+        assert schedules["chosen"]["solver"] == "multistep"
+
+
 def test_columns_are_those_of_the_schedules(setting: Setting) -> None:
     from flows.records.variants import read_schedules
 
