@@ -4,12 +4,10 @@ the steps and the solver of its schedule, and reflow."""
 import sys
 
 import numpy as np
-import pandas as pd
 import torch
 
 from boss_core.checkpoints.folder import Network, load_checkpoint, save_checkpoint
 from boss_core.checkpoints.lora import adapter_tensors, add_adapter, save_adapter
-from boss_core.io.files import write_bytes
 from boss_core.straightening.reflow import Pairs
 from boss_core.straightening.segments import Segments
 from boss_core.training.device_rows import DeviceRows
@@ -21,6 +19,7 @@ from flows.config import Params
 from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import read_json
+from flows.records.tables import side_by_side, write_table
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Loss, read_schedules, students
 from flows.stages.runner import device, is_main, is_small, run_stage
@@ -77,7 +76,7 @@ def main(params: Params, budget: int) -> None:
         else:
             save_checkpoint(folder, network, teacher_hash=of, schedule=schedule)
     if is_main():
-        write_bytes(paths.curves(budget), _table(curves).to_csv(index=False).encode())
+        write_table(paths.curves(budget), side_by_side(curves))
         write_usage(f"finetune-{budget}", taken)
         for one in kept:
             one.remove()
@@ -91,7 +90,7 @@ def _finetune_pipeline(params: Params, budget: int) -> None:
     done = finetune(params, budget, wanted, schedules)
     if not is_main():
         return
-    write_bytes(paths.curves(budget), _table(done.curves).to_csv(index=False).encode())
+    write_table(paths.curves(budget), side_by_side(done.curves))
     write_usage(f"finetune-{budget}", done.taken)
     for one in done.kept:
         one.remove()
@@ -152,14 +151,6 @@ def _train(
             checkpoints=kept,
         )
     return trained, None if trained.start else usage
-
-
-def _table(curves: dict[str, list[Row]]) -> pd.DataFrame:
-    """One row a step, the columns of each student under its name."""
-    tables = [
-        pd.DataFrame(rows).set_index("step").add_prefix(f"{name}_") for name, rows in curves.items()
-    ]
-    return pd.concat(tables, axis=1).reset_index()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-import pandas as pd
 import torch
 
 from boss_core.bellman.bootstrap import Stability, bootstrap
@@ -12,7 +11,6 @@ from boss_core.checkpoints.folder import Network, load_checkpoint
 from boss_core.costs.cost_file import CostKey, read_costs
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
-from boss_core.io.files import write_bytes
 from boss_core.ode import timesteps
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solver_table import SOLVERS
@@ -29,6 +27,7 @@ from flows.records.extractor import read_extractor
 from flows.records.json_files import write_json
 from flows.records.labels import noise_source
 from flows.records.searches import distance_named, say, search_settings
+from flows.records.tables import write_table
 from flows.records.teachers import is_pipeline
 from flows.stages.runner import device, is_small, run_stage
 
@@ -79,7 +78,7 @@ def main(params: Params) -> None:
         }
         for k in shown
     ]
-    write_bytes(paths.PREDICTED_ERROR, pd.DataFrame(rows).to_csv(index=False).encode())
+    write_table(paths.PREDICTED_ERROR, rows)
 
 
 def nearest_uniform(matrix: CostMatrix, budget: int) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ Everything downstream, student initialisation included, uses the weights saved h
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from boss_core.checkpoints.folder import (
@@ -17,7 +16,6 @@ from boss_core.checkpoints.folder import (
 )
 from boss_core.checkpoints.rectified_flow import read_config
 from boss_core.errors import InputError
-from boss_core.io.files import write_bytes
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.ncsnpp_init import initialise
 from boss_core.networks.unet import UNet, UNetConfig
@@ -30,6 +28,7 @@ from flows.measure.energy import Usage, measured
 from flows.measure.usage import write_usage
 from flows.records.json_files import Images, read_images, read_json
 from flows.records.labels import write_label_counts
+from flows.records.tables import write_table
 from flows.stages.runner import device, is_main, is_small, run_stage
 from flows.stages.training import checkpoints, training_progress
 
@@ -68,8 +67,7 @@ def main(params: Params) -> None:
 
 
 def _write_curve(curve: list[Row]) -> None:
-    table = pd.DataFrame(curve, columns=CURVE)
-    write_bytes(paths.curves("teacher"), table.to_csv(index=False).encode())
+    write_table(paths.curves("teacher"), curve, CURVE)
 
 
 def read_teacher(teacher: Teacher) -> Network:
