@@ -16,7 +16,7 @@ from torch import Tensor
 
 from boss_core.checkpoints.load import Teacher, load_teacher
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import Extractor, feature_function
+from boss_core.evaluation.extractors import Extractor, feature_function
 from boss_core.evaluation.uncertainty import blocks_of, frechet_with_error
 from boss_core.io.pixels import from_uint8, to_uint8
 from boss_core.networks import efficientnet

@@ -14,6 +14,7 @@ ELSEWHERE = {
     "costs/gram": "boss_core/costs/test_matrix",
     "costs/heun": "boss_core/bellman/test_objectives",  # every step by its definition
     "costs/measure": "boss_core/costs/test_cost_file",
+    "evaluation/extractors": "boss_core/evaluation/test_frechet",  # as what is measured by them
     "data/files": "boss_core/data/test_folder",  # hidden ones, and links
     "errors": "flows/cli/test_bad_input",
     "interop/diffusers_schedulers": "boss_core/interop/test_diffusers_pipelines",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import EXTRACTORS, Extractor
+from boss_core.evaluation.extractors import EXTRACTORS, Extractor
 from boss_core.networks import efficientnet
 from flows import paths
 from flows.config import SECOND, Params

@@ -40,7 +40,7 @@ def frechet_name(record: Json) -> str:
 
 
 def frechet_of(extractor: str) -> str:
-    """As `boss_core.evaluation.frechet.frechet_name`, which takes torch-fidelity a second."""
+    """As `boss_core.evaluation.extractors.frechet_name`, where torch is a second to import."""
     return "fid" if extractor == "inception" else f"frechet_{extractor}"
 
 

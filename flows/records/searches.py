@@ -48,8 +48,7 @@ def distance_named(
         case "detail":
             return detail_error
         case "features":
-            # torch-fidelity takes a second to import.
-            from boss_core.evaluation.frechet import feature_function
+            from boss_core.evaluation.extractors import feature_function
             from flows.records.extractor import read_extractor
 
             features = feature_function(read_extractor(extractor), batch_size, on)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from boss_core.evaluation.frechet import Extractor, evaluate_images
+from boss_core.evaluation.extractors import Extractor
+from boss_core.evaluation.frechet import evaluate_images
 from boss_core.io.files import replacing, replacing_folder
 from boss_core.networks import efficientnet
 from flows import paths

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from boss_core.evaluation.comparison import Estimate, paired_difference
-from boss_core.evaluation.frechet import Extractor, feature_function
+from boss_core.evaluation.extractors import Extractor, feature_function
 from boss_core.evaluation.uncertainty import frechet_with_error
 from boss_core.io.pixels import from_uint8
 from boss_core.ode.noise import EVALUATION, sample_noise

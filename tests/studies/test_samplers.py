@@ -13,7 +13,8 @@ import yaml
 from sklearn.datasets import load_digits
 
 from boss_core.checkpoints.folder import load_checkpoint, save_checkpoint
-from boss_core.evaluation.frechet import Extractor, evaluate_images, feature_function
+from boss_core.evaluation.extractors import Extractor, feature_function
+from boss_core.evaluation.frechet import evaluate_images
 from boss_core.evaluation.sampling import sample_images
 from boss_core.io.pixels import from_uint8
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier

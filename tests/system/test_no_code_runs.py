@@ -23,7 +23,8 @@ from boss_core.data.folder import folder
 from boss_core.data.images import image_shape, read_images
 from boss_core.data.parquet import parquet
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import Extractor, evaluate_images, feature_function
+from boss_core.evaluation.extractors import Extractor, feature_function
+from boss_core.evaluation.frechet import evaluate_images
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.search.lpips import load_lpips

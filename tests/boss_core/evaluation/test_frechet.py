@@ -1,5 +1,7 @@
 """The metrics through torch-fidelity, against closed forms."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,11 @@ import torch
 import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch_fidelity.utils import create_feature_extractor
 
 from boss_core.errors import InputError
-from boss_core.evaluation.frechet import (
-    Extractor,
-    evaluate_images,
-    feature_function,
-    measure_images,
-)
+from boss_core.evaluation.extractors import Extractor, feature_function
+from boss_core.evaluation.frechet import evaluate_images, measure_images
 from boss_core.evaluation.uncertainty import frechet_with_error, kid_with_error
 from boss_core.networks.classifier import (
     Classifier,
@@ -106,6 +105,21 @@ def test_metrics_are_the_librarys_own(extractor: Extractor, tmp_path: Path) -> N
         evaluate(a, b, second, tmp_path / "cache")["frechet_second_classifier"]
         == (found.metrics["frechet_classifier"])
     )
+
+
+def test_a_search_sees_what_is_measured(extractor: Extractor) -> None:
+    """The features that torch-fidelity takes, without torch-fidelity."""
+    a = images(0)
+    library = create_feature_extractor(
+        "classifier", ["features"], cuda=False, verbose=False,
+        feature_extractor_weights_path=str(extractor.weights),
+    )  # fmt: skip
+    expected = library(torch.from_numpy(a).expand(-1, 3, -1, -1))[0]
+    states = torch.from_numpy(a).float() / 127.5 - 1
+    seen = feature_function(extractor, 32, CPU)(states)
+    torch.testing.assert_close(seen, expected)
+    code = "import sys, boss_core.evaluation.extractors; sys.exit('torch_fidelity' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 class ListOf(Dataset):

@@ -75,7 +75,7 @@ def test_refined_steps_have_no_better_neighbour(setting: Setting, name: str) -> 
     ends = euler(setting.network, setting.noise, grid)
     make = getattr(distances, {"detail": "detail_error"}.get(name, name), None)
     if make is None:  # the features that evaluate the images too
-        from boss_core.evaluation.frechet import Extractor
+        from boss_core.evaluation.extractors import Extractor
         from boss_core.io.pixels import to_uint8
         from boss_core.networks.classifier import load_classifier
 

@@ -16,7 +16,7 @@ from boss_core.bellman.objectives import optimal_steps
 from boss_core.bellman.recursion import optimal_paths, path_cost, path_standard_error
 from boss_core.checkpoints.folder import load_rectified_flow, save_checkpoint
 from boss_core.costs.matrix import estimate_cost_matrix
-from boss_core.evaluation.frechet import feature_function
+from boss_core.evaluation.extractors import feature_function
 from boss_core.evaluation.sampling import sample_images
 from boss_core.networks.classifier import Classifier, ClassifierConfig, save_classifier
 from boss_core.networks.edm import EDM, EDMConfig
