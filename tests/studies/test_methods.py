@@ -192,6 +192,7 @@ def test_what_it_took(finished: Project, tmp_path: Path) -> None:
     assert "the GPU's own counter, CO2 at 475 g a kWh" in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_methods_over_two_seeds(
     all_methods: tuple[Project, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -98,7 +98,8 @@ def test_two_machines_train_the_network_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gone", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("gone", [0, 1])
 def test_a_machine_that_is_lost_ends_the_other(
     two: tuple[Path, Path], tmp_path: Path, gone: int
 ) -> None:

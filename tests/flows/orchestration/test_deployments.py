@@ -116,6 +116,8 @@ def test_from_nothing_to_runs_that_start_by_themselves(
     assert script.count("30 3 * * 1-5") == 1
     assert "127.0.0.1:4200" in script
     script = script.replace("30 3 * * 1-5", "*/2 * * * *")  # a night takes too long
+    assert script.count("budgets=[4,6]") == 1
+    script = script.replace("budgets=[4,6]", "budgets=[6]")  # and so do two budgets
     port = own_server["PREFECT_API_URL"].rsplit(":", 1)[1].removesuffix("/api")
     shell = project.start(
         "bash", "-ex", env={"PREFECT_HOME": own_server["PREFECT_HOME"]} | AT_ONCE, pipe=True

@@ -16,6 +16,7 @@ from tests.helpers.prefect_api import api
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_a_stage_sees_one_gpu_or_its_threads(flowed, tmp_path: Path, prefect_server) -> None:
     project = flowed[0].copy(tmp_path / "project")
     told = "echo sees gpu=$CUDA_VISIBLE_DEVICES threads=$OMP_NUM_THREADS; sleep 3"

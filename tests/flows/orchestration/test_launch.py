@@ -58,6 +58,7 @@ def test_a_server_that_is_lost_half_way_costs_no_finished_stage(flowed, tmp_path
     assert "cost" not in project.run("dvc", "status").stdout
 
 
+@pytest.mark.long
 def test_a_server_that_freezes_holds_no_run(flowed, tmp_path: Path) -> None:
     project = flowed[0].copy(tmp_path / "project")
     served = tmp_path / "server"
@@ -121,7 +122,14 @@ def test_servers_that_are_down_do_not_stop_the_work(flowed, tmp_path: Path) -> N
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.long),
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+    ],
+)
 def test_a_flow_ended_half_way_loses_no_finished_stage(
     flowed, tmp_path: Path, prefect_server, how: signal.Signals
 ) -> None:

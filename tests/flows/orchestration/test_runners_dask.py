@@ -163,6 +163,7 @@ def test_what_fails_there_fails_as_here_and_what_is_done_is_kept(
     assert tasks(prefect_server, there)["cost"]["run_count"] == 1
 
 
+@pytest.mark.long
 def test_another_checkout_has_what_the_remote_has(
     small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
 ) -> None:

@@ -244,6 +244,7 @@ def called(pipeline: Any, steps: int, seed: int, guidance: float, **more: Any) -
     return found.images
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_the_same_student(run: Path, tmp_path: Path) -> None:
     """Each of them one of the two calls of a step; what is written, once."""

@@ -344,6 +344,7 @@ def test_gradients_that_do_not_fit_are_known_before_the_rollout(
     assert not (folder / "fast").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(run: Path, tmp_path: Path) -> None:
     """To the same weights, without doing again what was done."""
@@ -399,6 +400,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert len(list((tmp_path / "two" / "rollout").glob("*.safetensors"))) == 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_it_makes_the_same_student(
     boss: Boss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
