@@ -36,6 +36,9 @@ def whole_attention_gradients() -> Iterator[None]:
     of diffusers do: who has imported the function itself has it without this.
     """
     global _attention
+    if functional.scaled_dot_product_attention is _whole:  # a training within a training
+        yield
+        return
     _attention = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = _whole
     try:

@@ -80,6 +80,15 @@ def test_it_is_the_same_gradient(block: SingleBlock, way: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_one_within_another(block: SingleBlock) -> None:
+    with whole_attention_gradients():
+        with whole_attention_gradients():
+            layouts(block)
+        returned, arrived = layouts(block)
+        assert arrived == returned
+    assert functional.scaled_dot_product_attention is TORCHS_OWN
+
+
 def fail() -> None:
     with whole_attention_gradients():
         assert functional.scaled_dot_product_attention is not TORCHS_OWN
