@@ -60,9 +60,10 @@ def run_stage(
                 )
             stage(params)
             if _started() > 1:
-                from boss_core.training import distributed
+                from torch import distributed
 
-                distributed.leave()
+                if distributed.is_initialized():  # NCCL warns of those that go without a word
+                    distributed.destroy_process_group()
         except InputError:
             if not is_main():
                 time.sleep(_PATIENCE)  # is ended with the main process, if that fails too
