@@ -5,7 +5,9 @@ help and the check of parameters load no torch.
 """
 
 import getpass
+import io
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -96,6 +98,8 @@ for command in OF_A_PROJECT:
 
 def main() -> None:
     _name_user()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what is said comes at once, into a file too
     with reported():
         app()
 

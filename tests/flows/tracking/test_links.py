@@ -50,7 +50,8 @@ def test_a_password_is_neither_logged_nor_shown(finished: Project, tmp_path: Pat
     assert len(links) == 2
     for path in [database, *(project.folder / ".dvc" / "tmp").rglob("*")]:
         assert path.is_dir() or b"geheim" not in path.read_bytes(), path
-    with project.start("boss", "ui", "--port", "0") as ui:
+    # As for most users, not as in containers: Python keeps what it writes into a pipe.
+    with project.start("boss", "ui", "--port", "0", env={"PYTHONUNBUFFERED": ""}) as ui:
         assert ui.stdout is not None
         line = ui.stdout.readline()
         ui.terminate()
