@@ -344,7 +344,6 @@ def test_gradients_that_do_not_fit_are_known_before_the_rollout(
     assert not (folder / "fast").exists()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(run: Path, tmp_path: Path) -> None:
     """To the same weights, without doing again what was done."""
