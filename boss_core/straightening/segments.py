@@ -133,11 +133,12 @@ def mean_losses(
         np.arange(start, min(start + batch_size, rows.stop))
         for start in range(rows.start, rows.stop, batch_size)
     ]
-    return [
-        float(sum(loss(velocity, p, np.full(len(p), one)).double() * len(p) for p in parts))
-        / len(rows)
-        for one in at
-    ]
+    with torch.no_grad():
+        return [
+            float(sum(loss(velocity, p, np.full(len(p), one)).double() * len(p) for p in parts))
+            / len(rows)
+            for one in at
+        ]
 
 
 @dataclass(frozen=True)

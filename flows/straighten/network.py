@@ -395,3 +395,7 @@ def show(out: Path) -> None:
                 " --iterations or --trajectories, or another --learning-rate, may help"
             )
     print(f"{out}: K/student.safetensors, K/schedule.json, K/card.json and {REPORT}")
+    print(
+        f"In Python: boss_core.load_student('{out}/K', network, velocity), with what the function"
+        " of --network returns; .sample(noise)"
+    )
