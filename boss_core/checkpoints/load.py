@@ -147,6 +147,7 @@ def import_network(name: str) -> MadeNetwork:
         raise InputError(f"network: {name!r}; package.module:attribute needed")
     code, found = _imported(name, module_name, attribute, "network")
     if callable(found) and not isinstance(found, nn.Module):
+        _check_maker(name, found)
         try:
             found = found()
         except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -165,6 +166,21 @@ def import_network(name: str) -> MadeNetwork:
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return MadeNetwork(network, velocity, digest.hexdigest() if files else None)
+
+
+def _check_maker(name: str, maker: Callable[..., Any]) -> None:
+    """InputError for a function that takes arguments, as a velocity does."""
+    try:
+        signature = inspect.signature(maker)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise InputError(
+            f"network: {name!r} takes {signature}; a function without arguments needed, which"
+            " returns the torch.nn.Module, or it and velocity(network, x, t)"
+        ) from error
 
 
 def _imported(

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-NETWORK = "Network: one of three"
+NETWORK = "Network: one of these"
 CHECKPOINT = typer.Option(
     None,
     rich_help_panel=NETWORK,
@@ -33,12 +33,7 @@ SHAPE = typer.Option(
     None,
     metavar="CxHxW",
     rich_help_panel=NETWORK,
-    help="With --velocity: the shape of a sample.",
-)
-PIPELINE = typer.Option(
-    None,
-    rich_help_panel=NETWORK,
-    help="Instead of a checkpoint: a diffusers pipeline, a folder or a name on the hub.",
+    help="With --velocity or --network: the shape of a sample.",
 )
 SEED = typer.Option(
     0, min=0, max=2**63 - 1, help="Seed of the noise; sample i depends on it and i alone."

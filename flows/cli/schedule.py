@@ -266,6 +266,7 @@ def search_network(asked: Request) -> None:
     """Search the steps of a network, or of a callable, and write and report them."""
     from boss_core.checkpoints.load import calling
     from boss_core.costs.cost_file import network_key
+    from boss_core.networks.threads import limit_threads
     from boss_core.ode.solver_table import SOLVERS
     from flows.search.memory import search_batch
     from flows.search.options import choose_device, choose_teacher
@@ -281,6 +282,8 @@ def search_network(asked: Request) -> None:
     of, out, reference = asked.network, asked.out, asked.reference
     on = choose_device(asked.device, float64=True)
     teacher = choose_teacher(of.checkpoint, of.config, of.raw_weights, of.velocity, of.shape)
+    if asked.features is None:  # an extractor is larger
+        limit_threads(teacher.velocity, teacher.shape, on)
     extractor = extractor_hash(asked.features, teacher.shape)
     source = noise_of(teacher, asked.seed, on)
     key = network_key(source, teacher.hash, asked.grid, spacing=asked.spacing, reference=reference)

@@ -93,12 +93,6 @@ def straighten(
         rich_help_panel=DIFFUSERS,
         help="torch.compile of the network's blocks: minutes at first, then less time a step.",
     ),
-    replace: bool = typer.Option(
-        False,
-        "--replace",
-        rich_help_panel=DIFFUSERS,
-        help="Write over students of another run in --out.",
-    ),
     rank: int | None = typer.Option(
         None,
         min=1,
@@ -161,6 +155,9 @@ def straighten(
         help="Trajectories of the search; left out, of a pipeline auto, until the steps have"
         " settled, else 100.",
     ),
+    replace: bool = typer.Option(
+        False, "--replace", help="Write over students of another run in --out."
+    ),
     seed: int = SEED,
     device: str = DEVICE,
 ) -> None:
@@ -181,14 +178,13 @@ def straighten(
         )
     common = Common(
         tuple(sorted(set(budget))), out, rank, full, iterations, batch_size, learning_rate,
-        trajectories, held_out, grid, steps, solver, samples, seed, device,
+        trajectories, held_out, grid, steps, solver, samples, seed, device, replace,
     )  # fmt: skip
     own = {"--shape": shape, "--classes": classes, "--precision": precision}
     of_pipeline = {
         "--prompts": prompts, "--guidance": guidance, "--size": size, "--call": call,
         "--dtype": dtype, "--lora": lora, "--accumulate": accumulate,
         "--gradient-checkpointing": gradient_checkpointing, "--compile": compile,
-        "--replace": replace,
     }  # fmt: skip
     from flows.search.options import refuse_options
 
@@ -206,9 +202,7 @@ def straighten(
 
     dtype = dtype or "bfloat16"
     teacher = Teacher(pipeline, prompts, guidance, size, tuple(call), dtype, tuple(lora), compile)
-    straighten_pipeline(
-        pipeline_request(teacher, accumulate or 1, gradient_checkpointing, replace, common)
-    )
+    straighten_pipeline(pipeline_request(teacher, accumulate or 1, gradient_checkpointing, common))
     distributed.leave()
 
 
@@ -231,6 +225,7 @@ class Common:
     samples: str | None
     seed: int
     device: str
+    replace: bool
 
 
 def network_request(
@@ -254,12 +249,12 @@ def network_request(
         network=network, shape=shape, budgets=asked.budgets, out=asked.out, steps=asked.steps,
         solver=asked.solver, classes=classes, rank=asked.rank, learning_rate=asked.learning_rate,
         grid=asked.grid, samples=samples, precision=precision or "float32",  # type: ignore[arg-type]
-        seed=asked.seed, device=asked.device, **given,
+        seed=asked.seed, device=asked.device, replace=asked.replace, **given,
     )  # fmt: skip
 
 
 def pipeline_request(
-    teacher: "Teacher", accumulate: int, checkpointing: bool, replace: bool, asked: Common
+    teacher: "Teacher", accumulate: int, checkpointing: bool, asked: Common
 ) -> "PipelineRequest":
     """What is asked for of a pipeline."""
     from flows.search.export import read_schedule
@@ -288,6 +283,6 @@ def pipeline_request(
         samples=parse_samples(asked.samples, teacher.source),
         seed=asked.seed,
         device=asked.device,
-        replace=replace,
+        replace=asked.replace,
         out=asked.out,
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from boss_core.checkpoints.load import Teacher, import_velocity, load_teacher
+from boss_core.checkpoints.load import Teacher, import_network, import_velocity, load_teacher
+from boss_core.checkpoints.student import WEIGHTS, CalledNetwork, load_student, network_hash
 from boss_core.errors import InputError
 
 
@@ -22,6 +23,11 @@ def choose_teacher(
     if (checkpoint is None) == (velocity is None):
         raise InputError("--checkpoint or --velocity needed, and one of them only")
     if checkpoint is not None:
+        if (checkpoint / WEIGHTS).is_file():
+            raise InputError(
+                f"--checkpoint: {checkpoint} is a student of `boss straighten --network`, whose"
+                " class is in your code; `boss sample --network MODULE:NAME` needed beside it"
+            )
         teacher = load_teacher(checkpoint, config, use_ema=not raw_weights)
         if shape is not None and parse_shape(shape) != teacher.shape:
             own = "x".join(map(str, teacher.shape))
@@ -34,6 +40,22 @@ def choose_teacher(
     if shape is None:
         raise InputError("--shape: missing; the shape of a sample, as 3x32x32, needed")
     return import_velocity(velocity, parse_shape(shape))
+
+
+def choose_student(
+    network: str, folder: Path | None, shape: str | None, classes: int | None
+) -> Teacher:
+    """A network of the user's own, as `boss straighten --network` takes it: with the weights and
+    the steps of the student in a folder, or itself where there is none."""
+    if shape is None:
+        raise InputError("--shape: missing; the shape of a sample, as 3x32x32, needed")
+    of_sample, made = parse_shape(shape), import_network(network)
+    if folder is None:
+        own = CalledNetwork(made.network, made.velocity).eval().requires_grad_(False)
+        return Teacher(own, of_sample, network_hash(made.network), classes)
+    student = load_student(folder, made.network, made.velocity)
+    hashed = network_hash(student.network)
+    return Teacher(student.velocity, of_sample, hashed, classes, schedule=student.schedule)
 
 
 def refuse_options(of: str, given: Mapping[str, object]) -> None:

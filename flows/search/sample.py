@@ -8,12 +8,13 @@ import torch
 
 from boss_core.checkpoints.folder import Network
 from boss_core.checkpoints.load import Teacher
+from boss_core.checkpoints.student import network_hash
 from boss_core.errors import InputError
 from boss_core.evaluation.sampling import sample_images
 from boss_core.io.files import replacing
 from boss_core.ode.noise import sample_labels, sample_noise
 from boss_core.ode.schedule import Schedule, from_sigmas
-from boss_core.ode.velocity import check_repeats
+from boss_core.ode.velocity import check_repeats, with_labels
 from flows.progress import progress
 from flows.report.image_grid import image_grid
 from flows.search.export import read_schedule
@@ -56,7 +57,8 @@ def sample_grid(
         teacher.velocity.to(device)
     if not isinstance(teacher.velocity, Network):
         first = sample_noise(range(min(number, batch_size)), teacher.shape, seed)
-        check_repeats(teacher.velocity, first.to(device))
+        of_first = None if labels is None else labels[: len(first)].to(device)
+        check_repeats(with_labels(teacher.velocity, of_first), first.to(device))
     with progress("sample", number, "images") as advance:
         images = sample_images(
             teacher.velocity,
@@ -98,6 +100,8 @@ def choose_schedule(teacher: Teacher, path: Path | None, sigmas: str | None = No
         return teacher.schedule
     schedule = read_schedule(path)
     hashes = {teacher.hash, teacher.schedule.teacher_hash if teacher.schedule else None}
+    if isinstance(teacher.velocity, torch.nn.Module):  # as `boss straighten` knows it
+        hashes.add(network_hash(teacher.velocity))
     if schedule.teacher_hash is not None and schedule.teacher_hash not in hashes:
         print(
             f"warning: {path}: found for the network {schedule.teacher_hash[:12]}, but this one is"

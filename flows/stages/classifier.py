@@ -18,6 +18,7 @@ from boss_core.networks.classifier import (
     accuracy,
     save_classifier,
 )
+from boss_core.networks.threads import is_small
 from boss_core.training.augmentation import SHIFT, augmented
 from boss_core.training.device_rows import DeviceRows
 from boss_core.training.loop import train
@@ -28,7 +29,6 @@ from flows.config import SECOND, Features, Params, network_settings
 from flows.measure.energy import Usage, measured
 from flows.records.extractor import only_classifiers
 from flows.records.json_files import read_images, read_json
-from flows.stages.runner import is_small
 from flows.stages.training import checkpoints, training_progress
 
 SCALE_IMAGES = 1024  # enough for a mean

@@ -7,6 +7,7 @@ from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.costs.cost_file import network_key, write_costs
 from boss_core.costs.matrix import rollout_bytes
 from boss_core.costs.measure import measure_costs
+from boss_core.networks.threads import is_small
 from boss_core.ode.velocity import CountedVelocity
 from flows import paths
 from flows.config import Params
@@ -15,7 +16,7 @@ from flows.measure.usage import write_usage
 from flows.progress import progress
 from flows.records.labels import noise_source
 from flows.records.teachers import is_pipeline
-from flows.stages.runner import device, is_small, run_stage
+from flows.stages.runner import device, run_stage
 
 # `cost.samples: auto` stops when the paper's steps of these budgets stay where they are. Not those
 # of params.yaml: one measurement serves all budgets, and new ones would make it run again.

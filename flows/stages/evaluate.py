@@ -6,6 +6,7 @@ from pathlib import Path
 from boss_core.checkpoints.folder import Card, Network, load_checkpoint
 from boss_core.checkpoints.lora import AdapterCard, load_adapter
 from boss_core.errors import InputError
+from boss_core.networks.threads import is_small
 from flows import paths
 from flows.config import Params
 from flows.measure.usage import write_usage
@@ -16,7 +17,7 @@ from flows.records.record import write_record
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Variant, chosen_solver, read_schedules, students, variants
 from flows.stages.evaluation import Evaluation, Found
-from flows.stages.runner import device, is_small, run_stage
+from flows.stages.runner import device, run_stage
 from flows.tracking.runs import track_budget
 
 

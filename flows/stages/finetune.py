@@ -8,6 +8,7 @@ import torch
 
 from boss_core.checkpoints.folder import Network, load_checkpoint, save_checkpoint
 from boss_core.checkpoints.lora import adapter_tensors, add_adapter, save_adapter
+from boss_core.networks.threads import is_small
 from boss_core.straightening.reflow import Pairs
 from boss_core.straightening.segments import Segments
 from boss_core.training.device_rows import DeviceRows
@@ -22,7 +23,7 @@ from flows.records.json_files import read_json
 from flows.records.tables import side_by_side, write_table
 from flows.records.teachers import is_pipeline
 from flows.records.variants import Loss, read_schedules, students
-from flows.stages.runner import device, is_main, is_small, run_stage
+from flows.stages.runner import device, is_main, run_stage
 from flows.stages.training import checkpoints, training_progress
 
 Steps = tuple[tuple[int, ...], str]  # grid indices and solver

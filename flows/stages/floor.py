@@ -3,6 +3,7 @@
 import numpy as np
 
 from boss_core.checkpoints.folder import load_checkpoint
+from boss_core.networks.threads import is_small
 from boss_core.ode.timesteps import uniform
 from flows import paths
 from flows.config import Params
@@ -12,7 +13,7 @@ from flows.records.judges import write_replicates
 from flows.records.record import write_record
 from flows.records.teachers import is_pipeline
 from flows.stages.evaluation import Evaluation
-from flows.stages.runner import device, is_small, run_stage
+from flows.stages.runner import device, run_stage
 
 
 def main(params: Params) -> None:

@@ -1,14 +1,13 @@
 """What every stage does first: read the parameters, choose the device, make torch repeatable; and
 for those that train, be as many processes as the parameters ask for."""
 
-import math
 import os
 import secrets
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -27,10 +26,6 @@ _PATIENCE = 10.0  # seconds
 _STORE = "BOSS_PROCESS_STORE"
 # A file that whoever has all cores has locked, of the stages of one run.
 TURNS = "BOSS_TURNS"
-# Parameters of a network times pixels of an image. U-Nets on two free cores, batches of 64 forward
-# and backward, seconds with one thread by those with two: of 1.9e7 (the default's) 0.68, of 7.5e7
-# 0.86, of 3.0e8 1.3, of 1.2e9 1.75.
-SMALL = 1e8
 _turn: FileLock | None = None  # the system lets go of it when this process ends
 
 
@@ -91,20 +86,14 @@ def check_device(params: Params) -> None:
         )
 
 
-def is_small(network: Any, shape: Sequence[int] | None = None) -> bool:
-    """Whether a network computes no faster with two threads than with one. shape: (C, H, W) of its
-    images, where it does not say that itself."""
-    pixels = math.prod((shape or network.config.sample_shape)[1:])
-    return sum(weight.numel() for weight in network.parameters()) * pixels <= SMALL
-
-
 def device(params: Params, *, small: bool = False) -> "torch.device":
     """The device to compute on, of this process where there are several; from here on torch
     gives the same bits run after run.
 
-    small: all that the stage computes with `is_small`. On a CPU it then has one thread, so that
-    its bits do not depend on the cores, which other stages use meanwhile. Anything else has all
-    threads, and what `boss repro` or the flow runs beside it waits for its turn."""
+    small: all that the stage computes with is (`boss_core.networks.threads.is_small`). On a CPU it
+    then has one thread, so that its bits do not depend on the cores, which other stages use
+    meanwhile. Anything else has all threads, and what `boss repro` or the flow runs beside it waits
+    for its turn."""
     import torch
 
     if params.compute.compile:

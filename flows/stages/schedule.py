@@ -11,6 +11,7 @@ from boss_core.checkpoints.folder import Network, load_checkpoint
 from boss_core.costs.cost_file import CostKey, read_costs
 from boss_core.costs.matrix import CostMatrix
 from boss_core.errors import InputError
+from boss_core.networks.threads import is_small
 from boss_core.ode import timesteps
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solver_table import SOLVERS
@@ -29,7 +30,7 @@ from flows.records.labels import noise_source
 from flows.records.searches import distance_named, say, search_settings
 from flows.records.tables import write_table
 from flows.records.teachers import is_pipeline
-from flows.stages.runner import device, is_small, run_stage
+from flows.stages.runner import device, run_stage
 
 Build = Callable[[FoundSteps], Schedule]
 

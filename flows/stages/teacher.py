@@ -18,6 +18,7 @@ from boss_core.checkpoints.rectified_flow import read_config
 from boss_core.errors import InputError
 from boss_core.networks.ncsnpp import NCSNpp, NCSNppConfig
 from boss_core.networks.ncsnpp_init import initialise
+from boss_core.networks.threads import is_small
 from boss_core.networks.unet import UNet, UNetConfig
 from boss_core.training.flow_matching import LabelledImages
 from boss_core.training.loop import Row, Trained, train
@@ -29,7 +30,7 @@ from flows.measure.usage import write_usage
 from flows.records.json_files import Images, read_images, read_json
 from flows.records.labels import write_label_counts
 from flows.records.tables import write_table
-from flows.stages.runner import device, is_main, is_small, run_stage
+from flows.stages.runner import device, is_main, run_stage
 from flows.stages.training import checkpoints, training_progress
 
 CURVE = ["step", "loss", "gradient_norm", "learning_rate", "validation_loss"]

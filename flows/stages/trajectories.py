@@ -4,6 +4,7 @@ import numpy as np
 
 from boss_core.checkpoints.folder import load_checkpoint
 from boss_core.io.files import new_array, replacing_folder
+from boss_core.networks.threads import is_small
 from boss_core.ode.noise import TRAJECTORIES, seed_for
 from boss_core.ode.timesteps import uniform, union
 from boss_core.straightening.segments import knot_states
@@ -16,7 +17,7 @@ from flows.records.json_files import write_json
 from flows.records.labels import draw_labels
 from flows.records.teachers import is_pipeline
 from flows.records.variants import needed_knots, read_schedules, students
-from flows.stages.runner import device, is_small, run_stage
+from flows.stages.runner import device, run_stage
 
 
 def main(params: Params) -> None:

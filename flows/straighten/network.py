@@ -30,6 +30,7 @@ from boss_core.costs.cost_file import CostSaver, network_key, read_own_costs
 from boss_core.costs.measure import measure_costs
 from boss_core.errors import InputError
 from boss_core.io.files import write_bytes
+from boss_core.networks.threads import limit_threads
 from boss_core.ode.noise import EVALUATION, NoiseSource
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solver_table import MULTISTEP
@@ -80,6 +81,7 @@ class NetworkRequest:
     precision: Precision = "float32"
     seed: int = 0
     device: str = "auto"
+    replace: bool = False
 
     def settings(self) -> StraightenSettings:
         """What the students are trained by."""
@@ -121,6 +123,7 @@ def straighten_network(asked: NetworkRequest) -> None:
     made = import_network(asked.network)
     _check_signature(asked, made)
     made.network.to(device)
+    limit_threads(made.network, shape, device)
     with calling(asked.network):
         source = NoiseSource(shape, asked.seed, classes=asked.classes)
         velocity, source = teacher_velocity(made.network, source, made.velocity)
@@ -208,7 +211,11 @@ def _check_signature(asked: NetworkRequest, made: MadeNetwork) -> None:
 def _is_done(job: _Job, given: Mapping[int, Schedule]) -> bool:
     """Whether the folder has the result of this run; InputError where it has another's."""
     asked = job.asked
-    run = {name: value for name, value in asdict(asked).items() if name not in ("out", "device")}
+    run = {
+        name: value
+        for name, value in asdict(asked).items()
+        if name not in ("out", "device", "replace")
+    }
     run |= {"weights": job.hash, "code": job.made.source_hash}
     run |= {"given": {str(k): s.model_dump(mode="json") for k, s in given.items()}}
     run = json.loads(json.dumps(run))
@@ -219,14 +226,23 @@ def _is_done(job: _Job, given: Mapping[int, Schedule]) -> bool:
         except ValueError as error:
             raise InputError(f"{path}: truncated or altered; another --out needed") from error
         differ = sorted(k for k in run.keys() | there.keys() if run.get(k) != there.get(k))
-        if differ:
+        if not differ:
+            return (asked.out / REPORT).is_file()
+        if not asked.replace:
             raise InputError(
                 f"--out: {asked.out} holds another run ({', '.join(differ)} differ); another"
-                " folder, or that one removed, needed"
+                " --out, or --replace, needed"
             )
-        return (asked.out / REPORT).is_file()
+        _remove_run(asked.out, there)
     write_bytes(path, json.dumps(run, indent=1).encode() + b"\n")
     return False
+
+
+def _remove_run(out: Path, there: Mapping[str, Any]) -> None:
+    """What a run left: its students, of the budgets that it was asked for, and all beside them."""
+    for name in (WORK, *map(str, there.get("budgets", ()))):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / REPORT).unlink(missing_ok=True)
 
 
 def announce(job: _Job, given: Mapping[int, Schedule], trained: str) -> None:
@@ -399,3 +415,10 @@ def show(out: Path) -> None:
         f"In Python: boss_core.load_student('{out}/K', network, velocity), with what the function"
         " of --network returns; .sample(noise)"
     )
+    asked = json.loads((out / RUN).read_text())
+    if len(shape := parse_shape(asked["shape"])) == 3 and shape[0] in (1, 3):
+        labels = f" --classes {asked['classes']}" if asked["classes"] else ""
+        print(
+            f"Pictures: boss sample --network {asked['network']} --checkpoint {out}/K --shape"
+            f" {asked['shape']}{labels}"
+        )

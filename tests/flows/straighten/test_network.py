@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from boss_core.bellman.recursion import optimal_paths
 from boss_core.checkpoints.student import load_student
 from boss_core.costs.matrix import estimate_cost_matrix
+from boss_core.io.pixels import to_uint8
 from boss_core.ode.noise import COSTS, EVALUATION, NoiseSource, sample_noise
 from boss_core.ode.schedule import Schedule
 from boss_core.ode.solvers import SOLVERS
@@ -49,8 +52,29 @@ def infinite():
 def embedding():
     return torch.nn.Embedding(4, 2), lambda network, x, t: x + network.weight[0]
 
+class Images(torch.nn.Module):
+    def __init__(self, labels=False):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(4, 3, 3, padding=1)
+        self.names = torch.nn.Embedding(5, 3) if labels else None
+
+    def forward(self, time, x, *labels):
+        times = time.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        y = self.layer(torch.cat([x, times], dim=1))
+        return y + self.names(labels[0])[..., None, None] if labels else y
+
+def images(labels=False):
+    torch.manual_seed(0)
+    return Images(labels), lambda network, x, t, *labels: network(t, x, *labels)
+
+def labelled():
+    return images(True)
+
 def text():
     return "a network"
+
+def velocity(x, t):
+    return -x
 
 def broken():
     raise RuntimeError("no weights here")
@@ -132,6 +156,58 @@ def test_students_their_files_and_what_is_said_of_them(command, boss) -> None:
     assert code == 2
     assert err.startswith("error: --out: fast holds another run (budgets, rank, seed differ); ")
     assert Path("fast/4/student.safetensors").stat().st_mtime_ns == before
+    assert err.endswith("; another --out, or --replace, needed\n")
+    options = ("--budget", 2, "--budget", 3, "--steps", "uniform", "--iterations", 1, "--replace")
+    code, _, err = command("make_network", *options, "--out", "fast", "--grid", 6)
+    assert (code, err) == (0, "")
+    assert sorted(p.name for p in Path("fast").iterdir()) == ["2", "3", "report.json", "run.json"]
+    assert load_student("fast/2", make(), velocity).schedule.timesteps == (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["images", "labelled"])
+def test_a_students_pictures(command, boss, name: str) -> None:
+    """By the line that the training ends with: those of the student in Python."""
+    options = ["--budget", 2, "--grid", 6, "--iterations", 3, "--samples", 4, "--trajectories", 4]
+    classes = () if name == "images" else ("--classes", 5)
+    code, out, _ = command(name, *options, *classes, "--out", "fast", shape="3x8x8")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("Pictures: boss ")]
+    shown = line.removeprefix("Pictures: boss ").replace("fast/K", "fast/2").split()
+    asked = ("-n", 4, "--seed", 7) + (("--label", 3) if classes else ())
+    code, out, err = boss(*shown, *asked)
+    assert (code, err) == (0, "")
+    assert "samples.png: 4 images, 2 network evaluations each" in out
+    own_code = sys.modules["own_code"]
+    student = load_student("fast/2", *getattr(own_code, name)())
+    labels = torch.full((4,), 3) if classes else None
+    wanted = to_uint8(student.sample(sample_noise(range(4), (3, 8, 8), 7), labels))
+    small = np.asarray(Image.open("samples.png"))[::4, ::4]  # of 8 pixels, enlarged to 32
+    for k, (row, column) in enumerate(((0, 0), (0, 9), (9, 0), (9, 9))):
+        tile = small[row : row + 8, column : column + 8]
+        assert np.array_equal(tile, wanted[k].permute(1, 2, 0).numpy())
+    # The network itself on the same steps makes others, and is known again by its weights.
+    shown[shown.index("--checkpoint")] = "--schedule"
+    code, _, err = boss(*shown, *asked, "--out", "teacher.png")
+    assert (code, err) == (0, "")
+    assert Path("teacher.png").read_bytes() != Path("samples.png").read_bytes()
+
+
+def test_what_a_student_cannot_be_sampled_with(command, boss) -> None:
+    options = ["--budget", 2, "--grid", 6, "--iterations", 1, "--samples", 4, "--trajectories", 4]
+    assert command("images", *options, "--out", "fast", shape="3x8x8")[0] == 0
+    network = ["--network", "own_code:images"]
+    for given, says in (
+        (["--checkpoint", "fast/2"], "--checkpoint: fast/2 is a student of `boss straighten"),
+        ([*network, "--checkpoint", "fast/2"], "--shape: missing; the shape of a sample"),
+        ([*network, "--velocity", "own_code:velocity"], "--network: own_code:images, with --velo"),
+        ([*network, "--shape", "3x8x8"], "--schedule: missing; only a student brings its own"),
+        ([*network, "--shape", "3x8x8", "--checkpoint", "fast"], "fast/card.json: no such file"),
+        (["--velocity", "own_code:velocity", "--classes", 3], "--classes: only goes with --netw"),
+    ):
+        code, _, err = boss("sample", *given)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"error: {says}")
+    assert no_files_but("fast")
 
 
 def test_an_adapter_for_steps_of_a_file_and_another_solver(command) -> None:
@@ -210,7 +286,8 @@ def no_files_but(*names: str) -> bool:
     [
         ("missing", (), "network: 'own_code:missing': "),
         ("text", (), "network: 'own_code:text' gives str; a torch.nn.Module, or one and velocity"),
-        ("broken", (), "own_code.py:33: RuntimeError: no weights here"),
+        ("velocity", (), "takes (x, t); a function without arguments needed, which returns the"),
+        ("broken", (), "own_code.py:54: RuntimeError: no weights here"),
         ("plain", ("--budget", 41), "--budget: 41; 1..40, the steps of --grid, needed"),
         ("plain", ("--solver", "heun"), "--solver: 'heun'; euler or ab2 needed"),
         ("plain", ("--steps", "none.json"), "--steps: none.json: no such file; search, uniform"),
