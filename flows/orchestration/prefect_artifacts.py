@@ -83,6 +83,11 @@ def publish_results(
             )
         links = read_links(uri, budgets, folder)
     rows, said = read_table(params, folder, budgets)
+    if folder != root and len(said) > 1:  # a copy, which is gone after the run
+        said.append(
+            f"These commands are for the files of {folder.name}: `dvc exp apply {folder.name}` puts"
+            " them into this folder."
+        )
     for row in rows:
         budget = row["NFE"]
         if budget in links:

@@ -43,6 +43,7 @@ def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     assert listed.loc["longer", "finetune.training.iterations"] == 14
     assert yaml.safe_load(listed.loc["two", "budgets"]) == [2]
     assert listed.loc["two", "metrics/2.json:nfe"] == 2
+    assert "These commands are for the files of longer: `dvc exp apply longer` puts them" in shown
     # Beside the workspace, at the end of the run and later; in one table, whatever was changed.
     assert "longer: finetune.training.iterations=14 (12); in brackets those of workspace" in shown
     assert re.search(r"NFE +method +workspace +longer", shown)
