@@ -57,11 +57,15 @@ def side_by_side(names: "Sequence[str]", needed: "Sequence[str]") -> None:
             if revision.name not in needed:  # it was not asked for
                 continue
             raise InputError(f"{revision.name}: no metrics recorded; a run that measured needed")
-    judge, name = _judge(revision for revision in found if revision.records)
-    for line in (*_differences(found), *_unlike(found, name)):
+    measured = [revision for revision in found if revision.records]
+    judge, name = _judge(iter(measured))
+    for line in (*_differences(found), *_unlike(measured, name)):
         print(line)
+    for revision in found:
+        if revision not in measured:
+            print(f"{revision.name}: nothing measured yet; `boss repro` does")
     print(f"{judge} (lower is better), by {name}")
-    _show(found, judge)
+    _show(measured, judge)
     print(LEGEND)
 
 
@@ -122,7 +126,7 @@ def _flat(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 def _unlike(found: "Sequence[Revision]", judge: str) -> Iterator[str]:
     """What makes distances of two revisions no measure of the same."""
-    of = {r.name: _any_record(r) for r in found if r.records}
+    of = {r.name: _any_record(r) for r in found}
     first_name, first = next(iter(of.items()))
     for name, record in of.items():
         hashes = [
@@ -144,9 +148,7 @@ def _rows(found: "Sequence[Revision]", metric: str) -> Iterator[tuple[str, str, 
     """Budget, title of the method, and what each revision has of it."""
     from flows.records.variants import recorded
 
-    judging = {
-        r.name: next(j for j in _judges(r) if j.metric == metric) for r in found if r.records
-    }
+    judging = {r.name: next(j for j in _judges(r) if j.metric == metric) for r in found}
     budgets = {int(k) for r in found for k in r.records if k.isdecimal()}
     for budget in sorted(budgets):
         cells: dict[str, dict[str, Cell]] = {}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from boss_core.ode.schedule import Schedule
 from boss_core.ode.timesteps import (
     karras,
     nearest_indices,
@@ -18,6 +19,13 @@ from boss_core.ode.timesteps import (
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
 def test_every_grid_is_valid(grid, n: int) -> None:
     assert len(validate_timesteps(grid(n))) == n + 1
+
+
+def test_uniform_times_are_the_decimals_that_a_reader_writes() -> None:
+    """Every one, and its noise level, of two places: exports are copied by hand, too."""
+    assert uniform(100).tolist() == [float(f"{k}e-2") for k in range(101)]
+    sigmas = Schedule(timesteps=tuple(uniform(100))).sigmas
+    assert [repr(sigma) for sigma in sigmas] == [repr(float(f"{100 - k}e-2")) for k in range(101)]
 
 
 def test_karras_is_edms_formula_in_noise_to_signal() -> None:

@@ -130,6 +130,22 @@ def test_budgets_of_runs_before_are_not_shown(
     assert "seed-1: seed=1 (0), budgets=[2, 4] ([2]); in brackets those of workspace" in rows
 
 
+def test_a_folder_that_has_measured_nothing_has_no_column(
+    project: Project, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    copy = project.copy(tmp_path / "copy")
+    monkeypatch.chdir(copy.folder)
+    Path("dvc.lock").unlink()
+    for name in ("metrics", "samples"):
+        shutil.rmtree(name)
+    compare(["seed-1"])
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0].startswith("seed-1: seed=1 (7)")
+    assert "workspace: nothing measured yet; `boss repro` does" in rows
+    assert "NFE method seed-1" in rows
+    assert "2 pretrained, uniform steps 4 ±0.3" in rows
+
+
 def test_what_is_no_measure_of_the_same_is_said(project: Project, capsys) -> None:
     path = Path("metrics/teacher.json")
     kept = path.read_text()
