@@ -1,6 +1,7 @@
 # make run, make flow, make test, make ui: each makes the environment first, if it is not there.
 PYTHON ?= python3
 VENV := .venv
+SCREENSHOTS := BOSS_SCREENSHOTS=$(CURDIR)/screenshots
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: run flow test test-slow test-long test-ui check docs notebooks ui lock
@@ -16,20 +17,20 @@ flow: $(VENV)/installed
 test: $(VENV)/installed
 	@OMP_NUM_THREADS=1 python -m pytest -m "not slow and not ui" -n 2 --dist loadfile
 
-# Whole runs of the flow on real servers, which have a port each; files in the order of
-# tests/conftest.py, the long ones first. A third process would take from the servers the time that
+# Whole runs of the flow on real servers, which have a port each, and their pages in a browser; files
+# in the order of tests/conftest.py, the long ones first. A third process would take from the servers the time that
 # they answer in.
 test-slow: $(VENV)/installed
-	@OMP_NUM_THREADS=1 python -m pytest -m "slow and not long" -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(SCREENSHOTS) python -m pytest -m "(slow or ui) and not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 # What .ci/run has no time for, and kills of the whole pipeline: before a release, and after a change
 # of what they are about.
 test-long: $(VENV)/installed
 	@OMP_NUM_THREADS=1 BOSS_KILLS=$${BOSS_KILLS:-10} python -m pytest -m long -n 2 --dist loadfile
 
-# The pages of Prefect and MLflow in Debian's Chromium; leaves pictures in screenshots/.
+# The pages of Prefect and MLflow in Debian's Chromium alone; leaves pictures in screenshots/.
 test-ui: $(VENV)/installed
-	@OMP_NUM_THREADS=1 BOSS_SCREENSHOTS=$(CURDIR)/screenshots python -m pytest -m ui
+	@OMP_NUM_THREADS=1 $(SCREENSHOTS) python -m pytest -m ui
 
 check: $(VENV)/installed
 	@ruff check . && ruff format --check . && mypy
