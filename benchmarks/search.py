@@ -55,9 +55,21 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=100, help="steps of the fine grid")
     parser.add_argument("--repeats", type=int, default=3, help="runs behind a U-Net's median")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--multistep", action="store_true", help="solver multistep alone")
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
+    if not chosen.multistep:
+        show_searches(chosen.grid, chosen.repeats, device)
+    networks: dict[str, torch.nn.Module] = {"default U-Net": default_unet()}
+    if device.type == "cuda":
+        networks["NCSN++"] = NCSNpp(read_config("cifar10")[0]).eval().requires_grad_(False)
+    for name, network in networks.items():
+        line = measure_multistep(network.to(device), chosen.grid, chosen.repeats, device)
+        print(f"multistep, {name}, 300 x 3x32x32, K = 2 to 10: {line}")
 
+
+def show_searches(grid: int, repeats: int, device: torch.device) -> None:
+    """Measure and print the table of searches for Euler's steps."""
     shown = Table("", "rollout", "search beyond it", "of rollout", "floor")
     shown.add_column("row by row")
     shown.add_column("pair by pair")
@@ -68,19 +80,13 @@ def main() -> None:
     ]
     for name, velocity, shape, batch in cases:
         noise = sample_noise(range(shape[0]), shape[1:], seed=0).to(device)
-        repeats = chosen.repeats * (5 if velocity is analytic else 1)
-        shown.add_row(name, *measure(velocity, noise, uniform(chosen.grid), batch, repeats))
+        times = repeats * (5 if velocity is analytic else 1)
+        shown.add_row(name, *measure(velocity, noise, uniform(grid), batch, times))
     print(
-        f"grid {chosen.grid}, budgets 1 to {BUDGETS[-1]}, {torch.get_num_threads()} threads,"
+        f"grid {grid}, budgets 1 to {BUDGETS[-1]}, {torch.get_num_threads()} threads,"
         f" {device}; 'beyond': on top of the rollout"
     )
     Console(width=120).print(shown)
-    networks: dict[str, torch.nn.Module] = {"default U-Net": default_unet()}
-    if device.type == "cuda":
-        networks["NCSN++"] = NCSNpp(read_config("cifar10")[0]).eval().requires_grad_(False)
-    for name, network in networks.items():
-        line = measure_multistep(network.to(device), chosen.grid, chosen.repeats, device)
-        print(f"multistep, {name}, 300 x 3x32x32, K = 2 to 10: {line}")
 
 
 def measure(

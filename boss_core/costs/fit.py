@@ -66,7 +66,7 @@ def fit_weights(
     order: int = LARGEST_ORDER,
     batch_size: int,
     labels: Tensor | None = None,
-    evaluate_at: Callable[[int, Tensor], Tensor] | None = None,
+    first: Tensor | None = None,
     ridges: Sequence[float] = RIDGES,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Fitted:
@@ -78,9 +78,9 @@ def fit_weights(
     timesteps: K + 1 increasing times from 0 to 1.
     order: velocities of a step, 2 or 3; the first steps have fewer.
     batch_size: samples in one call of the network.
-    evaluate_at: the velocities, (N, ...), at knot k of the solver's own states y, (N, ...); None
-        for `velocities_at`, K evaluations of each noise. Schedules that begin alike have the same
-        states there (`boss_core.search.multistep`).
+    first: (N, ...), the velocities at the noise, which are the same for all schedules
+        (`velocities_at`); evaluated here where it is None. Then K evaluations for each noise, else
+        K - 1.
     labels: (N,) int64 there, when the velocity is conditional.
     ridges: shares of the normal matrix's diagonal to try.
     on_evaluations: called after every call of the network with the number of samples in it.
@@ -107,8 +107,8 @@ def fit_weights(
     y, before = noise, list[Tensor]()
     weights, errors, chosen = [], [], []
     for k, length in enumerate(lengths):
-        if evaluate_at is not None:
-            v = evaluate_at(k, y)
+        if k == 0 and first is not None:
+            v = first
         else:
             v = velocities_at(
                 velocity, y, times[k],

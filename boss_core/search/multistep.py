@@ -1,7 +1,6 @@
 """The weights of ``multistep``, for steps that were found before."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -10,7 +9,6 @@ from boss_core.costs.fine_states import fitting_noises, roll_out_states
 from boss_core.costs.fit import fit_weights, velocities_at
 from boss_core.costs.matrix import CostMatrix
 from boss_core.ode.noise import COSTS, NoiseSource
-from boss_core.ode.timesteps import Times
 from boss_core.ode.velocity import Velocity
 from boss_core.search.settings import Progress, SearchSettings, no_progress
 from boss_core.search.steps import FoundSteps
@@ -60,9 +58,12 @@ def with_weights(
                 on_step=advance,
             )
         fine = FineStates(states, labels)
-    shared = _Shared(velocity, fine, times, batch_size, [steps.indices for steps in found.values()])
-    total = fine.states.shape[1] * shared.evaluations
+    total = fine.states.shape[1] * (1 + sum(budget - 1 for budget in found))
     with progress("schedule: weights", total, "evaluations") as advance:
+        first = velocities_at(
+            velocity, fine.states[0], float(times[0]),
+            batch_size=batch_size, labels=fine.labels, on_evaluations=advance,
+        )  # fmt: skip
         for budget, steps in found.items():
             indices = list(steps.indices)
             fitted = fit_weights(
@@ -72,46 +73,7 @@ def with_weights(
                 order=settings.order,
                 batch_size=batch_size,
                 labels=fine.labels,
-                evaluate_at=shared.velocities(indices, advance),
+                first=first,
+                on_evaluations=advance,
             )
             yield budget, replace(steps, fitted=fitted)
-
-
-class _Shared:
-    """The velocities along the states of several schedules, each evaluated once: those that begin
-    alike, with the same noise at least, have the same states until they part."""
-
-    def __init__(
-        self,
-        velocity: Velocity,
-        fine: FineStates,
-        times: Times,
-        batch_size: int,
-        paths: Sequence[Sequence[int]],
-    ) -> None:
-        self._velocity, self._fine, self._times = velocity, fine, times
-        self._batch_size = batch_size
-        # How many schedules still need what is kept at the end of each beginning.
-        self._wanted = Counter(tuple(path[:k]) for path in paths for k in range(1, len(path)))
-        self._kept: dict[tuple[int, ...], Tensor] = {}
-        self.evaluations = len(self._wanted)
-
-    def velocities(
-        self, path: Sequence[int], advance: Callable[[int], None] | None
-    ) -> Callable[[int, Tensor], Tensor]:
-        """`evaluate_at` of `fit_weights` for the next schedule. advance: told of evaluations."""
-
-        def at(k: int, y: Tensor) -> Tensor:
-            beginning = tuple(path[: k + 1])
-            self._wanted[beginning] -= 1
-            v = self._kept.pop(beginning, None)
-            if v is None:
-                v = velocities_at(
-                    self._velocity, y, float(self._times[path[k]]), batch_size=self._batch_size,
-                    labels=self._fine.labels, on_evaluations=advance,
-                )  # fmt: skip
-            if self._wanted[beginning]:
-                self._kept[beginning] = v
-            return v
-
-        return at

@@ -21,9 +21,9 @@ from boss_core.ode.solvers import SOLVERS, euler, solver_of
 from boss_core.ode.timesteps import uniform
 from boss_core.search.distances import sliced_wasserstein
 from boss_core.search.find import find_steps
-from boss_core.search.multistep import FineStates, with_weights
+from boss_core.search.multistep import FineStates
 from boss_core.search.settings import SearchSettings
-from boss_core.search.steps import FoundSteps, build_schedule, hash_settings
+from boss_core.search.steps import build_schedule, hash_settings
 
 GRID = uniform(40)
 SOURCE = NoiseSource((4,), seed=1)
@@ -70,26 +70,6 @@ def test_every_further_budget_costs_its_steps_in_evaluations() -> None:
     )
     assert dict(search)
     assert sum(calls) == 60 * (1 + sum(budget - 1 for budget in BUDGETS))
-
-
-def test_budgets_that_begin_alike_share_evaluations_and_have_the_weights_of_each_alone() -> None:
-    paths = {2: (0, 20, 40), 3: (0, 20, 30, 40), 4: (0, 20, 30, 35, 40), 5: (0, 8, 16, 24, 32, 40)}
-    calls: list[tuple[int, float]] = []
-
-    def counted(x, t):
-        calls.append((len(x), round(float(t[0]) * 40)))
-        return gaussian(x, t)
-
-    steps = {k: FoundSteps("given", path) for k, path in paths.items()}
-    fine = FineStates(STATES)
-    for k, of in with_weights(counted, MATRIX, steps, SETTINGS, SOURCE, fine):
-        alone = fit_weights(
-            gaussian, [STATES[i] for i in paths[k]], GRID[list(paths[k])], batch_size=50
-        )
-        assert of.fitted == alone
-    at = [knot for _, knot in calls[::2]]  # 60 noises in batches of 50 and 10
-    assert [size for size, _ in calls] == [50, 10] * len(at)
-    assert at == [0, 20, 30, 35, 8, 16, 24, 32]  # each once: 8 for 14
 
 
 # Of this flow. Errors that add up are not foreseen: two velocities lose to ab2 here at K = 6, and
