@@ -3,6 +3,7 @@ other: a real scheduler and real workers, each in a mount namespace of its own."
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -47,16 +48,16 @@ def as_deployed(project: Project, server: dict[str, str], **parameters: object) 
     return done.stdout + done.stderr
 
 
-def works_on(cluster: Cluster, stage: str) -> int | None:
-    """The index of the worker that runs the command of a stage."""
-    for number, worker in enumerate(cluster.workers):
+def works_on(cluster: Cluster, stage: str) -> "subprocess.Popen[bytes] | None":
+    """The worker that runs the command of a stage."""
+    for worker in cluster.workers:
         for pid in descendants(worker.pid):
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
             if f"flows.stages.{stage}".encode() in command:
-                return number
+                return worker
     return None
 
 
@@ -73,11 +74,9 @@ def test_one_worker_killed_and_one_slow_it_ends_as_on_one_machine(
         log = tmp_path / "log"
         process = start(project, prefect_server, log, "--runner", cluster.address, "--workers", "3")
         killed = until(lambda: works_on(cluster, "teacher"), 600, process)
-        end(cluster.workers[killed])
+        end(killed)
         slow = until(lambda: works_on(cluster, "cost"), 600, process)
-        for pid in (
-            stopped := [cluster.workers[slow].pid, *descendants(cluster.workers[slow].pid)]
-        ):
+        for pid in (stopped := [slow.pid, *descendants(slow.pid)]):
             os.kill(pid, signal.SIGSTOP)
         time.sleep(20)
         for pid in stopped:
