@@ -98,11 +98,9 @@ def _project(uri: str, params: Params, record: Record) -> str:
     budget, digest, wanted = record.budget, record.digest, params.tracking.registered_model
     with connected(uri) as client:
         experiment = find_experiment(client, record.source, uri)
-        known = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'", max_results=1)
-        if known:
-            run = known[0].info.run_id
-            note_link(uri, digest, experiment, run)
-            register_students(client, experiment, run, wanted)
+        if known := _keep_one(client, experiment, digest):
+            note_link(uri, digest, experiment, known)
+            register_students(client, experiment, known, wanted)
             return f"K={budget}: in MLflow"
         work = of_budget(budget)
         parent = _parent(client, experiment, params, record, work)
@@ -122,13 +120,31 @@ def _project(uri: str, params: Params, record: Record) -> str:
         _log_teacher(client, experiment, params, record, of_parent)
         _log_to_parent(client, parent.info.run_id, params, record, work)
         _describe_best(client, experiment, parent.info.run_id)
-        register_students(client, experiment, run, wanted)
         client.set_terminated(run, end_time=work.end)
         client.set_terminated(parent.info.run_id, end_time=max(work.end, parent.info.end_time or 0))
         # Last, so that a run that was cut short is not taken for the whole of its record.
         client.set_tag(run, RECORD_TAG, digest)
-        note_link(uri, digest, experiment, run)
+        kept = _keep_one(client, experiment, digest) or run
+        register_students(client, experiment, kept, wanted)
+        note_link(uri, digest, experiment, kept)
         return f"K={budget}: logged to MLflow"
+
+
+def _keep_one(client: "MlflowClient", experiment: str, digest: str) -> str | None:
+    """The run of a record; None where there is none. Two machines that log the same record at once
+    each make one, as MLflow's server has no lock for them: whoever is later sees both, and both
+    keep the one whose parent has the first id. The other goes, with all that is of it alone."""
+    found = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{digest}'")
+    of_parents = sorted((run.data.tags[PARENT_TAG], str(run.info.run_id)) for run in found)
+    for parent, run in of_parents[1:]:
+        delete_methods(client, experiment, run)
+        client.delete_run(run)
+        if client.search_runs([experiment], _budgets_below(parent), max_results=1):
+            continue
+        for left in client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'"):
+            client.delete_run(left.info.run_id)  # the teacher's
+        client.delete_run(parent)
+    return of_parents[0][1] if of_parents else None
 
 
 def _project_report(uri: str, report: Report) -> str:

@@ -72,6 +72,29 @@ def of_seed(client: mlflow.MlflowClient, seed: int) -> list[Run]:
     return [*parents, *below]
 
 
+def test_two_clones_log_the_same_records_at_once(
+    finished: Project, stack: Stack, tmp_path: Path
+) -> None:
+    """As when two people bring the same run up to date: who loses a run to the other says so, and
+    in the end all is there once."""
+    clones = [finished.copy(tmp_path / name) for name in ("one", "two")]
+    for clone in clones:
+        clone.set({"seed": 77})  # a parent of no other test
+        rename(clone, 77)
+    environment = environment_of(stack)
+    for _ in range(2):  # the second time one after the other
+        for writer in [c.start("boss", "track", "--rebuild", env=environment) for c in clones]:
+            shown, _ = writer.communicate(timeout=600)
+            assert "Traceback" not in shown
+    for clone in clones:
+        shown = clone.run("boss", "track", "--rebuild", env=environment).stdout
+        assert "logged to MLflow" not in shown
+    client = mlflow.MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    names = [run.info.run_name for run in of_seed(client, 77)[1:]]
+    expected = [r.info.run_name for r in runs(finished) if "mlflow.parentRunId" in r.data.tags]
+    assert sorted(names) == sorted(expected)
+
+
 def test_eight_projects_log_at_once(finished: Project, stack: Stack, tmp_path: Path) -> None:
     """Of each its records of one budget: the runs that it would have alone, with all they hold."""
     alone = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")

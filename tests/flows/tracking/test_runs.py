@@ -413,6 +413,37 @@ def test_a_projection_that_was_cut_short_is_made_whole(
         assert len(client.search_logged_models([of])) == len(STUDENTS), event
 
 
+def test_what_two_machines_logged_at_once_is_there_once(finished: Project, tmp_path: Path) -> None:
+    """Neither saw what the other was making; whichever looks next sees both."""
+    project = finished.copy(tmp_path / "project")
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    expected = sorted(run.info.run_name for run in runs(project))
+    hidden = [
+        (run.info.run_id, tag, run.data.tags[tag])
+        for run in runs(project)
+        for tag in ("boss.record", "boss.pipeline")
+        if tag in run.data.tags
+    ]
+    assert len(hidden) == 3  # two budgets and their parent
+    for run, tag, _ in hidden:
+        client.set_tag(run, tag, "of another")
+    assert boss(project, "track").stdout.count("logged to MLflow") >= 2
+    for run, tag, value in hidden:
+        client.set_tag(run, tag, value)
+    assert sorted(run.info.run_name for run in runs(project)) == sorted(2 * expected)
+    ids = [run.info.run_id for run in runs(project) if "boss.pipeline" in run.data.tags]
+    shown = boss(project, "track", "--rebuild").stdout
+    assert shown.count("in MLflow") == 2
+    left = runs(project)
+    assert sorted(run.info.run_name for run in left) == expected
+    assert {r.info.run_id for r in left if "mlflow.parentRunId" not in r.data.tags} == {min(ids)}
+    below = {run.data.tags.get("mlflow.parentRunId", min(ids)) for run in left}
+    assert below == {min(ids)}
+    (experiment,) = {run.info.experiment_id for run in left}
+    models = {model.source_run_id for model in client.search_logged_models([experiment])}
+    assert models <= {run.info.run_id for run in left}
+
+
 def test_a_database_of_an_earlier_version_is_logged_to(finished: Project, tmp_path: Path) -> None:
     """There a budget's run held every method's metrics, and its parent the same at step = NFE."""
     project = finished.copy(tmp_path / "project")
