@@ -72,6 +72,7 @@ def of_seed(client: mlflow.MlflowClient, seed: int) -> list[Run]:
     return [*parents, *below]
 
 
+@pytest.mark.long
 def test_two_clones_log_the_same_records_at_once(
     finished: Project, stack: Stack, tmp_path: Path
 ) -> None:

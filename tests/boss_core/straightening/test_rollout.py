@@ -93,6 +93,7 @@ def test_what_a_killed_rollout_had_done_is_not_done_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_a_rollout_and_train_the_student_of_one(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     main(tmp_path / "one")

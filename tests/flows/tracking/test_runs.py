@@ -190,6 +190,8 @@ def test_runs_say_when_the_work_was_done_and_who_called_it(
     assert parent.info.end_time == max(first[f"K={k}"].info.end_time for k in (1, 3))
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_that_dvc_was_asked_for_names_dvc(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     (project.folder / "mlflow.db").unlink()
