@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from boss_core.networks.threads import SMALL, is_small, limit_threads
+from boss_core.networks.unet import UNet, UNetConfig
 
 
 @pytest.fixture
@@ -24,6 +25,23 @@ def test_small_is_by_weights_times_pixels() -> None:
     assert is_small(layer, (100, 100, 100))
     assert not is_small(layer, (100, 101, 100))
     assert is_small(nn.Linear(10_000, 10_000, bias=False), (10_000,))  # a vector has one pixel
+
+
+@pytest.mark.parametrize(("size", "channels", "small"), [(8, 16, True), (32, 32, False)])
+def test_the_default_network_is_small(size: int, channels: int, small: bool) -> None:
+    config = UNetConfig(
+        image_size=size,
+        channels=1,
+        base_channels=channels,
+        channel_multipliers=(1, 2, 2),
+        blocks=1,
+        attention_sizes=(4,),
+    )
+    network = UNet(config)
+    assert is_small(network) == small
+    assert is_small(network, (1, size, size)) == small
+    # 16 times the pixels are 16 times the work; no network is small on images large enough.
+    assert not is_small(network, (1, 256, 256))
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -4,10 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from boss_core.networks.unet import UNet, UNetConfig
-from flows.stages.runner import TURNS, is_small
+from flows.stages.runner import TURNS
 from tests.helpers.project import Project, environment
 
 STAGE = """
@@ -49,20 +46,3 @@ def test_small_networks_have_a_thread_each_and_others_take_turns(tmp_path: Path)
     assert waits.readline() == "threads 2\n"
     for stage in stages:
         stage.communicate("")
-
-
-@pytest.mark.parametrize(("size", "channels", "small"), [(8, 16, True), (32, 32, False)])
-def test_the_default_network_is_small(size: int, channels: int, small: bool) -> None:
-    config = UNetConfig(
-        image_size=size,
-        channels=1,
-        base_channels=channels,
-        channel_multipliers=(1, 2, 2),
-        blocks=1,
-        attention_sizes=(4,),
-    )
-    network = UNet(config)
-    assert is_small(network) == small
-    assert is_small(network, (1, size, size)) == small
-    # 16 times the pixels are 16 times the work; no network is small on images large enough.
-    assert not is_small(network, (1, 256, 256))
