@@ -47,6 +47,11 @@ def run(
 
     experiment = launch(overrides, targets, workers, timeout, name, presets, runner)
     if targets:
+        if experiment is not None:
+            print(
+                f"`dvc exp apply {experiment}` brings it into this folder; of stages that were not"
+                " asked for it says that they have no outputs, and exits with 255"
+            )
         return
     settle_plots(Path())
     if experiment is not None:

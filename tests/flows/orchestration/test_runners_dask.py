@@ -198,11 +198,15 @@ def test_an_experiment(
 ) -> None:
     project, cluster = small.copy(tmp_path / "project"), pair[1]
     before = project.run("git", "status", "--porcelain").stdout
-    run(
+    shown = run(
         project, prefect_server, "--runner", cluster.address, "--set", "cost.samples=30",
         "--target", "cost",
     )  # fmt: skip
+    assert "`dvc exp apply cost.samples-30` brings it into this folder; of stages that" in shown
     assert project.run("git", "status", "--porcelain").stdout == before
     assert project.run("dvc", "exp", "list", "--name-only").stdout.split()[-1] == "cost.samples-30"
-    project.run("dvc", "exp", "apply", "cost.samples-30")
+    done = project.run("dvc", "exp", "apply", "cost.samples-30", code=255)
+    assert "Checkout failed for following targets" in done.stderr
+    assert "results/cost.npz" not in done.stderr
+    assert "samples: 30" in (project.folder / "params.yaml").read_text()
     assert (project.folder / "results" / "cost.npz").read_text() == "cost\n"
