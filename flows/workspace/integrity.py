@@ -175,6 +175,9 @@ def verify(root: Path, *, remove: bool) -> int:
     for line in unseen:
         print(line)
     count = len({path for _, path in files if path.exists() or path in bad})
+    gone = {found.path for found in outputs if not (root / found.path).exists()}
+    if tops := sorted(str(path) for path in gone if not gone & {*path.parents}):
+        print(f"not in this folder: {', '.join(tops)}; `dvc checkout` or the next run brings them")
     lacks = f", {len(unseen)} outputs that could not be looked at" if unseen else ""
     print(f"{count:,} files, {len(bad)} altered{' and removed' if remove and bad else ''}{lacks}")
     if bad and not remove:

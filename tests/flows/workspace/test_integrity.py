@@ -93,7 +93,13 @@ def test_an_altered_file_is_not_read_and_comes_back(finished: Project, tmp_path:
     boss(project, "verify", "--remove")
     project.run("boss", "repro")
     assert project.outputs() == finished.outputs()
-    assert "0 altered" in boss(project, "verify").stdout
+    shown = boss(project, "verify").stdout
+    assert "0 altered" in shown
+    assert "not in this folder" not in shown
+    shutil.rmtree(project.folder / "data")
+    (project.folder / "metrics/3.json").unlink()
+    shown = boss(project, "verify").stdout
+    assert "\nnot in this folder: data, metrics/3.json; `dvc checkout` or the next run" in shown
 
 
 @pytest.mark.parametrize(
