@@ -57,10 +57,10 @@ from fixed_flow_scheduler import FixedFlowScheduler
 
 pipeline = {kind}.from_pretrained({source}, {dtype_argument()}=torch.{asked.teacher.dtype})
 {adapters}{loads}{together}pipeline.scheduler = FixedFlowScheduler.from_pretrained("scheduler")
-images = pipeline(
+result = pipeline(
     "a prompt",
     num_inference_steps={schedule.steps},
-{arguments})
+{arguments})  # result.images; of a film .frames, of sound .audios
 ```
 
 `card.json` has what it was trained on and how, and how near it came; `report.html` shows it;

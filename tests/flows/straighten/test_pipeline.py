@@ -131,7 +131,7 @@ def student(folder: Path) -> Any:
         os.chdir(before)
         sys.path.remove("scheduler")
         sys.modules.pop("fixed_flow_scheduler", None)
-    assert found["images"].images[0].size == (16, 16)
+    assert found["result"].images[0].size == (16, 16)
     return found["pipeline"]
 
 
