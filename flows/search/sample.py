@@ -99,10 +99,7 @@ def choose_schedule(teacher: Teacher, path: Path | None, sigmas: str | None = No
             raise InputError("--schedule: missing; only a student brings its own steps")
         return teacher.schedule
     schedule = read_schedule(path)
-    hashes = {teacher.hash, teacher.schedule.teacher_hash if teacher.schedule else None}
-    if isinstance(teacher.velocity, torch.nn.Module):  # as `boss straighten` knows it
-        hashes.add(network_hash(teacher.velocity))
-    if schedule.teacher_hash is not None and schedule.teacher_hash not in hashes:
+    if schedule.teacher_hash is not None and not _is_of(teacher, schedule.teacher_hash):
         print(
             f"warning: {path}: found for the network {schedule.teacher_hash[:12]}, but this one is"
             f" {str(teacher.hash)[:12]}: its steps need not be the best here",
@@ -110,6 +107,14 @@ def choose_schedule(teacher: Teacher, path: Path | None, sigmas: str | None = No
         )
     _warn_of_other_steps(teacher, schedule, str(path))
     return schedule
+
+
+def _is_of(teacher: Teacher, found_for: str) -> bool:
+    """Whether steps were found for this network, or for the one that it is a student of."""
+    if found_for in {teacher.hash, teacher.schedule.teacher_hash if teacher.schedule else None}:
+        return True
+    velocity = teacher.velocity  # `boss straighten` knows a network by its weights alone
+    return isinstance(velocity, torch.nn.Module) and network_hash(velocity) == found_for
 
 
 def _warn_of_other_steps(teacher: Teacher, steps: Schedule, source: str) -> None:
