@@ -222,8 +222,8 @@ def _is_done(job: _Job, given: Mapping[int, Schedule]) -> bool:
     path = asked.out / RUN
     if path.exists():
         try:
-            there = json.loads(path.read_text())
-        except ValueError as error:
+            there = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise InputError(f"{path}: truncated or altered; another --out needed") from error
         differ = sorted(k for k in run.keys() | there.keys() if run.get(k) != there.get(k))
         if not differ:
@@ -240,7 +240,8 @@ def _is_done(job: _Job, given: Mapping[int, Schedule]) -> bool:
 
 def _remove_run(out: Path, there: Mapping[str, Any]) -> None:
     """What a run left: its students, of the budgets that it was asked for, and all beside them."""
-    for name in (WORK, *map(str, there.get("budgets", ()))):
+    budgets = [k for k in there.get("budgets", ()) if isinstance(k, int)]  # no path of somebody's
+    for name in (WORK, *map(str, budgets)):
         shutil.rmtree(out / name, ignore_errors=True)
     (out / REPORT).unlink(missing_ok=True)
 

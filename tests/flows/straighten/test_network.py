@@ -162,6 +162,17 @@ def test_students_their_files_and_what_is_said_of_them(command, boss) -> None:
     assert (code, err) == (0, "")
     assert sorted(p.name for p in Path("fast").iterdir()) == ["2", "3", "report.json", "run.json"]
     assert load_student("fast/2", make(), velocity).schedule.timesteps == (0.0, 0.5, 1.0)
+    # A note that somebody altered leads to no other folder, and is no traceback.
+    Path("thesis").mkdir()
+    note = json.loads(Path("fast/run.json").read_text()) | {"budgets": ["../thesis", 3, None]}
+    Path("fast/run.json").write_text(json.dumps(note))
+    assert command("make_network", *options, "--out", "fast", "--grid", 6)[0] == 0
+    assert Path("thesis").is_dir()
+    Path("fast/run.json").write_text("[1]")
+    code, _, err = command("make_network", *options, "--out", "fast", "--grid", 6)
+    assert (code, err) == (
+        2, "error: fast/run.json: truncated or altered; another --out needed\n"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["images", "labelled"])
