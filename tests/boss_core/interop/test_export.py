@@ -539,7 +539,8 @@ def test_the_inverse_of_a_shift_is_the_formula() -> None:
 def test_the_documented_blocks_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every block of docs/export.md, in order."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "schedule.json").write_text(STEPS.to_json())
+    (tmp_path / "schedules").mkdir()
+    (tmp_path / "schedules/8.json").write_text(STEPS.to_json())
     text = (ROOT / "docs" / "export.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 5
