@@ -134,6 +134,7 @@ def test_two_processes_go_on_for_one_and_one_for_two(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_one_process_cannot_go_on_with_stops_all(tmp_path: Path) -> None:
     done = started(tmp_path / "nan", processes=2, code=1, nan_at=9)
     assert done.stderr.count("InputError: training: the loss became nan at step 9 of 40") == 2

@@ -118,6 +118,7 @@ def listens_at(pid: int) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_starts_its_processes_itself(prepared: Project, tmp_path: Path) -> None:
     project = prepared.copy(tmp_path / "two")
     alone = pd.read_csv(project.folder / "results/curves/teacher.csv")
