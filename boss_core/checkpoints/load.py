@@ -113,7 +113,8 @@ def import_velocity(name: str, shape: tuple[int, ...]) -> Teacher:
             f"velocity: {name!r} is a class; an instance of it, as net = {velocity.__name__}(...),"
             " needed"
         )
-    _check_signature(name, velocity)
+    if (takes := mismatch(velocity, 2)) is not None:
+        raise InputError(f"velocity: {name!r} takes {takes}; (x, t) needed")
     if isinstance(velocity, nn.Module):
         with suppress(NotImplementedError):  # exported ones have one mode only
             velocity.eval()
@@ -147,7 +148,11 @@ def import_network(name: str) -> MadeNetwork:
         raise InputError(f"network: {name!r}; package.module:attribute needed")
     code, found = _imported(name, module_name, attribute, "network")
     if callable(found) and not isinstance(found, nn.Module):
-        _check_maker(name, found)
+        if (takes := mismatch(found, 0)) is not None:  # as a velocity does
+            raise InputError(
+                f"network: {name!r} takes {takes}; a function without arguments needed, which"
+                " returns the torch.nn.Module, or it and velocity(network, x, t)"
+            )
         try:
             found = found()
         except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -166,21 +171,6 @@ def import_network(name: str) -> MadeNetwork:
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return MadeNetwork(network, velocity, digest.hexdigest() if files else None)
-
-
-def _check_maker(name: str, maker: Callable[..., Any]) -> None:
-    """InputError for a function that takes arguments, as a velocity does."""
-    try:
-        signature = inspect.signature(maker)
-    except (ValueError, TypeError):
-        return
-    try:
-        signature.bind()
-    except TypeError as error:
-        raise InputError(
-            f"network: {name!r} takes {signature}; a function without arguments needed, which"
-            " returns the torch.nn.Module, or it and velocity(network, x, t)"
-        ) from error
 
 
 def _imported(
@@ -240,16 +230,18 @@ def _raised(error: BaseException) -> str:
     return f"{where}{kind}{message or 'no message'}"
 
 
-def _check_signature(name: str, velocity: Callable[..., Any]) -> None:
-    """InputError for a callable that does not take two arguments, where that can be known."""
+def mismatch(called: Callable[..., Any], arguments: int) -> inspect.Signature | None:
+    """The signature of a callable that does not take so many arguments; None where it does, and
+    where that cannot be known."""
     try:
-        signature = inspect.signature(velocity)
+        signature = inspect.signature(called)
     except (ValueError, TypeError):
-        return
+        return None
     try:
-        signature.bind(None, None)
-    except TypeError as error:
-        raise InputError(f"velocity: {name!r} takes {signature}; (x, t) needed") from error
+        signature.bind(*[None] * arguments)
+    except TypeError:
+        return signature
+    return None
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -6,7 +6,6 @@ the costs of the search, the trajectories and the checkpoints, from which a kill
 """
 
 import copy
-import inspect
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from boss_core.bellman.predicted import PredictedErrors
-from boss_core.checkpoints.load import MadeNetwork, calling, import_network
+from boss_core.checkpoints.load import MadeNetwork, calling, import_network, mismatch
 from boss_core.checkpoints.lora import adaptable_layers, adapter_tensors, add_adapter
 from boss_core.checkpoints.student import Student, load_student, network_hash
 from boss_core.costs.cost_file import CostSaver, network_key, read_own_costs
@@ -194,18 +193,12 @@ def _check_signature(asked: NetworkRequest, made: MadeNetwork) -> None:
     called: Callable[..., Any] = made.network.forward
     if made.velocity is not None:
         called, names = made.velocity, ["network", *names]
-    try:
-        signature = inspect.signature(called)
-    except (ValueError, TypeError):
-        return
-    try:
-        signature.bind(*names)
-    except TypeError as error:
+    if (takes := mismatch(called, len(names))) is not None:
         cure = "--classes for a network of labels, none for one without, or a velocity of its own"
         raise InputError(
-            f"--network: {asked.network!r} takes {signature}, and is called as"
+            f"--network: {asked.network!r} takes {takes}, and is called as"
             f" ({', '.join(names)}); {cure}, needed"
-        ) from error
+        )
 
 
 def _is_done(job: _Job, given: Mapping[int, Schedule]) -> bool:
