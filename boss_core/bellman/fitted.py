@@ -1,6 +1,6 @@
 """The Bellman recursion for steps with fitted weights, whose cost depends on the knots before."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,60 +47,56 @@ def fitted_paths(
         return {budget: paths.path() for budget, paths in pairs.items()}
     join = validate_rule(gamma, combine)
     found = {1: Path((0, n), float(costs.first[n]))}
-    # Of the triple (h, i, j) with so many steps to go: entry [j][i (i-1) / 2 + h]. None yet.
-    values = [np.full(len(block), np.inf) for block in costs.three]
-    choices: list[list[NDArray[np.intp]]] = []  # choices[m - 1]: where the first of m leads
+    # values[m][k, i (i-1) / 2 + h]: what m steps from k on cost at least after knots h and i < k.
+    # Infinity for no steps, and from n.
+    values = [np.full((n + 1, n * (n - 1) // 2), np.inf)]
     most = max(budgets, default=0)
     for m in range(most - 1):
-        ahead = [_ahead(values, j) for j in range(n)]
-        found[m + 2] = _begun(costs, ahead, choices, join, gamma)
+        found[m + 2] = _begun(costs, values, join, gamma)
         if m + 2 == most:  # none goes on from here
             break
-        least = [_least(costs.three[j], ahead[j], join, gamma, last=m == 0) for j in range(n)]
-        values = [value for value, _ in least]
-        choices.append([choice for _, choice in least])
+        least = np.full_like(values[0], np.inf)
+        for j, block in enumerate(costs.three):
+            ahead = _ahead(values[m], j)
+            least[j, : block.shape[1]] = _least(block, ahead, join, gamma) if m else block[-1]
+        values.append(least)
     check_values(np.array(found[budget].cost) for budget in budgets)
     return {budget: found[budget] for budget in budgets}
 
 
-def _ahead(values: list[NDArray[np.float64]], j: int) -> NDArray[np.float64]:
-    """(j, n-j): what the steps from k > j on cost after knots i < j and j; none are from n."""
-    before = slice(j * (j - 1) // 2, j * (j + 1) // 2)
-    of = [values[k][before] for k in range(j + 1, len(values))]
-    return np.stack([*of, np.full(j, np.inf)], axis=1)
+def _ahead(values: NDArray[np.float64], j: int) -> NDArray[np.float64]:
+    """(n-j, j): what the steps from k > j on cost after knots i < j and j."""
+    return values[j + 1 :, j * (j - 1) // 2 : j * (j + 1) // 2]
 
 
 def _least(
-    costs: NDArray[np.float64], ahead: NDArray[np.float64], join: np.ufunc, gamma: float, last: bool
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """For each triple that ends in j what its steps from there on cost at least, and where the
-    first of them leads. last: it is the only one, to n."""
-    j, far = ahead.shape
-    if last:
-        return costs[:, -1], np.full(len(costs), j + far)
-    candidates = np.repeat(gamma * ahead, np.arange(j), axis=0)  # of i, for each h < i
+    costs: NDArray[np.float64], ahead: NDArray[np.float64], join: np.ufunc, gamma: float
+) -> NDArray[np.float64]:
+    """For each triple that ends in j what its steps from there on cost at least. Where the first of
+    them leads is found again for the triples of the best path alone: to find it for all of them
+    takes three times as long."""
+    candidates = np.repeat(gamma * ahead, np.arange(ahead.shape[1]), axis=1)  # of i, for each h < i
     join(costs, candidates, out=candidates)
-    place = candidates.argmin(axis=1)
-    return np.take_along_axis(candidates, place[:, None], axis=1)[:, 0], place + j + 1
+    return candidates.min(axis=0)
 
 
 def _begun(
     costs: FittedCosts,
-    ahead: list[NDArray[np.float64]],
-    choices: list[list[NDArray[np.intp]]],
+    values: Sequence[NDArray[np.float64]],
     join: np.ufunc,
     gamma: float,
 ) -> Path:
-    """The best path of two steps, by Euler and along two velocities, and as many more as there
-    are choices for."""
-    n, more = len(costs.first) - 1, len(choices)
+    """The best path of two steps, by Euler and along two velocities, and as many more as the last
+    of ``values`` is of."""
+    assert costs.three is not None
+    n, more = len(costs.first) - 1, len(values) - 1
     pairs = np.full(n, np.inf)  # what steps from j on cost after the first to j
     leads = np.full(n, n)
     for j in range(1, n):
         if not more:
             pairs[j] = costs.two[j][0, -1]
             continue
-        candidates = join(costs.two[j][0], gamma * ahead[j][0])
+        candidates = join(costs.two[j][0], gamma * _ahead(values[-1], j)[:, 0])
         place = int(candidates.argmin())
         pairs[j], leads[j] = candidates[place], place + j + 1
     total = join(costs.first[:n], gamma * pairs)
@@ -109,7 +105,8 @@ def _begun(
     if not np.isfinite(total[j]):  # of no path
         return Path((*range(more + 2), n), np.inf)
     indices = [0, j, int(leads[j])]
-    for m in range(more, 0, -1):
+    for left in range(more, 1, -1):
         h, i, j = indices[-3:]
-        indices.append(int(choices[m - 1][j][i * (i - 1) // 2 + h]))
-    return Path(tuple(indices), float(total[indices[1]]))
+        step = costs.three[j][:, i * (i - 1) // 2 + h]
+        indices.append(int(join(step, gamma * _ahead(values[left - 1], j)[:, i]).argmin()) + j + 1)
+    return Path((*indices, n) if more else tuple(indices), float(total[indices[1]]))

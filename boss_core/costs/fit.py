@@ -177,8 +177,9 @@ class _Sums:
             self.square - 2.0 * linear + np.einsum("...i,...ij,...j->...", free, self.normal, free)
         )
 
-    def fitted(self, start: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-        """The weights, (..., m), that leave least of each set, drawn to ``start`` by a ridge."""
+    def fitted(self, start: NDArray[np.float64], ridge: ArrayLike) -> NDArray[np.float64]:
+        """The weights, (..., m), that leave least of each set, drawn to ``start`` by a ridge, one
+        or some of them (..., 1, 1, 1)."""
         return start + solve(self.normal, self.right - self.normal @ start, ridge)
 
 
@@ -231,8 +232,8 @@ def fit_step(
     start = np.array((*prior[1:], *[0.0] * m)[:m])
     folds = np.arange(groups) % FOLDS == np.arange(FOLDS)[:, None]
     within, others = sums.of(folds), sums.of(~folds)
-    left = [within.residual(others.fitted(start, ridge)).sum() for ridge in ridges]
-    ridge = ridges[int(np.argmin(left))]
+    tried = others.fitted(start, np.reshape(ridges, (-1, 1, 1, 1)))  # of each ridge and fold
+    ridge = ridges[int(within.residual(tried).sum(axis=1).argmin())]
     free = every.fitted(start, ridge)
     parts = sums.of(~np.eye(groups, dtype=bool)).fitted(start, ridge)
     both = np.column_stack([1.0 - parts.sum(1), parts])

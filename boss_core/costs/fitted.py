@@ -57,8 +57,9 @@ class FittedCosts:
     """What the best step of each kind costs, squared L2 error of a sample, mean over trajectories.
 
     first: (n+1,), the step from 0 to j, by Euler. two: for each j in 0..n-1 (j, n-j): entry (i,
-    k - j - 1) is the step from j to k along the velocities at j and i. three: for each j (j (j-1)
-    / 2, n-j): row i (i-1) / 2 + h is along those at j, i and h; None where steps use two at most.
+    k - j - 1) is the step from j to k along the velocities at j and i. three: for each j (n-j,
+    j (j-1) / 2): entry (k - j - 1, i (i-1) / 2 + h) is along those at j, i and h; None where steps
+    use two at most.
     """
 
     first: NDArray[np.float64]
@@ -87,7 +88,7 @@ def fitted_costs(gram: ArrayLike, timesteps: ArrayLike, order: int = LARGEST_ORD
         raise InputError(f"timesteps: {n} steps; at most {largest} needed for fitted weights")
     first = np.zeros(n + 1)
     two: list[NDArray[np.float64]] = [np.zeros((0, n))] * n
-    three: list[NDArray[np.float64]] = [np.zeros((0, n))] * n
+    three: list[NDArray[np.float64]] = [np.zeros((n, 0))] * n
     for of in moments(np.asarray(gram, dtype=np.float64), times):
         j = of.j
         if j == 0:
@@ -109,12 +110,13 @@ def _three(of: Moments) -> NDArray[np.float64]:
     determinant = own * far - mixed**2
     scale = np.divide(1.0, determinant, where=determinant > 0, out=np.zeros(len(i)))
     a, b, c = (part * scale for part in (far, -2.0 * mixed, own))
-    near, back = of.cross[i], of.cross[h]
-    gain = a[:, None] * near
-    gain += b[:, None] * back
+    cross = np.ascontiguousarray(of.cross.T)
+    near, back = cross.take(i, axis=1), cross.take(h, axis=1)  # [:, i] would lie in memory by i
+    gain = a * near
+    gain += b * back
     gain *= near
-    gain += c[:, None] * back**2
-    return np.subtract(of.error, gain, out=gain).clip(min=0.0, out=gain)
+    gain += c * back**2
+    return np.subtract(of.error[:, None], gain, out=gain).clip(min=0.0, out=gain)
 
 
 def path_weights(
@@ -165,15 +167,15 @@ def path_costs(
 
 
 def solve(
-    normal: NDArray[np.float64], right: NDArray[np.float64], ridge: float
+    normal: NDArray[np.float64], right: NDArray[np.float64], ridge: ArrayLike
 ) -> NDArray[np.float64]:
     """The least-squares solution of (A + ridge diag(A)) w = b; none along directions that are not
-    there. normal: (..., m, m). right: (..., m)."""
+    there. normal: (..., m, m). right: (..., m). ridge: one, or some of them (..., 1, 1)."""
     scale = np.sqrt(np.diagonal(normal, axis1=-2, axis2=-1))
     inverse = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
     # Of unit diagonal, so that the ridge is a share and the pseudo-inverse sees no units.
     unit = normal * inverse[..., :, None] * inverse[..., None, :]
-    unit = unit + ridge * np.eye(normal.shape[-1])
+    unit = unit + np.asarray(ridge) * np.eye(normal.shape[-1])
     found = np.linalg.pinv(unit, hermitian=True) @ (right * inverse)[..., None]
     return found[..., 0] * inverse
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from boss_core import __version__
 from boss_core.interop.fixed_flow_scheduler import FixedFlowScheduler
 from boss_core.interop.pipeline_lora import TrainedWeights, denoisers, save_lora
 from boss_core.interop.pipeline_students import Groups, train_student
@@ -119,7 +120,7 @@ def card(
     folder: Path,
 ) -> dict[str, Any]:
     """Everything that the student came from, and what it came to."""
-    libraries = ("torch", "diffusers", "peft", "transformers", "safetensors", "boss-flow")
+    libraries = ("torch", "diffusers", "peft", "transformers", "safetensors")
     of = asdict(asked.teacher) | {"prompts": str(asked.teacher.prompts)}
     of |= {"revision": teacher.revision}
     return {
@@ -145,7 +146,7 @@ def card(
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         },
-        "versions": {name: _version(name) for name in libraries},
+        "versions": {name: _version(name) for name in libraries} | {"boss-flow": __version__},
     }
 
 

@@ -15,7 +15,7 @@ N = 8
 def random_costs(order: int) -> FittedCosts:
     draw = np.random.default_rng(order)
     two = [draw.random((j, N - j)) for j in range(N)]
-    three = [draw.random((j * (j - 1) // 2, N - j)) for j in range(N)]
+    three = [draw.random((N - j, j * (j - 1) // 2)) for j in range(N)]
     return FittedCosts(draw.random(N + 1), two, three if order == 3 else None)
 
 
@@ -26,7 +26,7 @@ def step_costs(costs: FittedCosts, path: tuple[int, ...]) -> list[float]:
         if costs.three is None or m == 1:
             found.append(costs.two[j][i, k - j - 1])
         else:
-            found.append(costs.three[j][i * (i - 1) // 2 + path[m - 2], k - j - 1])
+            found.append(costs.three[j][k - j - 1, i * (i - 1) // 2 + path[m - 2]])
     return found
 
 

@@ -65,7 +65,7 @@ def test_costs_and_weights_are_those_of_least_squares(order: int, reference: str
             if order == 2:
                 steps.append(costs.two[j][i, k - j - 1])
             else:
-                steps.append(costs.three[j][i * (i - 1) // 2 + h, k - j - 1])
+                steps.append(costs.three[j][k - j - 1, i * (i - 1) // 2 + h])
         np.testing.assert_allclose(steps, expected, rtol=2e-3, atol=1e-9)
 
 
@@ -79,7 +79,7 @@ def test_no_step_costs_more_than_one_with_fewer_velocities_or_with_ab2s_weights(
     assert (fitted <= ab2 * (1 + 1e-5)).all()
     for j in range(2, 12):
         i, _ = np.tril_indices(j, -1)
-        assert (costs.three[j] <= costs.two[j][i] * (1 + 1e-5) + 1e-12).all()
+        assert (costs.three[j] <= costs.two[j][i].T * (1 + 1e-5) + 1e-12).all()
 
 
 def test_on_a_parabola_the_weights_are_those_of_adams_bashforth() -> None:

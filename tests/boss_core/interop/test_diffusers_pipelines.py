@@ -104,15 +104,11 @@ def test_states_are_carried_in_float32() -> None:
     """Only what the network sees and says is rounded to bfloat16, and this cost is 0.3 % off; with
     states that are rounded at each of the 100 steps it is 4 % off."""
     samples, grid = range(8), uniform(100)
-    wanted = estimate_pipeline_cost(
-        tiny.sd3(), grid, [call(tiny.sd3_prompts(samples), samples)]
-    ).matrix
-    pipeline = tiny.sd3().to(torch.bfloat16)
-    prompts = {
-        name: value.bfloat16() if isinstance(value, Tensor) else value
-        for name, value in tiny.sd3_prompts(samples).items()
-    }
-    found = estimate_pipeline_cost(pipeline, grid, [call(prompts, samples)]).matrix
+    # Torch 2.11 draws other noise in bfloat16 than in float32.
+    exact = tiny.sd3_prompts(samples) | {"latents": noise(samples, 4, 8, 8)}
+    wanted = estimate_pipeline_cost(tiny.sd3(), grid, [exact]).matrix
+    rounded = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in exact.items()}
+    found = estimate_pipeline_cost(tiny.sd3().to(torch.bfloat16), grid, [rounded]).matrix
     assert found.cost[0, 100] == pytest.approx(wanted.cost[0, 100], rel=0.01)
 
 
@@ -290,7 +286,7 @@ def test_latents_of_many_steps_do_not_add_up_their_roundings(solver: str) -> Non
     ends = {}
     for name, dtype in (("exact", torch.float32), ("carried", torch.bfloat16)):
         pipeline = tiny.sd3().to(dtype=dtype)
-        asked = call(tiny.sd3_prompts(samples, 1.0), samples)
+        asked = tiny.sd3_prompts(samples, 1.0) | {"latents": noise(samples, 4, 8, 8)}
         asked = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in asked.items()}
         ends[name] = sample_latents(pipeline, times, [asked], solver=solver)
     pipeline.scheduler = fixed_scheduler(pipeline.scheduler, times, solver)

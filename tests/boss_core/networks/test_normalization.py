@@ -16,6 +16,7 @@ from tests.helpers.kernels import errors, network_errors
 from tests.helpers.rectified_flow import small
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU itself, below")
 def test_kernels_interpreted() -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1"}

@@ -85,7 +85,7 @@ def test_rows_in_half_precision_where_only_that_fits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(device_rows, "LARGEST_SHARE", 0.75 * array.nbytes / free)
     rows = DeviceRows.of(array, gpu, halve=True)
     assert rows.resident is not None
-    assert rows.device_rows.dtype == torch.float16
+    assert rows.resident.dtype == torch.float16
     taken = rows.take(np.arange(64))
     assert taken.dtype == torch.float32
     np.testing.assert_allclose(taken.cpu().numpy(), array, rtol=1e-3, atol=1e-7)
