@@ -1,6 +1,7 @@
 """What a task costs beyond its work, from 10 to 1,000 tasks.
 
     python -m benchmarks.load [--tasks 10 30 100 300] [--workers 2] [--csv FILE]
+    python -m benchmarks.load --tasks 400 1000 --last 20      # of so many, where all take hours
 
 For each number of tasks, a project of so many budgets (two tasks each, for three methods of
 finetuning, beside nine others) runs by ``boss run`` on a real Prefect server, with its real graph,
@@ -12,13 +13,19 @@ parameters and dependencies, and stages that only write `{}`.
 - before and after: from the command's start to the first task, and from the last to the end;
 - cpu: processor seconds of all processes for each task, which others on the machine change less;
 - again: the same command with nothing to do.
+
+With ``--last`` all but so many tasks are done before the clock starts, by DVC itself in one process
+that writes dvc.lock once, and a task is what the command takes longer than the one with nothing to
+do.
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import resource
 import shutil
+import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
@@ -67,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 30, 100, 300])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--last", type=int, help="tasks that are left to run; even")
     parser.add_argument("--csv", type=Path)
     chosen = parser.parse_args()
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -81,7 +89,12 @@ def main() -> None:
             server = folder / f"server-{tasks}"
             server.mkdir()
             with prefect_server(server) as environment:
-                run = measure(project, environment, SINGLE + 2 * budgets, chosen.workers)
+                done = SINGLE + 2 * budgets, chosen.workers
+                if chosen.last is None:
+                    run = measure(project, environment, *done)
+                else:
+                    begin(project, range(budgets - chosen.last // 2 + 1, budgets + 1))
+                    run = measure_last(project, environment, *done, chosen.last)
             found.append(run)
             shutil.rmtree(project.folder)
             show(found)
@@ -123,9 +136,52 @@ def measure(project: Project, environment: dict[str, str], tasks: int, workers: 
     start_again = time.perf_counter()
     project.run(*command, env=environment)
     again = time.perf_counter() - start_again
-    alone = ["dvc", "repro", "--single-item", "--force", "evaluate@1"]
-    floor = min(timed(project, alone) for _ in range(REPEATS))
+    floor = floor_of(project)
     return Load(tasks, workers, first - start, last - first, end - last, used, again, floor)
+
+
+def begin(project: Project, left: range) -> None:
+    """Write every output and its record, but for the records of these budgets' two stages."""
+    from dvc.repo import Repo
+    from dvc.stage.serialize import to_single_stage_lockfile
+    from dvc.utils.serialize import dump_yaml
+
+    unrecorded = {f"{stage}@{budget}" for budget in left for stage in ("finetune", "evaluate")}
+    records = {}
+    with contextlib.chdir(project.folder), Repo() as repo, repo.lock, repo.scm_context:
+        for stage in repo.index.stages:
+            subprocess.run(stage.cmd, shell=True, cwd=project.folder, check=True)
+        for stage in repo.index.stages:
+            stage.save(run_cache=False)
+            stage.commit()
+            if stage.name not in unrecorded:
+                records[stage.name] = to_single_stage_lockfile(stage)
+    dump_yaml(str(project.folder / "dvc.lock"), {"schema": "2.0", "stages": records})
+
+
+def measure_last(
+    project: Project, environment: dict[str, str], tasks: int, workers: int, last: int
+) -> Load:
+    """Run what is left of a flow, and the whole of it again."""
+    command = ["boss", "run", "--workers", str(workers), "--target", "report", "--target", "floor"]
+    used, start = processor(), time.perf_counter()
+    project.run(*command, env=environment)
+    whole, used = time.perf_counter() - start, processor() - used
+    idle, start = processor(), time.perf_counter()
+    project.run(*command, env=environment)
+    again, idle = time.perf_counter() - start, processor() - idle
+    floor = floor_of(project)
+    # As if all tasks took what these do.
+    a_task = (whole - again) / last
+    return Load(
+        tasks, workers, 0.0, a_task * tasks, 0.0, (used - idle) / last * tasks, again, floor
+    )
+
+
+def floor_of(project: Project) -> float:
+    """Seconds of one stage by DVC alone."""
+    alone = ["dvc", "repro", "--single-item", "--force", "evaluate@1"]
+    return min(timed(project, alone) for _ in range(REPEATS))
 
 
 def stage_runs(environment: dict[str, str], tasks: int) -> list[dict[str, Any]]:
