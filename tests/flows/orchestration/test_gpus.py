@@ -73,6 +73,7 @@ def gpu_limits(server: dict[str, str]) -> dict[str, int]:
     return {x["name"].removeprefix(start): x["limit"] for x in found if x["name"].startswith(start)}
 
 
+@pytest.mark.long
 def test_a_gpu_that_a_flow_of_another_server_holds_is_waited_for(
     flowed, tmp_path: Path, prefect_server
 ) -> None:

@@ -163,6 +163,21 @@ def test_what_fails_there_fails_as_here_and_what_is_done_is_kept(
 
 
 @pytest.mark.long
+def test_a_stage_that_takes_too_long_there_is_ended(
+    small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
+) -> None:
+    """Its workers' pull of what it needs is not counted; what is done before is kept."""
+    project, cluster = small.copy(tmp_path / "project"), pair[1]
+    plain(project, cost="sleep 778")
+    options = ["--runner", cluster.address, "--target", "cost", "--timeout", "45"]
+    shown = run(project, prefect_server, *options, code=2)
+    assert "error: cost: ended after 45 s" in shown.splitlines()[-1]
+    assert not asleep(cluster, 778)
+    assert (project.folder / "models" / "teacher" / "file").read_text() == "teacher\n"
+    assert tasks(prefect_server, shown)["cost"]["run_count"] == 1
+
+
+@pytest.mark.long
 def test_another_checkout_has_what_the_remote_has(
     small: Project, pair: tuple[Place, Cluster], tmp_path: Path, prefect_server
 ) -> None:

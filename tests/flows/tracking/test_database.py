@@ -19,6 +19,7 @@ from tests.helpers.mlflow_runs import runs
 from tests.helpers.project import Project
 
 
+@pytest.mark.long
 def test_the_database_appears_whole(finished: Project, tmp_path: Path) -> None:
     """Killed at any moment while MLflow makes its tables, the next run tracks as ever."""
     project = finished.copy(tmp_path / "project")
