@@ -137,7 +137,7 @@ def measure_multistep(
 
     def fit() -> None:
         found = dict(from_costs(matrix, BUDGETS[1:10], settings))
-        list(with_weights(velocity, matrix, found, settings, source, FineStates(states)))
+        with_weights(velocity, matrix, found, settings, source, FineStates(states))
 
     def recursion() -> None:
         cheapest(matrix, BUDGETS[1:10], settings, settings.objective)

@@ -195,10 +195,10 @@ def samplers(
             continue
         matrix, fine = searches.measured
         settings = SearchSettings(solver="multistep", order=3, batch_size=bench.chosen.batch_size)
-        ((_, found),) = with_weights(
+        (found,) = with_weights(
             bench.teacher.velocity, matrix, {len(indices) - 1: FoundSteps(name, indices)},
             settings, searches.source, fine,
-        )  # fmt: skip
+        ).values()  # fmt: skip
         yield name, partial(weighted, times, found.fitted.weights if found.fitted else ())
 
 

@@ -125,7 +125,7 @@ class Searches:
                 k: self._weighted(found)
                 for k, found in with_weights(
                     self.teacher.velocity, matrix, paths, settings, self.source, fine
-                )
+                ).items()
             }
         return self._fitted[key][budget]
 
@@ -152,9 +152,9 @@ class Searches:
 
         def off(indices: Indices) -> float:
             paths = {budget: FoundSteps("joint", indices)}
-            ((_, found),) = with_weights(
+            (found,) = with_weights(
                 self.teacher.velocity, matrix, paths, settings, self.source, fine
-            )
+            ).values()
             x = self._weighted(found)(with_labels(self.teacher.velocity, labels), noise)
             return float(distance(x[None])[0])
 

@@ -17,6 +17,7 @@ summed in float64 over all elements of all samples.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from boss_core.ode.batches import batches, check_batches
 from boss_core.ode.schedule import StepWeights
 from boss_core.ode.solver_table import LARGEST_ORDER, weights_of_steps
 from boss_core.ode.solvers import linear_step
-from boss_core.ode.timesteps import validate_timesteps
+from boss_core.ode.timesteps import Times, validate_steps, validate_timesteps
 from boss_core.ode.velocity import Velocity, evaluate
 
 # Shares of the diagonal of A that are added to it; which, is found on noises left out.
@@ -66,21 +67,47 @@ def fit_weights(
     order: int = LARGEST_ORDER,
     batch_size: int,
     labels: Tensor | None = None,
-    first: Tensor | None = None,
     ridges: Sequence[float] = RIDGES,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Fitted:
     """Fit the weights of every step to the teacher's states at the knots.
 
     states: K + 1 of (N, ...), the teacher's from N noises at the K + 1 timesteps, the first the
-        noise itself, on the device to compute on. Held beside them are the solver's own states
-        and its last velocities, each of (N, ...).
+        noise itself, on the device to compute on.
     timesteps: K + 1 increasing times from 0 to 1.
+    Other arguments and errors are those of `fit_paths`.
+    """
+    (found,) = fit_paths(
+        velocity, states, timesteps, [range(len(states))],
+        order=order, batch_size=batch_size, labels=labels, ridges=ridges,
+        on_evaluations=on_evaluations,
+    )  # fmt: skip
+    return found
+
+
+@torch.no_grad()
+def fit_paths(
+    velocity: Velocity,
+    states: Sequence[Tensor] | Tensor,
+    timesteps: ArrayLike,
+    paths: Sequence[Sequence[int]],
+    *,
+    order: int = LARGEST_ORDER,
+    batch_size: int,
+    labels: Tensor | None = None,
+    ridges: Sequence[float] = RIDGES,
+    on_evaluations: Callable[[int], None] | None = None,
+) -> list[Fitted]:
+    """Fit the weights of every step of several paths of knots. They go side by side, a step of all
+    before the next of any: the host waits for a device once a step, not once for each path.
+
+    states: n + 1 of (N, ...), the teacher's from N noises at the n + 1 timesteps, the first the
+        noise itself, on the device to compute on. Held beside them are for each path its own states
+        and its last velocities, each of (N, ...).
+    timesteps: n + 1 increasing times from 0 to 1. paths: of each its knots, indices from 0 to n.
     order: velocities of a step, 2 or 3; the first steps have fewer.
-    batch_size: samples in one call of the network.
-    first: (N, ...), the velocities at the noise, which are the same for all schedules
-        (`velocities_at`); evaluated here where it is None. Then K evaluations for each noise, else
-        K - 1.
+    batch_size: samples in one call of the network. The velocities at the noise are evaluated once;
+        so 1 + sum(K - 1) evaluations for each noise.
     labels: (N,) int64 there, when the velocity is conditional.
     ridges: shares of the normal matrix's diagonal to try.
     on_evaluations: called after every call of the network with the number of samples in it.
@@ -92,7 +119,7 @@ def fit_weights(
     many as timesteps, and where a state or velocity is not finite.
     """
     check_order(order)
-    times = validate_timesteps(timesteps).tolist()
+    times = validate_timesteps(timesteps)
     noise = states[0]
     check_batches(noise, labels, batch_size)
     if len(states) != len(times):
@@ -101,39 +128,77 @@ def fit_weights(
         )
     if len(noise) < FEWEST_NOISES:
         raise InputError(f"states: of {len(noise)} noises; at least {FEWEST_NOISES} needed")
-    lengths = [after - before for before, after in itertools.pairwise(times)]
-    prior = weights_of_steps("ab2", lengths)
-    parts = [slice(at, at + batch_size) for at in range(0, len(noise), batch_size)]
-    y, before = noise, list[Tensor]()
-    weights, errors, chosen = [], [], []
-    for k, length in enumerate(lengths):
-        if k == 0 and first is not None:
-            v = first
-        else:
-            v = velocities_at(
-                velocity, y, times[k],
-                batch_size=batch_size, labels=labels, on_evaluations=on_evaluations,
-            )  # fmt: skip
-        target = states[k + 1]
-        products = torch.cat(
-            [
-                step_products(y[rows], v[rows], [b[rows] for b in before], target[rows], length)
-                for rows in parts
-            ]
+    knots = [validate_steps(path, len(times) - 1, "paths") for path in paths]
+    velocities = partial(
+        velocities_at, velocity, batch_size=batch_size, labels=labels, on_evaluations=on_evaluations
+    )
+    first = velocities(noise, float(times[0]))
+    walks = [_Walk(path, times, noise, first) for path in knots]
+    for k in range(1, max((walk.steps for walk in walks), default=0)):
+        going = [walk for walk in walks if k < walk.steps]
+        products = []
+        for walk in going:
+            walk.turn(velocities(walk.y, walk.times[k]), order)
+            products.append(walk.products(states[walk.knots[k + 1]], batch_size))
+        priors = [walk.prior[k] for walk in going]
+        for walk, step in zip(going, fit_steps(torch.stack(products), priors, ridges), strict=True):
+            if not np.isfinite(step.weights).all():
+                raise _explodes(walk, k + 1)
+            walk.take(step)
+    errors = [(walk.y - states[-1]).flatten(1).double().square().sum(1).mean() for walk in walks]
+    found = []
+    for walk, error in zip(walks, torch.stack(errors).tolist() if errors else [], strict=True):
+        if not np.isfinite(error):
+            raise _explodes(walk, walk.steps)
+        found.append(walk.fitted(error))
+    return found
+
+
+class _Walk:
+    """The solver's own states along the knots of one path, its first step by Euler taken."""
+
+    def __init__(self, knots: Sequence[int], times: Times, noise: Tensor, first: Tensor) -> None:
+        self.knots, self.steps = knots, len(knots) - 1
+        self.times = times[list(knots)].tolist()
+        self.lengths = [after - before for before, after in itertools.pairwise(self.times)]
+        self.prior = weights_of_steps("ab2", self.lengths)
+        self.taken: list[FittedStep] = []
+        self.y, self.velocities = noise, [first]  # the latest first
+        self.take(FittedStep((1.0,), (0.0,), 0.0, np.nan))
+
+    def turn(self, v: Tensor, order: int) -> None:
+        """Take the velocity at the state, for the next step to go along."""
+        self.velocities = [v, *self.velocities][:order]
+
+    def products(self, target: Tensor, batch_size: int) -> Tensor:
+        """(N, m, m): those of the next step (`step_products`)."""
+        length, (v, *before) = self.lengths[len(self.taken)], self.velocities
+        parts = []
+        for at in range(0, len(v), batch_size):
+            rows = slice(at, at + batch_size)
+            olds = [old[rows] for old in before]
+            parts.append(step_products(self.y[rows], v[rows], olds, target[rows], length))
+        return torch.cat(parts)
+
+    def take(self, step: "FittedStep") -> None:
+        """Take the next step."""
+        self.y = linear_step(self.y, self.lengths[len(self.taken)], step.weights, self.velocities)
+        self.taken.append(step)
+
+    def fitted(self, error: float) -> Fitted:
+        return Fitted(
+            tuple(step.weights for step in self.taken),
+            tuple(step.standard_error for step in self.taken),
+            tuple(step.ridge for step in self.taken),
+            error,
         )
-        found = fit_step(products, prior[k], ridges)
-        y = linear_step(y, length, found.weights, [v, *before])
-        if not y.isfinite().all():  # this and the sums are waited for
-            raise InputError(
-                f"velocity: states of {len(lengths)} steps are not finite at t = {times[k + 1]:g};"
-                " a network with finite outputs, or more steps, needed"
-            )
-        weights.append(found.weights)
-        errors.append(found.standard_error)
-        chosen.append(found.ridge)
-        before = [v, *before][: order - 1]
-    error = float((y - states[-1]).flatten(1).double().square().sum(1).mean())
-    return Fitted(tuple(weights), tuple(errors), tuple(chosen), error)
+
+
+def _explodes(walk: _Walk, k: int) -> InputError:
+    return InputError(
+        f"velocity: states of {walk.steps} steps are not finite at t = {walk.times[k]:g};"
+        " a network with finite outputs, or more steps, needed"
+    )
 
 
 @torch.no_grad()
@@ -158,29 +223,30 @@ def velocities_at(
 
 @dataclass(frozen=True)
 class _Sums:
-    """The parts of the normal equations for each of several sets of noises: A (..., m, m), b (...,
-    m), and the squares of r (...)."""
+    """The parts of the normal equations of P steps, of each for several sets of noises: A (..., P,
+    m, m), b (..., P, m), and the squares of r (..., P)."""
 
     normal: NDArray[np.float64]
     right: NDArray[np.float64]
     square: NDArray[np.float64]
 
     def of(self, groups: NDArray[np.bool_]) -> "_Sums":
-        """Sums over some of the sets. groups: (..., G), which of them; so many sums are made."""
+        """Sums over some of G sets. groups: (S, G), which of them; so many sums are made."""
         parts = (self.normal, self.right, self.square)
         return _Sums(*(np.tensordot(groups.astype(float), part, axes=1) for part in parts))
 
     def residual(self, free: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The squared errors that these weights, (..., m), leave of each set."""
+        """The squared errors that these weights, (..., P, m), leave of each set."""
         linear = (free * self.right).sum(axis=-1)
         return (
             self.square - 2.0 * linear + np.einsum("...i,...ij,...j->...", free, self.normal, free)
         )
 
     def fitted(self, start: NDArray[np.float64], ridge: ArrayLike) -> NDArray[np.float64]:
-        """The weights, (..., m), that leave least of each set, drawn to ``start`` by a ridge, one
-        or some of them (..., 1, 1, 1)."""
-        return start + solve(self.normal, self.right - self.normal @ start, ridge)
+        """The weights, (..., P, m), that leave least of each set, drawn to ``start``, (P, m), by a
+        ridge, one or some of them (..., 1, 1)."""
+        right = self.right - (self.normal @ start[..., None])[..., 0]
+        return start + solve(self.normal, right, ridge)
 
 
 @dataclass(frozen=True)
@@ -210,34 +276,43 @@ def step_products(
     return vectors @ vectors.transpose(1, 2)
 
 
-def fit_step(
-    products: Tensor, prior: Sequence[float], ridges: Sequence[float] = RIDGES
-) -> FittedStep:
-    """The weights of a step, by the ridge that leaves least on the folds left out.
+def fit_steps(
+    products: Tensor, priors: Sequence[Sequence[float]], ridges: Sequence[float] = RIDGES
+) -> list[FittedStep]:
+    """The weights of P steps along as many velocities each, by the ridge that leaves least on the
+    folds left out; NaN where products are not finite.
 
-    products: (N, m, m), of `step_products` for N samples. prior: the weights that a ridge draws to,
-    those of the latest velocity first; of missing ones 0.
+    products: (P, N, m, m), of `step_products` for N samples. priors: for each step the weights that
+    a ridge draws to, those of the latest velocity first; of missing ones 0.
     """
-    samples, m = len(products), products.shape[1] - 1
-    groups = min(GROUPS, samples)
-    of = products.new_zeros(groups, m + 1, m + 1)
-    of.index_add_(0, torch.arange(samples, device=of.device) % groups, products)
+    steps, samples, rows = products.shape[:3]
+    groups, m = min(GROUPS, samples), rows - 1
+    of = products.new_zeros(groups, steps, rows, rows)
+    of.index_add_(0, torch.arange(samples, device=of.device) % groups, products.transpose(0, 1))
     found = of.cpu().numpy()
-    sums = _Sums(found[:, :m, :m], found[:, :m, m], found[:, m, m])
-    every = sums.of(np.ones(groups, dtype=bool))
-    if not m:
-        return FittedStep((1.0,), (0.0,), 0.0, float(every.square) / samples)
-    if not np.isfinite(found).all():
-        return FittedStep((np.nan,) * (m + 1), (np.nan,) * (m + 1), 0.0, np.nan)
-    start = np.array((*prior[1:], *[0.0] * m)[:m])
+    finite = np.isfinite(found).all(axis=(0, 2, 3))
+    found[:, ~finite] = 0.0
+    sums = _Sums(found[..., :m, :m], found[..., :m, m], found[..., m, m])
+    every = sums.of(np.ones((1, groups), dtype=bool))
+    start = np.array([(*prior[1:], *[0.0] * m)[:m] for prior in priors])
     folds = np.arange(groups) % FOLDS == np.arange(FOLDS)[:, None]
     within, others = sums.of(folds), sums.of(~folds)
-    tried = others.fitted(start, np.reshape(ridges, (-1, 1, 1, 1)))  # of each ridge and fold
-    ridge = ridges[int(within.residual(tried).sum(axis=1).argmin())]
-    free = every.fitted(start, ridge)
-    parts = sums.of(~np.eye(groups, dtype=bool)).fitted(start, ridge)
-    both = np.column_stack([1.0 - parts.sum(1), parts])
-    spread = np.sqrt((groups - 1) * both.var(axis=0))
-    weights = (1.0 - float(free.sum()), *(float(w) for w in free))
-    least = max(0.0, float(every.residual(free))) / samples
-    return FittedStep(weights, tuple(float(s) for s in spread), ridge, least)
+    tried = others.fitted(start, np.reshape(ridges, (-1, 1, 1, 1, 1)))  # of each ridge and fold
+    ridge = np.array(ridges)[within.residual(tried).sum(axis=1).argmin(axis=0)]
+    free = every.fitted(start, ridge[:, None, None])
+    left = every.residual(free)[0].clip(min=0.0) / samples
+    parts = sums.of(~np.eye(groups, dtype=bool)).fitted(start, ridge[:, None, None])
+    spread = np.sqrt((groups - 1) * _all_weights(parts).var(axis=0))
+    spread[~finite] = left[~finite] = np.nan
+    weights = np.where(finite[:, None], _all_weights(free[0]), np.nan)
+    return [
+        FittedStep(
+            tuple(weights[p].tolist()), tuple(spread[p].tolist()), float(ridge[p]), float(left[p])
+        )
+        for p in range(steps)
+    ]
+
+
+def _all_weights(free: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., m + 1): with that of the latest velocity, which makes them add up to 1."""
+    return np.concatenate([1.0 - free.sum(axis=-1, keepdims=True), free], axis=-1)

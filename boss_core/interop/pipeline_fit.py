@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from boss_core.costs.fit import FEWEST_NOISES, Fitted, FittedStep, fit_step, step_products
+from boss_core.costs.fit import FEWEST_NOISES, Fitted, FittedStep, fit_steps, step_products
 from boss_core.costs.fitted import check_order
 from boss_core.errors import InputError
 from boss_core.interop.diffusers_schedulers import refuse_changes
@@ -72,7 +72,7 @@ def fit_pipeline_weights(
             products.append(walk.products())
             if on_call is not None:
                 on_call(len(products[-1]) * (k + 1))
-        step = fit_step(torch.cat(products), prior[k])
+        (step,) = fit_steps(torch.cat(products)[None], [prior[k]])
         if not all(map(torch.isfinite, map(torch.tensor, step.weights))):
             raise InputError(
                 f"pipeline: states of {len(times) - 1} steps are not finite at t = {times[k]:g};"

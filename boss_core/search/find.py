@@ -65,9 +65,10 @@ def find_steps(
                     velocity, matrix, budgets, of_ab2, source, distance, progress=progress, say=say
                 )
             )
-        return with_weights(
+        weighted = with_weights(
             velocity, matrix, found, settings, source, fine, reference=reference, progress=progress
         )
+        return iter(weighted.items())
     if settings.objective in OBJECTIVES:
         return from_costs(matrix, budgets, settings)
     search = NetworkSearch(velocity, matrix, budgets, settings, distance, progress, say)

@@ -1,12 +1,12 @@
 """The weights of ``multistep``, for steps that were found before."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from boss_core.costs.fine_states import fitting_noises, roll_out_states
-from boss_core.costs.fit import fit_weights, velocities_at
+from boss_core.costs.fit import fit_paths
 from boss_core.costs.matrix import CostMatrix
 from boss_core.ode.noise import COSTS, NoiseSource
 from boss_core.ode.velocity import Velocity
@@ -34,7 +34,7 @@ def with_weights(
     *,
     reference: str = "euler",
     progress: Progress = no_progress,
-) -> Iterator[tuple[int, FoundSteps]]:
+) -> dict[int, FoundSteps]:
     """The steps of every budget, however they were found, with the weights that are best along the
     solver's own states.
 
@@ -60,20 +60,17 @@ def with_weights(
         fine = FineStates(states, labels)
     total = fine.states.shape[1] * (1 + sum(budget - 1 for budget in found))
     with progress("schedule: weights", total, "evaluations") as advance:
-        first = velocities_at(
-            velocity, fine.states[0], float(times[0]),
-            batch_size=batch_size, labels=fine.labels, on_evaluations=advance,
-        )  # fmt: skip
-        for budget, steps in found.items():
-            indices = list(steps.indices)
-            fitted = fit_weights(
-                velocity,
-                [fine.states[i] for i in indices],
-                times[indices],
-                order=settings.order,
-                batch_size=batch_size,
-                labels=fine.labels,
-                first=first,
-                on_evaluations=advance,
-            )
-            yield budget, replace(steps, fitted=fitted)
+        fits = fit_paths(
+            velocity,
+            fine.states,
+            times,
+            [steps.indices for steps in found.values()],
+            order=settings.order,
+            batch_size=batch_size,
+            labels=fine.labels,
+            on_evaluations=advance,
+        )
+    return {
+        budget: replace(steps, fitted=fitted)
+        for (budget, steps), fitted in zip(found.items(), fits, strict=True)
+    }

@@ -122,8 +122,8 @@ def add_chosen(
             steps = dict(chosen_steps(params, matrix, network, on, key.reference))
         if compared and SOLVERS[settings.solver].fitted:  # the weights are part of the solver
             source = noise_source(network, params.seed, on)
-            uniform = dict(
-                with_weights(network, matrix, uniform, settings, source, reference=key.reference)
+            uniform = with_weights(
+                network, matrix, uniform, settings, source, reference=key.reference
             )
     build = builder(matrix, key, settings, params.seed)
     for budget, chosen in steps.items():
@@ -150,9 +150,10 @@ def add_multistep(
     build = builder(matrix, key, settings, params.seed)
     source = noise_source(network, params.seed, on)
     steps_of = dict(from_costs(matrix, params.budgets, settings))
-    for budget, steps in with_weights(
+    weighted = with_weights(
         network, matrix, steps_of, settings, source, reference=key.reference, progress=progress
-    ):
+    )
+    for budget, steps in weighted.items():
         found[budget]["multistep"] = build(steps)
 
 

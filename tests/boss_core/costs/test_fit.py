@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 
 from boss_core.costs.fine_states import roll_out_states
-from boss_core.costs.fit import RIDGES, fit_weights
+from boss_core.costs.fit import RIDGES, fit_paths, fit_weights
 from boss_core.errors import InputError
 from boss_core.ode.noise import sample_noise
 from boss_core.ode.solver_table import weights_of_steps
@@ -121,6 +121,44 @@ def test_batches_labels_and_counts() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9)
     assert [len(of) for of in found.weights] == [1, 2, 3, 3]
     np.testing.assert_allclose([sum(of) for of in found.weights], 1, atol=1e-12)
+
+
+def test_paths_side_by_side_are_those_of_each_alone() -> None:
+    times = uniform(6)
+    states = fine(smooth, times)
+    paths = [(0, 2, 3, 6), (0, 6), (0, 1, 2, 3, 5, 6), (0, 4, 6)]
+    seen: list[int] = []
+    together = fit_paths(smooth, states, times, paths, batch_size=25, on_evaluations=seen.append)
+    assert sum(seen) == 60 * (1 + 2 + 0 + 4 + 1)  # the velocities at the noise are of all
+    for path, found in zip(paths, together, strict=True):
+        alone = fit_weights(smooth, states[list(path)], times[list(path)], batch_size=25)
+        for a, b in ((found.weights, alone.weights), (found.standard_error, alone.standard_error)):
+            for of_step, wanted in zip(a, b, strict=True):
+                np.testing.assert_allclose(of_step, wanted, rtol=1e-9, atol=1e-12)
+        assert found.ridge == alone.ridge
+        ends = sampled(smooth, times[list(path)], found.weights)
+        error = float((ends - states[-1]).square().sum(1).mean())
+        assert [found.error, alone.error] == pytest.approx([error, error])
+    assert fit_paths(smooth, states, times, [], batch_size=25) == []
+    with pytest.raises(
+        InputError, match=r"paths: \(0, 3, 2, 6\); increasing grid indices from 0 to"
+    ):
+        fit_paths(smooth, states, times, [*paths, (0, 3, 2, 6)], batch_size=25)
+
+
+@pytest.mark.parametrize("late", [-0.1, 0.3, 0.6])
+def test_one_of_several_paths_that_explodes_is_named(late: float) -> None:
+    """That of two steps goes on from where the network is not finite; that of one does not."""
+    times = uniform(4)
+    states = fine(smooth, times)
+
+    def explodes(x, t):
+        return torch.where((t > late).view(-1, 1) & (t != 0.5).view(-1, 1), x * torch.inf, x)
+
+    if late > 0:
+        assert fit_paths(explodes, states, times, [(0, 2, 4), (0, 4)], batch_size=60)
+    with pytest.raises(InputError, match=r"velocity: states of [123] steps are not finite at t = "):
+        fit_paths(explodes, states, times, [(0, 2, 4), (0, 4), (0, 1, 3, 4)], batch_size=60)
 
 
 def test_standard_errors_are_the_spread_over_draws_of_noise() -> None:
