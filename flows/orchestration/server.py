@@ -79,7 +79,7 @@ def start() -> str:
             " `prefect server stop` ends it"
         )
     pid.unlink(missing_ok=True)  # of one that ended; `prefect server stop` would end a stranger
-    process = _start_process(url, host, port, log)
+    process = _start_process(url, host, port, home, log)
     _wait_for_answer(url, process, log)
     pid.write_text(str(process.pid))
     return (
@@ -104,19 +104,31 @@ def _own_address(url: str) -> tuple[str, int]:
     return host, port
 
 
-def _start_process(url: str, host: str, port: int, log: Path) -> "subprocess.Popen[bytes]":
+def _start_process(
+    url: str, host: str, port: int, home: Path, log: Path
+) -> "subprocess.Popen[bytes]":
     server = ["server", "start", "--host", host, "--port", str(port)]
     # The pages ask the API where it really is, on whatever port.
     own = {"PREFECT_API_URL": url, "PREFECT_UI_API_URL": url}
     with open(log, "wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *server],
-            env=STREAMED_LOGS | RETENTION | os.environ | TELEMETRY_OFF | own,
+            env=STREAMED_LOGS | RETENTION | _pages(home) | os.environ | TELEMETRY_OFF | own,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             start_new_session=True,
         )
+
+
+def _pages(home: Path) -> dict[str, str]:
+    """Prefect copies its pages into its own package; where another user has installed that, it has
+    none, and says so in its log alone."""
+    import prefect
+
+    if os.access(Path(prefect.__file__).parent / "server", os.W_OK):
+        return {}
+    return {"PREFECT_UI_STATIC_DIRECTORY": str(home / "ui")}
 
 
 def _wait_for_answer(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

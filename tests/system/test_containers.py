@@ -33,7 +33,7 @@ from tests.helpers.compose import (
 
 def test_image_does_not_run_as_root() -> None:
     assert instructions("USER") == ["boss"]
-    assert "useradd --create-home --uid ${UID} boss" in DOCKERFILE
+    assert "useradd --create-home --non-unique --uid ${UID} boss" in DOCKERFILE
     assert "UID=1000" in instructions("ARG")
 
 

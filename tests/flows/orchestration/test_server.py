@@ -1,15 +1,19 @@
 """Prefect's server in the background: whose number is in its file."""
 
+import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
+import prefect
 import pytest
 from prefect.settings import PREFECT_HOME, temporary_settings
 
 from boss_core.errors import InputError
 from flows.orchestration import server
+from tests.helpers.project import environment
 from tests.helpers.servers import free_port
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -55,3 +59,30 @@ def test_no_number_of_a_process(
     (tmp_path / "server.pid").write_text(content)
     refused(tmp_path, monkeypatch, STALE)
     assert not (tmp_path / "server.pid").exists()
+
+
+# Runs a command where Prefect's package cannot be written, not even by root, and has no pages yet.
+AS_INSTALLED = """
+mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" || exit
+for pages in "$0"/server/ui_build "$0"/server/ui_v2_build; do
+  [ ! -d "$pages" ] || mount -t tmpfs -o ro none "$pages" || exit
+done
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root mounts folders")
+def test_pages_are_there_where_others_have_installed_prefect(tmp_path: Path) -> None:
+    """By itself Prefect copies them into its own package, or has none."""
+    at = f"http://127.0.0.1:{free_port()}"
+    env = environment({"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"{at}/api"})
+    package = str(Path(prefect.__file__).parent)
+    closed = ["unshare", "--mount", "sh", "-c", AS_INSTALLED, package, sys.executable, "-m"]
+    try:
+        subprocess.run([*closed, "flows.cli.app", "server"], env=env, check=True, timeout=180)
+        with urllib.request.urlopen(at, timeout=60) as page:
+            assert b"<title>Prefect" in page.read()
+    finally:
+        stop = [sys.executable, "-m", "prefect", "server", "stop"]
+        subprocess.run(stop, env=env, check=True, timeout=60)
