@@ -88,7 +88,7 @@ def test_a_run_leaves_its_results_in_the_checkout(compose: Compose, checkout: Pa
     ran = compose(*WORKER, "prefect", "deployment", "run", *PREPARE)
     assert "http://127.0.0.1:4200/runs/flow-run/" in ran
     assert "2 Ran, 0 Restored" in ran
-    results = checkout / "data/prepared"
+    results = checkout / "data"
     assert {path.stat().st_uid for path in (results, *results.iterdir())} == {os.getuid()}
     status = ["git", "status", "--short"]
     changed = subprocess.run(status, cwd=checkout, capture_output=True, text=True).stdout
