@@ -144,7 +144,21 @@ def _keep_one(client: "MlflowClient", experiment: str, digest: str) -> str | Non
         for left in client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'"):
             client.delete_run(left.info.run_id)  # the teacher's
         client.delete_run(parent)
-    return of_parents[0][1] if of_parents else None
+    if not of_parents:
+        return None
+    parent, kept = of_parents[0]
+    _delete_orphans(client, experiment, parent, str(found[0].info.run_name))
+    return kept
+
+
+def _delete_orphans(client: "MlflowClient", experiment: str, parent: str, budget: str) -> None:
+    """Methods below a parent whose budget's run is gone: another machine took it for one that was
+    cut short, while they were being made. budget: the name of its run, with which theirs end."""
+    below = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.run_name"
+    there = {run.info.run_id for run in client.search_runs([experiment], f"{below} = '{budget}'")}
+    methods = client.search_runs([experiment], f"{below} LIKE '% {budget}'")
+    for gone in {run.data.tags.get(BUDGET_RUN_TAG) for run in methods} - there - {None}:
+        delete_methods(client, experiment, str(gone))
 
 
 def _project_report(uri: str, report: Report) -> str:
@@ -199,14 +213,23 @@ def _log_teacher(
     deleted."""
     digest = _hash(record.floor)
     there = f"tags.`{PARENT_TAG}` = '{of_parent[PARENT_TAG]}' and tags.method = 'teacher'"
-    for run in client.search_runs([experiment], there):
-        if run.data.tags.get(TEACHER_TAG) == digest:
-            return
-        client.delete_run(run.info.run_id)
-    found = teacher_run(params, record.floor)
-    teacher = log_method(client, experiment, of_parent, found)
-    client.set_terminated(teacher, end_time=found.work.end)
-    client.set_tag(teacher, TEACHER_TAG, digest)
+    whole = f"{there} and tags.`{TEACHER_TAG}` = '{digest}'"
+    if not _keep_first(client, experiment, whole):
+        for run in client.search_runs([experiment], there):
+            client.delete_run(run.info.run_id)
+        found = teacher_run(params, record.floor)
+        teacher = log_method(client, experiment, of_parent, found)
+        client.set_terminated(teacher, end_time=found.work.end)
+        client.set_tag(teacher, TEACHER_TAG, digest)
+        _keep_first(client, experiment, whole)  # another machine may have made one meanwhile
+
+
+def _keep_first(client: "MlflowClient", experiment: str, query: str) -> bool:
+    """Whether there is any such run; of several the one with the first id is kept."""
+    found = sorted(str(run.info.run_id) for run in client.search_runs([experiment], query))
+    for run in found[1:]:
+        client.delete_run(run)
+    return bool(found)
 
 
 def _log_to_parent(

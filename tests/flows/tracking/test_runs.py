@@ -6,6 +6,7 @@ import shutil
 import signal
 import sqlite3
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.entities import Run
 
 from boss_core.errors import InputError
 from flows.config import load_params
@@ -444,6 +446,40 @@ def test_what_two_machines_logged_at_once_is_there_once(finished: Project, tmp_p
     (experiment,) = {run.info.experiment_id for run in left}
     models = {model.source_run_id for model in client.search_logged_models([experiment])}
     assert models <= {run.info.run_id for run in left}
+
+
+def test_what_another_machine_left_below_the_same_parent_goes(
+    finished: Project, tmp_path: Path
+) -> None:
+    """It took a budget's run for one that was cut short, whose methods were being made; or both
+    made the teacher's."""
+    project = finished.copy(tmp_path / "project")
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    before = {run.info.run_id: run for run in runs(project)}
+    (budget,) = [run for run in before.values() if run.info.run_name == "K=1"]
+    (teacher,) = [run for run in before.values() if run.data.tags.get("method") == "teacher"]
+    lost = again(client, budget, {})
+    names = [run.info.run_name for run in before.values() if run.info.run_name.endswith(" K=1")]
+    for run in before.values():
+        if run.info.run_name in names:
+            again(client, run, {"boss.budget_run": lost})
+    client.delete_run(lost)
+    again(client, teacher, {})
+    assert len(runs(project)) == len(before) + len(names) + 1
+    assert boss(project, "track", "--rebuild").stdout.count("in MLflow") == 2
+    left = {run.info.run_id for run in runs(project)} - before.keys()
+    assert [client.get_run(run).data.tags["method"] for run in left] == ["teacher"]
+    client.delete_tag(budget.info.run_id, "boss.record")  # so that it is logged again
+    assert boss(project, "track", "--rebuild").stdout.count("logged to MLflow") == 1
+    expected = Counter(run.info.run_name for run in before.values())
+    assert Counter(run.info.run_name for run in runs(project)) == expected
+
+
+def again(client: mlflow.MlflowClient, run: Run, tags: dict[str, str]) -> str:
+    """Another run of the same name, below the same parent."""
+    same = {key: value for key, value in run.data.tags.items() if key != "boss.record"}
+    of = run.info.experiment_id
+    return client.create_run(of, run_name=run.info.run_name, tags=same | tags).info.run_id
 
 
 def test_a_database_of_an_earlier_version_is_logged_to(finished: Project, tmp_path: Path) -> None:
