@@ -340,6 +340,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_pipeline_keeps_labels(conditional: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(conditional.folder)
     network, card = load_checkpoint(paths.TEACHER)

@@ -32,6 +32,7 @@ def test_a_killed_run_in_a_copy_leaves_nothing_running(
     wait_until_ended(project.folder)
 
 
+@pytest.mark.long
 def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect_server) -> None:
     project = flowed[0].copy(tmp_path / "project")
     project.set_command("check", lambda command: f"sleep 600; {command}")

@@ -151,6 +151,7 @@ def test_a_stage_that_takes_too_long_is_ended(flowed, tmp_path: Path, prefect_se
     assert project.outputs() == flowed[0].outputs()
 
 
+@pytest.mark.long
 def test_a_busy_workspace_is_tried_again_and_a_bad_parameter_is_not(
     flowed, tmp_path: Path, prefect_server
 ) -> None:
