@@ -95,7 +95,11 @@ def test_a_run_leaves_its_results_in_the_checkout(compose: Compose, checkout: Pa
     assert changed.split() == ["??", "dvc.lock"]
 
 
-def test_the_database_is_restarted(compose: Compose) -> None:
+def test_the_database_is_saved_and_restarted(compose: Compose) -> None:
+    for database in ("prefect", "mlflow"):
+        saved = compose("exec", "-T", "postgres", "pg_dump", "-U", "boss", database)
+        assert "CREATE TABLE public." in saved
+        assert "PostgreSQL database dump complete" in saved
     compose("restart", "postgres")
     ran = compose(*WORKER, "prefect", "deployment", "run", *PREPARE)
     assert "0 Ran, 0 Restored, 2" in ran
