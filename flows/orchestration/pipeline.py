@@ -103,7 +103,9 @@ def pipeline(
         bring_inputs(root, experiment=bool(overrides))
         check_request(root, overrides or (), targets or (), name)
         if not overrides:
-            with exclusive(root):
+            # Who asked Prefect for a run is not there to ask again: it waits for its turn.
+            with exclusive(root, _say_waiting if deployment.name else None):
+                set_aside_cut_short(root)  # where the one that it waited for was killed
                 state = _run(root, root, targets or (), workers, timeout, {}, runner)
             if state.is_completed():
                 _end_with_table(root, targets or (), ["table"])
@@ -120,6 +122,10 @@ def pipeline(
         return Completed(message=state.message, data=experiment)
     except (InputError, StageError) as error:
         return Failed(message=" ".join(str(error).split()))
+
+
+def _say_waiting() -> None:
+    get_run_logger().info("another run is at work in this folder: waiting for its end")
 
 
 def _end_with_table(root: Path, targets: Sequence[str], command: Sequence[str]) -> None:

@@ -192,18 +192,22 @@ def _end(child: "subprocess.Popen[str]") -> None:
 
 
 @contextlib.contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """One full run in a workspace at a time; InputError when another is at work in it."""
+def exclusive(root: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """One full run in a workspace at a time; InputError when another is at work in it. waiting: is
+    called then, and the other run's end is waited for."""
     path = root / RUN_LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # the system lets go of it when its holder dies
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(
-            f"{root}: another run is at work in this folder; wait for it, or give `boss run` --set,"
-            " which runs in a copy of its own"
-        ) from error
+        if waiting is None:
+            raise InputError(
+                f"{root}: another run is at work in this folder; wait for it, or give `boss run`"
+                " --set, which runs in a copy of its own"
+            ) from error
+        waiting()
+        lock.acquire(poll_interval=1)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from flows.workspace.process import exclusive
 from tests.helpers.in_process import boss
 from tests.helpers.pages import blocks
 from tests.helpers.prefect_api import api
@@ -164,6 +165,22 @@ def test_from_nothing_to_runs_that_start_by_themselves(
         ends_with(of_experiment, project, "compare", asked["name"])
         ends_with(measured, project, "table")
         wait_until(by_itself, 240)
+        # One that is asked for while another run is at work waits for its end.
+        evaluate = "boss-pipeline/evaluate-only"
+        with exclusive(project.folder, waiting=lambda: None):
+            watched = project.start(*run, evaluate, env=own_server)
+            told = {"logs": {"flow_run_id": {"any_": []}}, "sort": "TIMESTAMP_DESC"}
+
+            def waits() -> bool:
+                newest = max(runs("evaluate-only"), key=lambda r: r["created"])
+                told["logs"]["flow_run_id"]["any_"] = [newest["id"]]
+                lines = [line["message"] for line in api(own_server, "logs/filter", told)]
+                return "another run is at work in this folder: waiting for its end" in lines
+
+            wait_until(waits, 120)
+        shown, _ = watched.communicate(timeout=200)
+        assert watched.returncode == 0, shown
+        assert [r["state_type"] for r in runs("evaluate-only")] == ["COMPLETED"] * 2
         log = without_lost_heartbeats((Path(own_server["PREFECT_HOME"]) / "server.log").read_text())
         assert "Traceback" not in log
         assert not re.search(r"\b(ERROR|CRITICAL)\b", log), log
