@@ -55,6 +55,7 @@ def test_one_method_alone(
     assert html.count("data:image/png;base64,") == 6 + 2 + 2 * 6
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_methods_side_by_side(
     finished: Project, all_methods: tuple[Project, str], tmp_path: Path

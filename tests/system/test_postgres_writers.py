@@ -96,6 +96,7 @@ def test_two_clones_log_the_same_records_at_once(
     assert sorted(names) == sorted(expected)
 
 
+@pytest.mark.long
 def test_eight_projects_log_at_once(finished: Project, stack: Stack, tmp_path: Path) -> None:
     """Of each its records of one budget: the runs that it would have alone, with all they hold."""
     alone = mlflow.MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")

@@ -212,6 +212,7 @@ def test_a_network_of_many_kinds_of_blocks_trains_compiled() -> None:
     assert [blocks_run(2), blocks_run(2)] == [4, 4]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))),

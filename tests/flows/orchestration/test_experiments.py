@@ -17,6 +17,7 @@ from tests.helpers.prefect_api import artifacts, flow_run
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_two_experiments_at_the_same_time_leave_the_workspace_alone(
     flowed, tmp_path: Path, prefect_server
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_second_full_run_in_the_same_workspace(flowed, tmp_path: Path, prefect
     first.communicate(timeout=300)
 
 
+@pytest.mark.long
 def test_a_server_that_is_lost_half_way_costs_no_finished_stage(flowed, tmp_path: Path) -> None:
     project = flowed[0].copy(tmp_path / "project")
     project.stand_in("cost")

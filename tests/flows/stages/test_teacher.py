@@ -156,6 +156,7 @@ def test_a_stage_starts_its_processes_itself(prepared: Project, tmp_path: Path) 
     assert done.stderr.count("with compute.processes: 3; a multiple of that needed") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_finetuning_goes_on_to_the_same_bytes(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "finetune")

@@ -344,6 +344,7 @@ def test_gradients_that_do_not_fit_are_known_before_the_rollout(
     assert not (folder / "fast").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(run: Path, tmp_path: Path) -> None:
     """To the same weights, without doing again what was done."""
@@ -373,6 +374,7 @@ def test_killed_at_any_moment_it_goes_on(run: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "fast").iterdir()) == ["2", "3", "rollout", "search"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Two calls a step on one process, or one on each of two."""
